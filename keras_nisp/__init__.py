@@ -1,0 +1,63 @@
+"""keras_nisp: physically smaller Keras models, by NISP and C-SGD."""
+
+from keras_nisp._environment import check_environment
+
+check_environment()
+
+from keras_nisp.channels import ChannelMap, trace  # noqa: E402
+from keras_nisp.cost import profile  # noqa: E402
+from keras_nisp.errors import (  # noqa: E402
+    BudgetError,
+    NoFinalResponseLayerError,
+    PlanFileError,
+    PlanMismatchError,
+    UnknownLayerWarning,
+    VerificationError,
+)
+from keras_nisp.importance import (  # noqa: E402
+    NISP,
+    BNScale,
+    GeometricMedian,
+    Importance,
+    LayerByLayer,
+    Magnitude,
+    NISPMag,
+    Random,
+    Taylor,
+    inf_fs,
+)
+from keras_nisp.plan import Plan  # noqa: E402
+from keras_nisp.planning import plan_pruning  # noqa: E402
+from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402
+from keras_nisp.surgery import prune, rebuild  # noqa: E402
+from keras_nisp.verification import verify  # noqa: E402
+
+__all__ = [
+    "BNScale",
+    "BudgetError",
+    "ChannelMap",
+    "GeometricMedian",
+    "Importance",
+    "LayerByLayer",
+    "Magnitude",
+    "NISP",
+    "NISPMag",
+    "NoFinalResponseLayerError",
+    "PassThrough",
+    "Plan",
+    "PlanFileError",
+    "PlanMismatchError",
+    "Random",
+    "Rule",
+    "Taylor",
+    "UnknownLayerWarning",
+    "VerificationError",
+    "inf_fs",
+    "plan_pruning",
+    "profile",
+    "prune",
+    "rebuild",
+    "register_rule",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,259 @@
+"""From scores and a budget to the units that are removed."""
+
+import dataclasses
+import difflib
+import fnmatch
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_nisp.channels import ChannelMap, Group
+from keras_nisp.cost import CostModel
+from keras_nisp.errors import BudgetError
+
+KINDS = ("ratio", "ratios", "flops_reduction", "params_reduction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much to remove: exactly one of `KINDS`, and the limits that hold for it.
+
+    Arguments are those of `keras_nisp.plan_pruning`.
+    """
+
+    ratio: float | None = None
+    ratios: Mapping[str, float] | None = None
+    flops_reduction: float | None = None
+    params_reduction: float | None = None
+    ranking: str = "local"
+    round_to: int = 1
+    min_channels: int | float = 1
+    exclude: tuple = ()
+
+    def __post_init__(self):
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"Expected exactly one of {', '.join(KINDS)}. Received: {given or 'none of them'}."
+            )
+        amounts = self.ratios if self.ratios is not None else {given[0]: getattr(self, given[0])}
+        if not isinstance(amounts, Mapping):
+            raise TypeError(f"Expected `ratios` to be a dict of layer: ratio. Received: {amounts!r}")
+        for name, amount in amounts.items():
+            if isinstance(amount, bool) or not isinstance(amount, (int, float, np.number)):
+                raise TypeError(f"Expected `{name}` to be a number in [0, 1). Received: {amount!r}")
+            if not 0 <= amount < 1:
+                raise ValueError(f"Expected `{name}` in [0, 1). Received: {amount}")
+        if self.ranking not in ("local", "global"):
+            raise ValueError(
+                f"Expected `ranking` to be 'local' or 'global'. Received: {self.ranking!r}"
+            )
+        if self.round_to != int(self.round_to) or self.round_to < 1:
+            raise ValueError(f"Expected `round_to` of at least 1. Received: {self.round_to}")
+        if self.min_channels < 1 and not 0 < self.min_channels < 1:
+            raise ValueError(
+                "Expected `min_channels` to be a number of channels of at least 1, or a fraction "
+                f"of a group in (0, 1). Received: {self.min_channels}"
+            )
+        exclude = self.exclude
+        single = isinstance(exclude, str) or not isinstance(exclude, Iterable)
+        object.__setattr__(self, "exclude", (exclude,) if single else tuple(exclude))
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def amount(self) -> float | Mapping:
+        return getattr(self, self.kind)
+
+    def with_amount(self, amount: float) -> "Budget":
+        """The same limits with another amount of the same kind."""
+        return dataclasses.replace(self, **{self.kind: amount})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """Units of one group that are removed together.
+
+    Attributes:
+        group: index of the group.
+        units: the units.
+        priority: steps of lower priority come first. In local ranking it is the share
+            of the group that is gone halfway through the step.
+    """
+
+    group: int
+    units: np.ndarray
+    priority: float
+
+
+class Solver:
+    """Finds what to remove from a traced model under a budget.
+
+    Args:
+        channel_map: the traced model.
+        budget: the budget. Its names are checked here.
+        removed: boolean per unit: removed already, always to stay so.
+    """
+
+    def __init__(self, channel_map: ChannelMap, budget: Budget, removed: np.ndarray | None = None):
+        self.channel_map = channel_map
+        self.budget = budget
+        self.costs = CostModel(channel_map)
+        self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
+        self.excluded = _excluded(channel_map, budget.exclude)
+        self.group_ratios = _group_ratios(channel_map, budget.ratios)
+
+    def select(self, scores: np.ndarray) -> np.ndarray:
+        """The units to remove, as a boolean array.
+
+        Raises:
+            BudgetError: the reduction cannot be reached; the message says what can.
+        """
+        steps = self._steps(scores)
+        budget = self.budget
+        if budget.kind == "ratios":
+            chosen = [s for s in steps if s.priority < self.group_ratios[s.group]]
+        elif budget.kind == "ratio" and budget.ranking == "local":
+            chosen = [s for s in steps if s.priority < budget.ratio]
+        else:
+            chosen = self._fewest(sorted(steps, key=lambda s: s.priority))
+        return self._mask(chosen)
+
+    def _steps(self, scores: np.ndarray) -> list[Step]:
+        steps = []
+        for index, group in enumerate(self.channel_map.groups):
+            steps += self._group_steps(index, group, scores)
+        return steps
+
+    def _group_steps(self, index: int, group: Group, scores: np.ndarray) -> list[Step]:
+        units = group.units[~self.excluded[group.units]]
+        own = scores[units]
+        units, own = units[~np.isnan(own)], own[~np.isnan(own)]
+        order = np.lexsort((own, ~self.removed[units]))  # those removed before come first
+        units, own = units[order], own[order]
+        total = len(group.units)
+        counts = [total - width for width in self.widths(total) if total - width <= len(units)]
+        # Relative to the group, scores of different groups can be compared.
+        mean = np.nanmean(scores[group.units]) if len(units) else 1.0
+        steps, reached = [], -math.inf
+        for start, stop in itertools.pairwise(counts):
+            priority = (start + stop) / 2 / total
+            if self.removed[units[start:stop]].all():
+                priority = -math.inf
+            elif self.budget.ranking == "global" and self.budget.kind != "ratios":
+                reached = max(reached, own[start:stop].mean() / mean if mean > 0 else 0.0)
+                priority = reached
+            steps.append(Step(index, units[start:stop], priority))
+        return steps
+
+    def widths(self, total: int) -> list[int]:
+        """Widths that a group of `total` units may have, from the widest down."""
+        least = self.budget.min_channels
+        least = max(1, math.ceil(least * total) if least < 1 else int(least))
+        multiple = self.budget.round_to
+        return [total] + [w for w in range(total - 1, least - 1, -1) if w % multiple == 0]
+
+    def _fewest(self, steps: list[Step]) -> list[Step]:
+        """The shortest run of steps, in order of priority, that meets the budget."""
+        measure, name = self._measure()
+        whole = measure(np.zeros(self.channel_map.count, bool))
+        target = whole * (1 - self.budget.amount)
+        low, high = 0, len(steps)
+        least = measure(self._mask(steps))
+        if least > target:
+            raise BudgetError(
+                f"Expected a reduction of {name} that can be reached. Received: "
+                f"{self.budget.kind}={self.budget.amount:g}, but with everything removed that may "
+                f"be, it is {1 - least / whole:.4f}. Ask for less, or loosen `exclude`, "
+                "`min_channels` or `round_to`."
+            )
+        while low < high:
+            middle = (low + high) // 2
+            if measure(self._mask(steps[:middle])) <= target:
+                high = middle
+            else:
+                low = middle + 1
+        return steps[:low]
+
+    def _measure(self) -> tuple[Callable[[np.ndarray], float], str]:
+        if self.budget.kind == "flops_reduction":
+            return lambda removed: self.costs.flops(~removed), "FLOPs"
+        if self.budget.kind == "params_reduction":
+            return lambda removed: self.costs.parameters(~removed), "parameters"
+        free = np.concatenate([g.units for g in self.channel_map.groups] or [np.empty(0, int)])
+        return lambda removed: np.count_nonzero(~removed[free]), "channels"
+
+    def _mask(self, steps: list[Step]) -> np.ndarray:
+        removed = np.zeros(self.channel_map.count, bool)
+        for step in steps:
+            removed[step.units] = True
+        return removed
+
+
+def matching(channel_map: ChannelMap, entry: Any, argument: str) -> list[str]:
+    """Paths of the layers that a name, pattern or layer object stands for.
+
+    Raises:
+        ValueError: nothing matches; the message names what is near.
+    """
+    calls = channel_map.calls
+    if not isinstance(entry, str):
+        paths = [call.path for call in calls if call.layer is entry]
+        entry = getattr(entry, "name", entry)
+    else:
+        paths = [
+            call.path
+            for call in calls
+            if fnmatch.fnmatchcase(call.path, entry)
+            or fnmatch.fnmatchcase(call.layer.name, entry)
+            or call.path.startswith(entry + "/")
+        ]
+    if not paths:
+        near = difflib.get_close_matches(str(entry), [call.path for call in calls], 3, 0.4)
+        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"Expected every entry of `{argument}` to match a layer of model "
+            f"'{channel_map.model.name}'. Received: {entry!r}, which matches none.{hint}"
+        )
+    return list(dict.fromkeys(paths))
+
+
+def _excluded(channel_map: ChannelMap, exclude: tuple) -> np.ndarray:
+    excluded = np.zeros(channel_map.count, bool)
+    for entry in exclude:
+        for path in matching(channel_map, entry, "exclude"):
+            excluded[channel_map.layer_units(path)] = True
+    return excluded
+
+
+def _group_ratios(channel_map: ChannelMap, ratios: Mapping[str, float] | None) -> np.ndarray:
+    """The ratio of each group: that of its layers, 0 where none is given."""
+    result = np.zeros(len(channel_map.groups))
+    given: dict[int, str] = {}
+    group_of = {
+        channel_map.creators[i].layer: g
+        for g, group in enumerate(channel_map.groups)
+        for i in group.creators
+    }
+    for pattern, ratio in (ratios or {}).items():
+        layers = matching(channel_map, pattern, "ratios")
+        groups = {group_of[layer] for layer in layers if layer in group_of}
+        if not groups:
+            raise ValueError(
+                f"Expected `ratios` to name layers with channels that can be removed. Received: "
+                f"{pattern!r}, which matches {layers[:3]}: these create none, or their channels "
+                "are fixed (see `plan.explain`)."
+            )
+        for group in groups:
+            if group in given and result[group] != ratio:
+                raise ValueError(
+                    f"Expected one ratio for coupled layers. Received: {given[group]!r}: "
+                    f"{result[group]:g} and {pattern!r}: {ratio:g}, whose layers share channels."
+                )
+            given[group], result[group] = pattern, ratio
+    return result

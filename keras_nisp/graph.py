@@ -1,0 +1,241 @@
+"""The walk over a Keras model: the only file that touches Keras internals.
+
+Tracing channels, propagating importance, running a masked model and rebuilding
+are the same walk with another meaning for each layer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import keras.src.ops.numpy as _numpy_operations
+from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa: F401
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer  # noqa: F401
+from keras.src.models.functional import Functional, functional_like_constructor
+
+AddOperation = _numpy_operations.Add
+MultiplyOperation = _numpy_operations.Multiply
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """One call of one operation in the graph.
+
+    Attributes:
+        operation: the layer or `keras.ops` operation that is called.
+        path: its name, after the names of the nested models that hold it
+            (`"backbone/conv1"`).
+        node_inputs: symbolic input tensors as recorded when the graph was built.
+        node_outputs: symbolic output tensors, likewise.
+    """
+
+    operation: keras.Operation
+    path: str
+    node_inputs: list
+    node_outputs: list
+
+
+def is_graph(operation: Any) -> bool:
+    """Whether `operation` is a model whose graph of layers is known."""
+    return isinstance(operation, (Functional, keras.Sequential))
+
+
+def check_model(model: Any) -> None:
+    """Raises unless `model` is a built functional or sequential model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Expected `model` to be a keras.Model. Received: {model!r} "
+            f"(of type {type(model).__name__})."
+        )
+    if not is_graph(model):
+        raise TypeError(
+            f"Model '{model.name}' is a subclassed model ({type(model).__name__}): its "
+            "graph of layers is not known to Keras, so channels cannot be followed "
+            "through it. Expected a functional or Sequential model; rebuild it as "
+            "`keras.Model(inputs, outputs)`, for example from "
+            "`outputs = model.call(keras.Input(...))`."
+        )
+    if not model.built or (isinstance(model, keras.Sequential) and not model.inputs):
+        raise ValueError(
+            f"Model '{model.name}' is not built: its weights do not exist yet. Start it "
+            "with `keras.Input(shape=...)` or call `model.build(input_shape)` first."
+        )
+
+
+def body(model: keras.Model) -> Functional:
+    """The functional graph of a functional or sequential model."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
+    """Runs `visit(node, args, kwargs)` over the calls of one model, in order.
+
+    Nested models count as one call; `walk` goes into them.
+
+    Args:
+        model: a functional or sequential model.
+        inputs: values for the model's inputs, in its own structure.
+        visit: returns the value (or list of values) of the call's outputs.
+
+    Returns:
+        The values of the model's outputs, in its own structure.
+    """
+    graph = body(model)
+    values = {
+        id(tensor): value
+        for tensor, value in zip(graph.inputs, keras.tree.flatten(inputs), strict=True)
+    }
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            if node.is_input or not node.operation:
+                continue
+            args, kwargs = node.arguments.fill_in(values)
+            outputs = keras.tree.flatten(visit(node, args, kwargs))
+            values.update(zip(map(id, node.outputs), outputs, strict=True))
+    outputs = [values[id(tensor)] for tensor in graph.outputs]
+    return keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
+
+
+def walk(
+    model: keras.Model,
+    inputs: Any,
+    visit: Callable,
+    enter: Callable = lambda model, inputs: None,
+    prefix: str = "",
+) -> Any:
+    """Runs `visit(site, args, kwargs)` over every call, those of nested models too.
+
+    Args:
+        model: a functional or sequential model.
+        inputs: values for the model's inputs.
+        visit: called with a `Site` and the call's arguments, in which values stand
+            for tensors; returns the value (or list of values) of its outputs.
+        enter: called with each nested model and its flat list of inputs.
+        prefix: put before the paths.
+
+    Returns:
+        The values of the model's outputs, in its own structure.
+    """
+
+    def step(node, args, kwargs):
+        operation, path = node.operation, prefix + node.operation.name
+        if is_graph(operation):
+            nested = keras.tree.flatten(args[0] if args else kwargs["inputs"])
+            enter(operation, nested)
+            return walk(operation, nested, visit, enter, path + "/")
+        site = Site(operation, path, node.input_tensors, node.outputs)
+        return visit(site, args, kwargs)
+
+    return replay(model, inputs, step)
+
+
+def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> list:
+    """Shapes of a call's outputs without the batch axis.
+
+    Recorded shapes serve unless the call sees other sizes than were recorded: inside
+    a nested model, or where the model's input size is open.
+
+    Args:
+        site: the call.
+        args, kwargs: its arguments, with values for tensors.
+        shape_of: gives the shape of a value, or `None` for what is not a tensor.
+    """
+    flat = keras.tree.flatten((args, kwargs))
+    actual = [shape for shape in map(shape_of, flat) if shape is not None]
+    recorded = [tuple(tensor.shape[1:]) for tensor in site.node_inputs]
+    if actual == recorded:
+        return [tuple(tensor.shape[1:]) for tensor in site.node_outputs]
+
+    dtypes = iter([tensor.dtype for tensor in site.node_inputs])
+
+    def symbolic(value):
+        shape = shape_of(value)
+        if shape is None:
+            return value
+        return keras.KerasTensor((None, *shape), dtype=next(dtypes))
+
+    args, kwargs = keras.tree.map_structure(symbolic, (args, kwargs))
+    outputs = site.operation.compute_output_spec(*args, **kwargs)
+    return [tuple(tensor.shape[1:]) for tensor in keras.tree.flatten(outputs)]
+
+
+def clone_model(model: keras.Model, inputs: list, clone: Callable, call: Callable):
+    """Builds a model of the same class and structure from other layers.
+
+    Args:
+        model: the functional or sequential model to follow.
+        inputs: flat list of new symbolic inputs.
+        clone: `clone(operation)` gives the operation to use in its place.
+        call: `call(node, operation, args, kwargs)` calls that operation.
+
+    Returns:
+        The new model, not compiled.
+    """
+    if isinstance(model, keras.Sequential):
+        layers = [clone(layer) for layer in model.layers]
+        return type(model)([*inputs, *layers], name=model.name, trainable=model.trainable)
+
+    def visit(node, args, kwargs):
+        return call(node, clone(node.operation), args, kwargs)
+
+    structure = keras.tree.pack_sequence_as(model._inputs_struct, inputs)
+    outputs = replay(model, inputs, visit)
+    cls = type(model) if functional_like_constructor(type(model)) else keras.Model
+    return cls(structure, outputs, name=model.name, trainable=model.trainable)
+
+
+def new_inputs(model: keras.Model, shapes: list) -> list:
+    """Symbolic inputs like those of `model`, with other shapes (batch axis included)."""
+    inputs = []
+    for tensor, shape in zip(body(model).inputs, shapes, strict=True):
+        layer = tensor._keras_history.operation
+        optional = getattr(layer, "optional", False)
+        inputs.append(
+            keras.Input(
+                batch_shape=shape,
+                dtype=tensor.dtype,
+                sparse=tensor.sparse,
+                name=layer.name,
+                optional=optional,
+            )
+        )
+    return inputs
+
+
+def compile_arguments(model: keras.Model) -> dict | None:
+    """The arguments `model.compile` was called with, or `None`."""
+    config = getattr(model, "_compile_config", None)
+    return dict(config.config) if model.compiled and config is not None else None
+
+
+def optimizer_of(model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer that holds the slots: the inner one under loss scaling."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+def build_recording_references(optimizer, variables: list) -> dict[int, keras.Variable]:
+    """Builds an optimizer and notes which weight each slot belongs to.
+
+    Returns:
+        The weight, by `id` of the slot.
+    """
+    references = {}
+    add = optimizer.add_variable_from_reference
+
+    def recording_add(reference_variable, *args, **kwargs):
+        slot = add(reference_variable, *args, **kwargs)
+        references[id(slot)] = reference_variable
+        return slot
+
+    optimizer.add_variable_from_reference = recording_add
+    try:
+        optimizer.build(variables)
+    finally:
+        del optimizer.add_variable_from_reference
+    return references
+
+
+def variables_of(operation: keras.Operation) -> list[keras.Variable]:
+    """All variables of an operation, seeds included; the same order in a clone."""
+    return list(getattr(operation, "variables", ()))

@@ -1,0 +1,20 @@
+"""Importances: what says which channels matter."""
+
+from keras_nisp.importance.base import Importance
+from keras_nisp.importance.inf_fs import inf_fs
+from keras_nisp.importance.nisp import NISP, NISPMag
+from keras_nisp.importance.responses import LayerByLayer, Taylor
+from keras_nisp.importance.weights import BNScale, GeometricMedian, Magnitude, Random
+
+__all__ = [
+    "NISP",
+    "BNScale",
+    "GeometricMedian",
+    "Importance",
+    "LayerByLayer",
+    "Magnitude",
+    "NISPMag",
+    "Random",
+    "Taylor",
+    "inf_fs",
+]

@@ -1,0 +1,154 @@
+"""What every importance is, and the ways they share of reading a model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels import Call, ChannelMap
+
+
+class Importance:
+    """Scores units: the larger the score, the more a unit matters.
+
+    Subclasses give `__call__`. Scores are compared inside a coupled group; ranking
+    over all groups divides them by the group's mean first. NaN says that a unit cannot
+    be scored: its group then stays as it is.
+    """
+
+    def __call__(self, channel_map: ChannelMap) -> np.ndarray:
+        """Scores a traced model.
+
+        Args:
+            channel_map: from `keras_nisp.trace`.
+
+        Returns:
+            Float64 array of shape `(channel_map.count,)`.
+        """
+        raise NotImplementedError
+
+    def scores(self, channel_map: ChannelMap, select: Callable) -> np.ndarray:
+        """Scores that may depend on what is removed.
+
+        Args:
+            channel_map: from `keras_nisp.trace`.
+            select: `select(scores)` gives the boolean array of units that the budget
+                would remove.
+        """
+        return self(channel_map)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+class Custom(Importance):
+    """A plain callable as an importance."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, channel_map):
+        return self.function(channel_map)
+
+    @property
+    def name(self):
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+
+def as_importance(importance: Any) -> Importance:
+    """An `Importance` from one, or from a callable that takes a `ChannelMap`."""
+    if isinstance(importance, type):
+        raise TypeError(
+            f"Expected `importance` to be an instance. Received the class "
+            f"{importance.__name__}: call it, as in `{importance.__name__}(...)`."
+        )
+    if isinstance(importance, Importance):
+        return importance
+    if callable(importance):
+        return Custom(importance)
+    raise TypeError(
+        "Expected `importance` to be a keras_nisp importance such as NISP(calibration), or a "
+        f"callable that takes a ChannelMap. Received: {importance!r}"
+    )
+
+
+def checked_scores(scores: Any, channel_map: ChannelMap, name: str) -> np.ndarray:
+    """Scores as a float64 array, of the right shape and not infinite."""
+    scores = np.asarray(scores, np.float64)
+    if scores.shape != (channel_map.count,):
+        raise ValueError(
+            f"Expected importance '{name}' to give one score per unit, shape "
+            f"({channel_map.count},). Received: shape {scores.shape}"
+        )
+    if np.isinf(scores).any():
+        raise ValueError(f"Expected importance '{name}' to give finite scores. Received infinity.")
+    return scores
+
+
+def scored_where(channel_map: ChannelMap, totals: np.ndarray, units: list) -> np.ndarray:
+    """Scores of the units that were seen, NaN for the others."""
+    seen = np.zeros(channel_map.count, bool)
+    for array in units:
+        seen[array] = True
+    return np.where(seen, totals, np.nan)
+
+
+def run(channel_map: ChannelMap, inputs: list, on_read: Callable | None = None):
+    """Runs the real layers in inference mode.
+
+    Args:
+        channel_map: the traced model.
+        inputs: tensors for the model's inputs, flat.
+        on_read: `on_read(call, index, tensor)` sees each tensor that a kernel reads
+            (a consumption edge) and returns what the layer is to get.
+
+    Returns:
+        The model's outputs, as calling the model gives them.
+    """
+
+    def visit(call: Call, args, kwargs):
+        if call.reads and on_read is not None:
+            args, kwargs = map_tensors(
+                lambda index, tensor: on_read(call, index, tensor), args, kwargs
+            )
+        return call.layer(*args, **kwargs)
+
+    outputs = channel_map.walk(inputs, visit)
+    single = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+    return outputs[0] if single else outputs
+
+
+def map_tensors(function: Callable, args: tuple, kwargs: dict, kind: Callable = tf.is_tensor):
+    """Applies `function(index, tensor)` to the tensors among a call's arguments."""
+    counter = iter(range(len(keras.tree.flatten((args, kwargs)))))
+    return keras.tree.map_structure(
+        lambda x: function(next(counter), x) if kind(x) else x, (args, kwargs)
+    )
+
+
+def spatial_axes(names: np.ndarray) -> list[int]:
+    """Axes of a batched tensor along which its names do not vary."""
+    return [axis + 1 for axis, size in enumerate(names.shape) if size == 1]
+
+
+def per_unit(tensor: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values summed over the positions of each unit.
+
+    Args:
+        tensor: array `(samples, ...)`.
+        names: units, an array that broadcasts to one sample.
+
+    Returns:
+        The distinct units and an array `(samples, units)`.
+    """
+    summed = np.asarray(tf.reduce_sum(tensor, spatial_axes(names)))
+    columns = summed.reshape(len(summed), -1)
+    units, inverse = np.unique(names.ravel(), return_inverse=True)
+    if len(units) == len(inverse):
+        return units, columns[:, np.argsort(inverse)]
+    sums = np.zeros((len(units), len(summed)), columns.dtype)
+    np.add.at(sums, inverse, columns.T)
+    return units, sums.T

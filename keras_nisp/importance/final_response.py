@@ -1,0 +1,106 @@
+"""Finds the final response layer (FRL): the tensor that the classifier reads."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_nisp.channels import Call, ChannelMap, Traced
+from keras_nisp.errors import NoFinalResponseLayerError
+from keras_nisp.importance.base import per_unit, run
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinalResponse:
+    """The responses that are ranked.
+
+    Attributes:
+        tensor: the traced tensor.
+        classifier: the call that reads it; `None` if the user named the layer.
+    """
+
+    tensor: Traced
+    classifier: Call | None
+
+
+def find_final_responses(channel_map: ChannelMap, frl: str | None = None) -> list[FinalResponse]:
+    """The final responses of a model, one for each output that has its own.
+
+    From each output, the layers are followed back to the one whose kernel makes it:
+    the classifier. What it reads is the final response.
+
+    Args:
+        channel_map: the traced model.
+        frl: name of the layer whose output is to be taken instead.
+
+    Raises:
+        NoFinalResponseLayerError: an output is not made by one layer with a kernel, or
+            there is no layer of the name.
+    """
+    if frl is not None:
+        return [FinalResponse(_named(channel_map, frl).outputs[0], None)]
+    producers = {id(t): call for call in channel_map.calls for t in call.outputs}
+    found = {}
+    for index, output in enumerate(channel_map.outputs):
+        call = producers.get(id(output))
+        while call is not None and not call.reads:
+            call = producers.get(id(call.inputs[0])) if len(call.inputs) == 1 else None
+        if call is None or len(call.inputs) != 1:
+            raise NoFinalResponseLayerError(
+                f"Output {index} of model '{channel_map.model.name}' does not come from one "
+                "classifier layer with a kernel, so there is no final response layer to rank. "
+                "Name the layer whose responses matter most: `frl='layer_name'`."
+            )
+        found.setdefault(id(call.inputs[0]), FinalResponse(call.inputs[0], call))
+    return list(found.values())
+
+
+def _named(channel_map: ChannelMap, name: str) -> Call:
+    for call in channel_map.calls:
+        if name in (call.path, call.layer.name):
+            return call
+    known = [call.path for call in channel_map.calls]
+    raise NoFinalResponseLayerError(
+        f"There is no layer '{name}' for `frl` in model '{channel_map.model.name}'. Its last "
+        f"layers are: {known[-8:]}."
+    )
+
+
+def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.ndarray, np.ndarray]:
+    """Responses of the FRL, a feature map averaged over its positions.
+
+    Returns:
+        The units of the features and the array `(samples, features)`.
+    """
+    columns, units = [], None
+    size = np.prod(final.tensor.shape) / max(final.tensor.names.size, 1)
+
+    def capture(tensor):
+        nonlocal units
+        units, values = per_unit(tensor, final.tensor.names)
+        columns.append(values / size)
+
+    for inputs, _ in samples.batches():
+        if final.classifier is None:
+            _run_until(channel_map, inputs, final.tensor, capture)
+        else:
+            run(channel_map, inputs, _at(final.classifier, capture))
+    return units, np.concatenate(columns)
+
+
+def _at(classifier, capture):
+    def on_read(call, index, tensor):
+        if call is classifier:
+            capture(tensor)
+        return tensor
+
+    return on_read
+
+
+def _run_until(channel_map, inputs, traced, capture):
+    def visit(call, args, kwargs):
+        outputs = call.layer(*args, **kwargs)
+        if any(tensor is traced for tensor in call.outputs):
+            capture(outputs)
+        return outputs
+
+    channel_map.walk(inputs, visit)

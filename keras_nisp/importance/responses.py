@@ -1,0 +1,129 @@
+"""Importances that look at responses on data: layer by layer, and Taylor."""
+
+from collections import defaultdict
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp import graph
+from keras_nisp.channels import ChannelMap
+from keras_nisp.data import collect
+from keras_nisp.importance.base import Importance, per_unit, run, scored_where
+from keras_nisp.importance.inf_fs import inf_fs
+
+
+class LayerByLayer(Importance):
+    """Inf-FS on each layer's own responses, without propagation: a baseline of the paper.
+
+    Responses are taken where kernels read them, feature maps averaged over positions;
+    scores of a unit that several layers read are summed.
+
+    Args:
+        calibration: samples without labels, as for `NISP`.
+        alpha: mixing weight of Inf-FS.
+        max_samples: how many samples are used.
+        seed: for sampling calibration data.
+        verbose: 1 shows a progress bar while data are read.
+
+    Source: Yu et al., "NISP", CVPR 2018, section 4.
+    """
+
+    def __init__(self, calibration: Any, alpha=0.5, max_samples=2048, seed=0, verbose=0):
+        self.calibration = calibration
+        self.alpha = alpha
+        self.max_samples = max_samples
+        self.seed = seed
+        self.verbose = verbose
+
+    def __call__(self, channel_map: ChannelMap) -> np.ndarray:
+        samples = collect(
+            self.calibration,
+            channel_map.model,
+            self.max_samples,
+            seed=self.seed,
+            verbose=self.verbose,
+        )
+        responses, units_of = defaultdict(list), {}
+
+        def on_read(call, index, tensor):
+            names = call.inputs[index].names
+            units_of[call, index], values = per_unit(tensor, names)
+            responses[call, index].append(values)
+            return tensor
+
+        for inputs, _ in samples.batches():
+            run(channel_map, inputs, on_read)
+        total = np.zeros(channel_map.count)
+        for edge, batches in responses.items():
+            units, values = units_of[edge], np.concatenate(batches)
+            free = channel_map.free[units]
+            if free.any():
+                total[units[free]] += inf_fs(values[:, free], self.alpha)
+        return scored_where(channel_map, total, list(units_of.values()))
+
+
+class Taylor(Importance):
+    """First-order Taylor expansion of the loss: the mean of |gradient x activation|, summed
+    over positions, where kernels read a channel.
+
+    Args:
+        data: samples with labels: an `(x, y)` tuple or a dataset of them.
+        loss: a Keras loss (name, function or object). Defaults to the loss that the model
+            is compiled with.
+        max_samples: how many samples are used.
+        seed: for sampling.
+        verbose: 1 shows a progress bar while data are read.
+
+    Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource
+    Efficient Inference", ICLR 2017, equation 8.
+    """
+
+    def __init__(self, data: Any, loss=None, max_samples=1024, seed=0, verbose=0):
+        self.data = data
+        self.loss = loss
+        self.max_samples = max_samples
+        self.seed = seed
+        self.verbose = verbose
+
+    def __call__(self, channel_map: ChannelMap) -> np.ndarray:
+        model = channel_map.model
+        loss = self._loss(model)
+        samples = collect(
+            self.data,
+            model,
+            self.max_samples,
+            seed=self.seed,
+            labels=True,
+            verbose=self.verbose,
+        )
+        total, seen = np.zeros(channel_map.count), []
+        for inputs, labels in samples.batches():
+            edges = []
+
+            def on_read(call, index, tensor):
+                tensor = tf.identity(tensor)
+                tape.watch(tensor)  # noqa: B023
+                edges.append((call.inputs[index].names, tensor))  # noqa: B023
+                return tensor
+
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                value = loss(labels, run(channel_map, inputs, on_read))
+            gradients = tape.gradient(value, [tensor for _, tensor in edges])
+            for (names, tensor), gradient in zip(edges, gradients, strict=True):
+                if gradient is not None:
+                    units, effect = per_unit(gradient * tensor, names)
+                    total[units] += np.abs(effect).sum(0) * len(inputs[0])
+                    seen.append(units)
+        return scored_where(channel_map, total / len(samples), seen)
+
+    def _loss(self, model):
+        if self.loss is not None:
+            return keras.losses.get(self.loss)
+        if graph.compile_arguments(model) is None:
+            raise ValueError(
+                f"Taylor needs a loss: model '{model.name}' is not compiled. Pass `loss=`, as "
+                "in `Taylor((x, y), loss='sparse_categorical_crossentropy')`."
+            )
+        return lambda labels, outputs: model.compute_loss(y=labels, y_pred=outputs)

@@ -1,0 +1,91 @@
+"""Importances that look at weights alone, and the random baseline."""
+
+import numpy as np
+
+from keras_nisp.channels import Binding, ChannelMap
+from keras_nisp.importance.base import Importance, scored_where
+
+
+class _Kernels(Importance):
+    """Sums a score of each filter over the layers that create a unit."""
+
+    def filters(self, filters: np.ndarray) -> np.ndarray:
+        """Scores of filters, given as the rows of a float64 array."""
+        raise NotImplementedError
+
+    def __call__(self, channel_map: ChannelMap) -> np.ndarray:
+        total, seen = np.zeros(channel_map.count), []
+        for binding in channel_map.bindings.values():
+            for axis in binding.create:
+                units = binding.axes[axis]
+                total += channel_map.accumulate(units, self.filters(_rows(binding, axis)))
+                seen.append(units)
+        return scored_where(channel_map, total, seen)
+
+
+def _rows(binding: Binding, axis: int) -> np.ndarray:
+    kernel = np.asarray(binding.variable, np.float64)
+    return np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
+
+
+class Magnitude(_Kernels):
+    """The Lp norm of each filter, summed over coupled layers.
+
+    Args:
+        p: 1 for the L1 norm, 2 for the Euclidean one.
+
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (p=1).
+    """
+
+    def __init__(self, p: float = 1):
+        if not p > 0:
+            raise ValueError(f"Expected `p` above 0. Received: p={p}")
+        self.p = p
+
+    def filters(self, filters):
+        return np.linalg.norm(filters, self.p, axis=1)
+
+
+class GeometricMedian(_Kernels):
+    """The sum of a filter's distances to the others of its layer: what lies near all
+    of them can be replaced by them.
+
+    Source: He et al., "Filter Pruning via Geometric Median", CVPR 2019.
+    """
+
+    def filters(self, filters):
+        square = (filters**2).sum(1)
+        distances = square[:, None] + square - 2 * filters @ filters.T
+        return np.sqrt(np.maximum(distances, 0)).sum(1)
+
+
+class BNScale(Importance):
+    """|gamma| of the BatchNormalization after each channel; no score where there is none.
+
+    Source: Liu et al., "Network Slimming", ICCV 2017.
+    """
+
+    def __call__(self, channel_map: ChannelMap) -> np.ndarray:
+        from keras.layers import BatchNormalization
+
+        total, seen = np.zeros(channel_map.count), []
+        for layer in {id(call.layer): call.layer for call in channel_map.calls}.values():
+            if isinstance(layer, BatchNormalization) and layer.gamma is not None:
+                (units,) = channel_map.bindings[id(layer.gamma)].axes.values()
+                total += channel_map.accumulate(units, np.abs(np.asarray(layer.gamma)))
+                seen.append(units)
+        return scored_where(channel_map, total, seen)
+
+
+class Random(Importance):
+    """Random scores: the baseline that a method has to beat.
+
+    Args:
+        seed: integer.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+
+    def __call__(self, channel_map: ChannelMap) -> np.ndarray:
+        return np.random.default_rng(self.seed).random(channel_map.count)

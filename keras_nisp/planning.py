@@ -1,0 +1,227 @@
+"""`plan_pruning`: importance and budget in, plan out."""
+
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+
+from keras_nisp.budget import Budget, Solver
+from keras_nisp.channels import ChannelMap, trace
+from keras_nisp.cost import Cost, CostModel
+from keras_nisp.importance.base import Importance, as_importance, checked_scores
+from keras_nisp.plan import CreatorPlan, GroupPlan, LayerPlan, Plan
+
+
+def plan_pruning(
+    model: keras.Model,
+    importance: Importance | Callable,
+    *,
+    ratio: float | None = None,
+    ratios: Mapping[str, float] | None = None,
+    flops_reduction: float | None = None,
+    params_reduction: float | None = None,
+    ranking: str = "local",
+    round_to: int = 1,
+    min_channels: int | float = 1,
+    exclude=(),
+    input_shape=None,
+) -> Plan:
+    """Decides which channels to remove. Nothing is built or changed.
+
+    Exactly one of `ratio`, `ratios`, `flops_reduction` and `params_reduction` is given.
+
+    Args:
+        model: a functional or Sequential model.
+        importance: such as `NISP(calibration)` or `Magnitude()`, or a callable that takes
+            a `ChannelMap` and returns one score per unit.
+        ratio: share of the channels to remove, in [0, 1): of every coupled group, or of
+            the whole with `ranking="global"`.
+        ratios: share by layer name or pattern, `{"conv2": 0.3, "stage3/*": 0.6}`;
+            coupled layers go along, all others stay.
+        flops_reduction: share of the FLOPs to remove, met within one channel.
+        params_reduction: share of the parameters to remove, likewise.
+        ranking: `"local"` takes the same share of each group, `"global"` compares
+            channels of all groups by their score over the mean of their group.
+        round_to: keep multiples of this many channels in every pruned group (hardware
+            works in blocks of 8 or 16).
+        min_channels: keep at least so many channels of a group; below 1, that share.
+        exclude: names, patterns or layer objects whose channels stay.
+        input_shape: shape of one sample for which FLOPs are counted, if the model
+            leaves it open.
+
+    Returns:
+        A `Plan`.
+
+    Raises:
+        TypeError: the model is not functional or Sequential.
+        ValueError: an argument is wrong, a name matches no layer, the importance does
+            not fit the model (`NoFinalResponseLayerError`), or the reduction cannot be
+            reached (`BudgetError`).
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 3)),
+    ...     keras.layers.Conv2D(16, 3, name="conv"),
+    ...     keras.layers.GlobalAveragePooling2D(),
+    ...     keras.layers.Dense(2, name="head"),
+    ... ])
+    >>> plan = plan_pruning(model, Magnitude(), ratio=0.25)
+    >>> plan.creators[0].kept
+    12
+    """
+    budget = Budget(
+        ratio=ratio,
+        ratios=ratios,
+        flops_reduction=flops_reduction,
+        params_reduction=params_reduction,
+        ranking=ranking,
+        round_to=round_to,
+        min_channels=min_channels,
+        exclude=exclude,
+    )
+    importance = as_importance(importance)
+    return make_plan(trace(model, input_shape), importance, budget)
+
+
+def make_plan(
+    channel_map: ChannelMap,
+    importance: Importance,
+    budget: Budget,
+    removed: np.ndarray | None = None,
+) -> Plan:
+    """A plan for a traced model.
+
+    Args:
+        channel_map: the traced model.
+        importance: scores its units.
+        budget: what to remove.
+        removed: boolean per unit: removed already, and to stay so.
+    """
+    if not channel_map.groups:
+        raise ValueError(
+            f"Model '{channel_map.model.name}' has no channels that may be removed: all of them "
+            "are inputs, outputs, or touch layers without a rule."
+        )
+    solver = Solver(channel_map, budget, removed)
+
+    def select(scores):
+        return solver.select(checked_scores(scores, channel_map, importance.name))
+
+    scores = importance.scores(channel_map, select)
+    selected = select(scores)
+    return describe(channel_map, selected, importance.name, budget, solver, np.asarray(scores))
+
+
+def describe(channel_map, removed, importance, budget, solver, scores) -> Plan:
+    """The plan that removes some units, with all that there is to say about it."""
+    keep, costs = ~removed, CostModel(channel_map)
+    before, after = costs.layers(costs.everything), costs.layers(keep)
+    return Plan(
+        model=channel_map.model.name,
+        fingerprint=channel_map.fingerprint,
+        importance=importance,
+        budget=_budget_text(budget),
+        input_shapes=tuple(channel_map.input_shapes),
+        creators=_creators(channel_map, removed, solver, scores),
+        groups=_groups(channel_map, removed),
+        layers=_layers(channel_map, keep, before, after),
+        before=sum(before.values(), Cost()),
+        after=sum(after.values(), Cost()),
+        inexact=tuple(inexact_layers(channel_map, removed)),
+    )
+
+
+def inexact_layers(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
+    """Paths of the layers that mix channels of which some are removed."""
+    paths = [
+        call.path
+        for call in channel_map.calls
+        if call.rule.mixes_channels and any(removed[t.names].any() for t in call.inputs)
+    ]
+    return list(dict.fromkeys(paths))
+
+
+def _budget_text(budget: Budget) -> str:
+    limits = [f"{budget.kind}={budget.amount}", f"ranking={budget.ranking}"]
+    if budget.round_to > 1:
+        limits.append(f"round_to={budget.round_to}")
+    if budget.min_channels != 1:
+        limits.append(f"min_channels={budget.min_channels}")
+    return ", ".join(limits)
+
+
+def _creators(channel_map, removed, solver, scores) -> tuple[CreatorPlan, ...]:
+    group_of = {i: g for g, group in enumerate(channel_map.groups) for i in group.creators}
+    rows = []
+    for index, creator in enumerate(channel_map.creators):
+        group = group_of.get(index, -1)
+        kept = creator.units[~removed[creator.units]]
+        reasons = [r for unit in kept.tolist() for r in channel_map.reasons.get(unit, ())]
+        if solver.excluded[kept].any():
+            reasons.append("excluded")
+        if np.isnan(scores[kept]).any() and group >= 0:
+            reasons.append("the importance gives no score")
+        if group >= 0:
+            reasons += _width_reasons(channel_map.groups[group], removed, solver)
+        indices = np.flatnonzero(removed[creator.units]).tolist()
+        rows.append(
+            CreatorPlan(
+                creator.layer,
+                len(creator.units),
+                tuple(indices),
+                group,
+                tuple(dict.fromkeys(reasons)),
+            )
+        )
+    return tuple(rows)
+
+
+def _width_reasons(group, removed, solver) -> list[str]:
+    """What the limits on widths had to do with a group's width."""
+    width = len(group.units) - int(removed[group.units].sum())
+    widths = solver.widths(len(group.units))
+    if width == widths[-1]:
+        return [f"the least width that `min_channels` and `round_to` allow is {width}"]
+    if solver.budget.round_to > 1:
+        return [f"widths are multiples of {solver.budget.round_to}"]
+    return []
+
+
+def _groups(channel_map, removed) -> tuple[GroupPlan, ...]:
+    group_of = np.full(channel_map.count, -1)
+    for index, group in enumerate(channel_map.groups):
+        group_of[group.units] = index
+    creators = [{channel_map.creators[i].layer: None for i in g.creators} for g in channel_map.groups]
+    followers = [{} for _ in channel_map.groups]
+    readers = [{} for _ in channel_map.groups]
+    for call in channel_map.calls:
+        for tensors, members in ((call.outputs, followers), (call.inputs, readers)):
+            if members is readers and not call.reads:
+                continue
+            touched = np.unique(np.concatenate([group_of[t.names].ravel() for t in tensors]))
+            for index in touched[touched >= 0].tolist():
+                if members is readers or call.path not in creators[index]:
+                    members[index][call.path] = None
+    return tuple(
+        GroupPlan(
+            tuple(creators[i]),
+            tuple(followers[i]),
+            tuple(readers[i]),
+            len(group.units),
+            int(removed[group.units].sum()),
+        )
+        for i, group in enumerate(channel_map.groups)
+    )
+
+
+def _layers(channel_map, keep, before, after) -> tuple[LayerPlan, ...]:
+    rows = {}
+    for call in channel_map.calls:
+        if before[call.path].parameters and call.path not in rows:
+            names = call.outputs[0].names
+            channels = (names.size, int(np.count_nonzero(keep[names])))
+            rows[call.path] = LayerPlan(
+                call.path, type(call.layer).__name__, channels, before[call.path], after[call.path]
+            )
+    return tuple(rows.values())

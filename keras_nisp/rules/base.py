@@ -1,0 +1,200 @@
+"""What a rule is, the registry of rules, and the barrier for what has none."""
+
+import inspect
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_RULES: dict[type, "Rule"] = {}
+
+
+class Rule:
+    """All that the library knows about one family of layers.
+
+    Subclass it and register it with `register_rule`. Arguments `*args, **kwargs` are
+    those of the layer's own call (`training` and `None` left out), with a `Traced` (in
+    `trace`) or a `tf.Tensor` (elsewhere) for each tensor.
+
+    Attributes:
+        mixes_channels: whether statistics over the channels make a model from which
+            channels are removed differ from one in which they are zero; `masked` must
+            then be given.
+
+    Example: a custom layer that scales every channel.
+
+    >>> class ChannelScale(keras.layers.Layer):
+    ...     def build(self, input_shape):
+    ...         self.scale = self.add_weight(shape=(input_shape[-1],), name="scale")
+    ...     def call(self, x):
+    ...         return x * self.scale
+    >>> @register_rule(ChannelScale)
+    ... class ChannelScaleRule(Rule):
+    ...     def trace(self, call, x):
+    ...         call.bind(call.layer.scale, own={0: call.along(x, -1)})
+    ...         return x.names
+    ...     def absolute(self, call, x):
+    ...         return x * tf.abs(tf.convert_to_tensor(call.layer.scale))
+    """
+
+    mixes_channels = False
+
+    def trace(self, call, *args, **kwargs):
+        """Says what happens to names.
+
+        Args:
+            call: the `Call`; its methods create, join, fix and bind names.
+
+        Returns:
+            The array of names of the output, or a list of them for several outputs.
+        """
+        raise NotImplementedError
+
+    def absolute(self, call, *args, **kwargs):
+        """The layer in the absolute network, in which NISP propagates.
+
+        Weights count with their absolute value, biases as 0, activations as identity;
+        the result must be linear in the tensors.
+
+        Returns:
+            The output tensor, or a list of them.
+        """
+        raise NotImplementedError
+
+    def resize(self, call, config: dict, kept) -> dict:
+        """The layer's config after a removal.
+
+        Args:
+            call: the first `Call` of the layer, with names in `inputs` and `outputs`.
+            config: from `layer.get_config()`; may be changed.
+            kept: `kept(names)` gives how many of an array's names stay.
+
+        Returns:
+            The config for `layer.from_config`.
+        """
+        return config
+
+    def masked(self, call, keep, *args, **kwargs):
+        """The layer on the original width, with removed channels left out of statistics.
+
+        Only for rules with `mixes_channels`. Where no channel is removed it must give
+        exactly what the layer gives.
+
+        Args:
+            keep: float tensor of 0 and 1 that broadcasts to the input.
+        """
+        raise NotImplementedError
+
+
+class PassThrough(Rule):
+    """Names pass unchanged: element-wise layers, dropout, noise.
+
+    Register a weightless custom layer that keeps shapes in one line:
+    `keras_nisp.register_rule(MyLayer)(keras_nisp.PassThrough)`.
+    """
+
+    def trace(self, call, x):
+        return x.names
+
+    def absolute(self, call, x):
+        return x
+
+
+class Barrier(Rule):
+    """What has no rule: nothing that enters or leaves may be removed."""
+
+    def trace(self, call, *args, **kwargs):
+        for tensor in call.inputs:
+            call.fix(tensor.names, f"enters '{call.path}', a layer without a rule")
+        outputs = []
+        for shape in call.output_shapes:
+            names = call.tracer.fresh(shape[-1] or 1 if shape else 1)
+            call.fix(names, f"leaves '{call.path}', a layer without a rule")
+            outputs.append(names.reshape((1,) * (len(shape) - 1) + (-1,)) if shape else names[0])
+        return outputs
+
+    def absolute(self, call, *args, **kwargs):
+        # Nothing is known of where importance comes from: spread it evenly.
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
+        mean = tf.add_n([tf.reduce_mean(x) for x in tensors])
+        return [tf.fill((1, *out.shape), mean) for out in call.outputs]
+
+
+BARRIER = Barrier()
+
+
+def register_rule(*classes: type):
+    """Registers the rule for layer classes (or `keras.Operation` classes).
+
+    Args:
+        *classes: layer classes. A subclass is covered too, unless it overrides `call`.
+
+    Returns:
+        A decorator for a `Rule` subclass.
+
+    Raises:
+        TypeError: something else than classes of layers and a `Rule` subclass is given.
+    """
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):
+            raise TypeError(
+                "Expected `register_rule` to get layer classes, as in "
+                f"`@register_rule(MyLayer)`. Received: {cls!r}"
+            )
+
+    def register(rule):
+        if not (isinstance(rule, type) and issubclass(rule, Rule)):
+            raise TypeError(f"Expected a subclass of keras_nisp.Rule. Received: {rule!r}")
+        for cls in classes:
+            _RULES[cls] = rule()
+        return rule
+
+    return register
+
+
+def rule_for(operation: keras.Operation, kwargs: dict | None = None) -> Rule:
+    """The rule for a call of a layer or operation: `BARRIER` if there is none.
+
+    Args:
+        operation: the layer or operation.
+        kwargs: keyword arguments of the call; a rule that does not take them (an
+            explicit mask, say) does not know what the call does.
+    """
+    cls = type(operation)
+    for base in cls.__mro__:
+        # A subclass with its own `call` computes something that the rule does not know.
+        if base in _RULES and cls.call is base.call:
+            accepted = inspect.signature(_RULES[base].trace).parameters
+            known = set(accepted) >= set(kwargs or ())
+            return _RULES[base] if known else BARRIER
+    return BARRIER
+
+
+def meaningful(kwargs: dict) -> dict:
+    """Keyword arguments without those that say nothing about tensors."""
+    return {k: v for k, v in kwargs.items() if v is not None and k != "training"}
+
+
+# Helpers for rules. ---------------------------------------------------------------
+
+
+def channel_axis(layer, rank: int) -> int:
+    """The channel axis of a layer with a `data_format`, batch axis not counted."""
+    return 0 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
+
+
+def spread(names: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """1-D names laid along one axis of an array of the given rank."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return np.reshape(names, shape)
+
+
+def positions(shape: tuple[int, ...], axis: int) -> int:
+    """How many positions a feature map has, its channel axis apart."""
+    return int(np.prod([size for i, size in enumerate(shape) if i != axis % len(shape)], initial=1))
+
+
+def absolute(variable) -> tf.Tensor:
+    """A variable's absolute value in float32."""
+    return tf.abs(tf.cast(tf.convert_to_tensor(variable), tf.float32))

@@ -1,0 +1,169 @@
+"""Convolutions: plain, grouped, depthwise, separable and transposed."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp.rules.activation import fix_unless_elementwise
+from keras_nisp.rules.base import (
+    Rule,
+    absolute,
+    channel_axis,
+    positions,
+    register_rule,
+    spread,
+)
+
+
+class _Convolution(Rule):
+    """What all kinds share: channels enter and leave along the channel axis."""
+
+    def trace(self, call, x):
+        axis = channel_axis(call.layer, x.rank)
+        outputs = self.outputs(call, call.along(x, axis), x, positions(call.output_shape, axis))
+        fix_unless_elementwise(call, outputs)
+        return spread(outputs, axis, x.rank)
+
+    def outputs(self, call, inputs, x, applied) -> np.ndarray:
+        """Binds the kernels and gives the names of the output channels (1-D).
+
+        Args:
+            inputs: names of the input channels (1-D).
+            applied: number of output positions.
+        """
+        raise NotImplementedError
+
+    def resize(self, call, config, kept):
+        return {**config, "filters": kept(call.outputs[0].names)}
+
+    def absolute(self, call, x):
+        # TensorFlow's convolutions are differentiable on a CPU in channels_last only.
+        layer, rank = call.layer, len(x.shape)
+        if layer.data_format == "channels_last":
+            return self.convolve(layer, x)
+        x = self.convolve(layer, tf.transpose(x, [0, *range(2, rank), 1]))
+        return tf.transpose(x, [0, rank - 1, *range(1, rank - 1)])
+
+    def convolve(self, layer, x):
+        """The absolute convolution in channels_last."""
+        raise NotImplementedError
+
+
+def _settings(layer) -> dict:
+    return {
+        "strides": tuple(layer.strides),
+        "padding": layer.padding,
+        "dilation_rate": tuple(layer.dilation_rate),
+        "data_format": "channels_last",
+    }
+
+
+def _causal(layer, x, settings):
+    """Keras pads on the left for `padding="causal"` and then convolves with "valid"."""
+    if settings["padding"] == "causal":
+        left = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+        x, settings["padding"] = tf.pad(x, [[0, 0], [left, 0], [0, 0]]), "valid"
+    return x
+
+
+@register_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
+class Convolution(_Convolution):
+    """Groups keep their number: what is removed from one is removed from each.
+
+    With one input channel in each group it is a depthwise convolution, and whole groups
+    are removed.
+    """
+
+    def outputs(self, call, inputs, x, applied):
+        layer = call.layer
+        groups, depth = layer.groups, layer.kernel.shape[-2]
+        if groups > 1 and depth == 1:
+            names = np.repeat(inputs, layer.filters // groups)
+            call.bind(layer.kernel, own={-1: names}, positions=applied)
+            call.bind(layer.bias, own={0: names})
+            return names
+        names = call.create(layer.filters)
+        if groups > 1:
+            inputs, grouped = inputs.reshape(groups, depth), names.reshape(groups, -1)
+            call.join(inputs[:1], inputs[1:])
+            call.join(grouped[:1], grouped[1:])
+            inputs = inputs[0]
+        call.bind(layer.kernel, read={-2: inputs}, create={-1: names}, positions=applied)
+        call.bind(layer.bias, own={0: names})
+        return names
+
+    def resize(self, call, config, kept):
+        layer = call.layer
+        if layer.groups > 1 and layer.kernel.shape[-2] == 1:
+            config["groups"] = kept(call.inputs[0].names)
+        return super().resize(call, config, kept)
+
+    def convolve(self, layer, x):
+        kernel, settings = absolute(layer.kernel), _settings(layer)
+        x = _causal(layer, x, settings)
+        if layer.groups == 1:
+            return keras.ops.conv(x, kernel, **settings)
+        # Convolved group by group: a CPU would need XLA for a grouped convolution.
+        parts = zip(tf.split(x, layer.groups, -1), tf.split(kernel, layer.groups, -1), strict=True)
+        if kernel.shape[-2] > 1 or len(x.shape) != 4:
+            return tf.concat([keras.ops.conv(x, k, **settings) for x, k in parts], -1)
+        shape = (*kernel.shape[:-2], layer.groups, layer.filters // layer.groups)
+        return keras.ops.depthwise_conv(x, tf.reshape(kernel, shape), **settings)
+
+
+@register_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+class DepthwiseConvolution(_Convolution):
+    """Each channel alone, repeated `depth_multiplier` times."""
+
+    def outputs(self, call, inputs, x, applied):
+        layer = call.layer
+        names = np.repeat(inputs, layer.depth_multiplier)
+        call.bind(layer.kernel, own={-2: inputs}, positions=applied)
+        call.bind(layer.bias, own={0: names})
+        return names
+
+    def resize(self, call, config, kept):
+        return config
+
+    def convolve(self, layer, x):
+        return keras.ops.depthwise_conv(x, absolute(layer.kernel), **_settings(layer))
+
+
+@register_rule(layers.SeparableConv1D, layers.SeparableConv2D)
+class SeparableConvolution(_Convolution):
+    """A depthwise convolution, then a pointwise one that reads what it gives."""
+
+    def outputs(self, call, inputs, x, applied):
+        layer = call.layer
+        names = call.create(layer.filters)
+        between = np.repeat(inputs, layer.depth_multiplier)
+        call.bind(layer.depthwise_kernel, own={-2: inputs}, positions=applied)
+        call.bind(
+            layer.pointwise_kernel, read={-2: between}, create={-1: names}, positions=applied
+        )
+        call.bind(layer.bias, own={0: names})
+        return names
+
+    def convolve(self, layer, x):
+        settings = _settings(layer)
+        x = _causal(layer, x, settings)
+        kernels = absolute(layer.depthwise_kernel), absolute(layer.pointwise_kernel)
+        return keras.ops.separable_conv(x, *kernels, **settings)
+
+
+@register_rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+class TransposedConvolution(_Convolution):
+    """The kernel holds output channels before input channels."""
+
+    def outputs(self, call, inputs, x, applied):
+        layer = call.layer
+        names = call.create(layer.filters)
+        applied = positions(x.shape, channel_axis(layer, x.rank))
+        call.bind(layer.kernel, read={-1: inputs}, create={-2: names}, positions=applied)
+        call.bind(layer.bias, own={0: names})
+        return names
+
+    def convolve(self, layer, x):
+        settings = {**_settings(layer), "output_padding": layer.output_padding}
+        return keras.ops.conv_transpose(x, absolute(layer.kernel), **settings)

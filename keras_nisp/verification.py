@@ -1,0 +1,167 @@
+"""Proves a rebuilt model: it must give what the original gives without the channels."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels import ChannelMap, trace
+from keras_nisp.data import Samples, collect, random_samples
+from keras_nisp.errors import VerificationError
+from keras_nisp.plan import Plan
+from keras_nisp.planning import inexact_layers
+
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The outcome of a comparison; `print` it for one line.
+
+    Attributes:
+        difference: largest absolute difference of any output.
+        scale: largest absolute value of that output.
+        tolerance: for `difference / scale`.
+        inexact: layers that mix channels of which some are removed; they were given the
+            statistics of the kept channels.
+    """
+
+    difference: float
+    scale: float
+    tolerance: float
+    inexact: tuple[str, ...]
+
+    @property
+    def relative(self) -> float:
+        """Largest difference over the scale of the outputs."""
+        return self.difference / self.scale if self.scale else self.difference
+
+    @property
+    def ok(self) -> bool:
+        """Whether the models agree."""
+        return bool(self.relative <= self.tolerance)
+
+    def __str__(self) -> str:
+        word = "verified" if self.ok else "NOT verified"
+        text = f"{word}: outputs differ by {self.relative:.1e} of their scale from the "
+        text += "original with the removed channels zeroed"
+        if self.inexact:
+            text += f" (and left out of the statistics of {len(self.inexact)} layers)"
+        return text
+
+    def check(self) -> None:
+        """Raises `VerificationError` unless the models agree."""
+        if not self.ok:
+            raise VerificationError(
+                f"The rebuilt model is wrong: {self}, more than {self.tolerance:g}. This is an "
+                "error in keras_nisp or in a registered rule; please report it."
+            )
+
+
+def verify(
+    model: keras.Model,
+    small: keras.Model,
+    plan: Plan,
+    data: Any = None,
+    tolerance: float | None = None,
+) -> Verification:
+    """Compares a rebuilt model with its oracle.
+
+    The oracle is the original model with every kernel slice that reads a removed channel
+    set to zero; layers that mix channels take their statistics over the kept ones.
+
+    Args:
+        model: the original.
+        small: from `rebuild(model, plan)`, not trained since.
+        plan: the plan.
+        data: samples to compare on, as calibration data; two random ones by default.
+        tolerance: allowed difference over the scale of the outputs. Defaults to 1e-4
+            for float32 models and 0.05 for half precision.
+
+    Returns:
+        A `Verification`; `verification.check()` raises if it failed.
+
+    Raises:
+        PlanMismatchError: the plan is for a model of another structure.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan = plan_pruning(model, Magnitude(), ratio=0.5)
+    >>> verify(model, rebuild(model, plan), plan).ok
+    True
+    """
+    channel_map = trace(model, list(plan.input_shapes))
+    samples = None if data is None else collect(data, model, limit=8)
+    return verify_traced(channel_map, plan.removed_units(channel_map), small, samples, tolerance)
+
+
+def verify_traced(
+    channel_map: ChannelMap,
+    removed: np.ndarray,
+    small: keras.Model,
+    samples: Samples | None = None,
+    tolerance: float | None = None,
+) -> Verification:
+    """`verify` for a traced model and the units removed from it."""
+    samples = samples or random_samples(channel_map)
+    inputs, _ = next(samples.batches())
+    expected = keras.tree.flatten(oracle(channel_map, removed, inputs))
+    structured = keras.tree.pack_sequence_as(channel_map.model.input, inputs)
+    received = keras.tree.flatten(small(structured, training=False))
+    if tolerance is None:
+        half = any("16" in getattr(c.layer, "compute_dtype", "") for c in channel_map.calls)
+        tolerance = 0.05 if half else TOLERANCE
+    results = []
+    for want, got in zip(expected, received, strict=True):
+        want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
+        difference = np.abs(want - got).max() if want.shape == got.shape else np.inf
+        result = Verification(
+            float(difference),
+            float(np.abs(want).max()),
+            tolerance,
+            tuple(inexact_layers(channel_map, removed)),
+        )
+        results.append(result)
+    return max(results, key=lambda result: np.nan_to_num(result.relative, nan=np.inf))
+
+
+def oracle(channel_map: ChannelMap, removed: np.ndarray, inputs: list) -> Any:
+    """Outputs of the original model as if the removed units were not there.
+
+    Args:
+        channel_map: the traced model.
+        removed: boolean per unit.
+        inputs: tensors for the model's inputs, flat.
+    """
+    keep = ~removed
+
+    def visit(call, args, kwargs):
+        if call.rule.mixes_channels and any(removed[t.names].any() for t in call.inputs):
+            kept = tf.constant(keep[call.inputs[0].names][None], args[0].dtype)
+            return call.rule.masked(call, kept, *args)
+        zeroed = []
+        for weight in getattr(call.layer, "weights", ()) if call.reads else ():
+            binding = channel_map.bindings.get(id(weight))
+            if binding is not None and binding.read:
+                zeroed.append((weight, tf.convert_to_tensor(weight) * read_mask(binding, keep)))
+        with keras.StatelessScope(state_mapping=zeroed):
+            return call.layer(*args, **kwargs)
+
+    return channel_map.walk(inputs, visit)
+
+
+def read_mask(binding, keep: np.ndarray) -> tf.Tensor:
+    """0 where a kernel reads a removed unit, 1 elsewhere; broadcasts to the kernel."""
+    rank = len(binding.variable.shape)
+    mask = np.ones((1,) * rank, np.float32)
+    for axis in binding.read:
+        shape = [-1 if i == axis else 1 for i in range(rank)]
+        mask = mask * keep[binding.axes[axis]].reshape(shape)
+    return tf.constant(mask, binding.variable.dtype)
