@@ -4,6 +4,7 @@ from keras_nisp._environment import check_environment
 
 check_environment()
 
+from keras_nisp.callbacks import NISPPruner  # noqa: E402
 from keras_nisp.channels import ChannelMap, trace  # noqa: E402
 from keras_nisp.cost import profile  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
@@ -28,7 +29,9 @@ from keras_nisp.importance import (  # noqa: E402
 )
 from keras_nisp.plan import Plan  # noqa: E402
 from keras_nisp.planning import plan_pruning  # noqa: E402
+from keras_nisp.recalibration import recalibrate  # noqa: E402
 from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402
+from keras_nisp.schedules import PolynomialSchedule  # noqa: E402
 from keras_nisp.surgery import prune, rebuild  # noqa: E402
 from keras_nisp.verification import verify  # noqa: E402
 
@@ -42,11 +45,13 @@ __all__ = [
     "Magnitude",
     "NISP",
     "NISPMag",
+    "NISPPruner",
     "NoFinalResponseLayerError",
     "PassThrough",
     "Plan",
     "PlanFileError",
     "PlanMismatchError",
+    "PolynomialSchedule",
     "Random",
     "Rule",
     "Taylor",
@@ -57,6 +62,7 @@ __all__ = [
     "profile",
     "prune",
     "rebuild",
+    "recalibrate",
     "register_rule",
     "trace",
     "verify",

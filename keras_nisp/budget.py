@@ -41,7 +41,9 @@ class Budget:
             )
         amounts = self.ratios if self.ratios is not None else {given[0]: getattr(self, given[0])}
         if not isinstance(amounts, Mapping):
-            raise TypeError(f"Expected `ratios` to be a dict of layer: ratio. Received: {amounts!r}")
+            raise TypeError(
+                f"Expected `ratios` to be a dict of layer: ratio. Received: {amounts!r}"
+            )
         for name, amount in amounts.items():
             if isinstance(amount, bool) or not isinstance(amount, (int, float, np.number)):
                 raise TypeError(f"Expected `{name}` to be a number in [0, 1). Received: {amount!r}")
@@ -163,7 +165,7 @@ class Solver:
         measure, name = self._measure()
         whole = measure(np.zeros(self.channel_map.count, bool))
         target = whole * (1 - self.budget.amount)
-        low, high = 0, len(steps)
+        low, high = sum(step.priority == -math.inf for step in steps), len(steps)
         least = measure(self._mask(steps))
         if least > target:
             raise BudgetError(

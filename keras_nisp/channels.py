@@ -164,6 +164,11 @@ class Tracer:
         self.count += count
         return names
 
+    def fresh_last(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Fresh names along the last axis of a tensor."""
+        names = self.fresh(shape[-1] if shape else 1)
+        return names.reshape((1,) * (len(shape) - 1) + (-1,) if shape else ())
+
     def create(self, call: Call, count: int, label: str) -> np.ndarray:
         key = (id(call.layer), label)
         if key not in self.created:
@@ -398,9 +403,9 @@ def _traced_inputs(model, input_shape, tracer) -> list[Traced]:
                 f"(without the batch axis). Received: {shape}"
             )
         shape = tuple(ASSUMED_SIZE if size is None else int(size) for size in shape)
-        names = tracer.fresh(shape[-1] if shape else 1)
+        names = tracer.fresh_last(shape)
         tracer.fixed.append((names, f"model input '{tensor.name}'"))
-        traced.append(Traced(names.reshape((1,) * (len(shape) - 1) + (-1,)) if shape else names[0], shape))
+        traced.append(Traced(names, shape))
     return traced
 
 

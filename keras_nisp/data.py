@@ -226,4 +226,3 @@ def random_samples(channel_map, count: int = 2, seed: int = 0) -> Samples:
             values = values > 0  # any integer input takes 0 and 1
         inputs.append(values.astype(keras.backend.standardize_dtype(tensor.dtype)))
     return Samples(inputs)
-

@@ -179,9 +179,9 @@ def clone_model(model: keras.Model, inputs: list, clone: Callable, call: Callabl
     def visit(node, args, kwargs):
         return call(node, clone(node.operation), args, kwargs)
 
-    structure = keras.tree.pack_sequence_as(model._inputs_struct, inputs)
     outputs = replay(model, inputs, visit)
     cls = type(model) if functional_like_constructor(type(model)) else keras.Model
+    structure = structured_inputs(model, inputs)
     return cls(structure, outputs, name=model.name, trainable=model.trainable)
 
 
@@ -201,6 +201,13 @@ def new_inputs(model: keras.Model, shapes: list) -> list:
             )
         )
     return inputs
+
+
+def structured_inputs(model: keras.Model, inputs: list) -> Any:
+    """A flat list of inputs in the structure in which the model takes them."""
+    if isinstance(model, keras.Sequential):
+        return inputs[0]
+    return keras.tree.pack_sequence_as(model._inputs_struct, inputs)
 
 
 def compile_arguments(model: keras.Model) -> dict | None:

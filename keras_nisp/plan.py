@@ -293,15 +293,20 @@ def _from_data(data: dict) -> Plan:
         valid = all(isinstance(i, int) and 0 <= i < row.channels for i in indices)
         if not valid or indices != sorted(set(indices)):
             raise ValueError(f"removed channels of '{row.layer}'")
-    costs = {word: Cost(**data[word]) for word in ("before", "after")}
     layers = tuple(
-        LayerPlan(**_tuples({**row, "before": Cost(**row["before"]), "after": Cost(**row["after"])}))
+        LayerPlan(
+            **_tuples({**row, "before": Cost(**row["before"]), "after": Cost(**row["after"])})
+        )
         for row in data["layers"]
     )
     groups = tuple(GroupPlan(**_tuples(row)) for row in data["groups"])
     shapes = tuple(tuple(shape) for shape in data["input_shapes"])
     rest = {"creators": creators, "groups": groups, "layers": layers, "input_shapes": shapes}
-    return Plan(**{**_tuples(data), **costs, **rest})
+    return Plan(**{**_tuples(data), **_costs(data), **rest})
+
+
+def _costs(row: dict) -> dict:
+    return {word: Cost(**row[word]) for word in ("before", "after")}
 
 
 def _tuples(row: dict) -> dict:

@@ -84,13 +84,19 @@ def plan_pruning(
     return make_plan(trace(model, input_shape), importance, budget)
 
 
-def make_plan(
+def make_plan(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Plan:
+    """A plan for a traced model."""
+    removed, solver, scores = choose(channel_map, importance, budget)
+    return describe(channel_map, removed, importance.name, budget, solver, scores)
+
+
+def choose(
     channel_map: ChannelMap,
     importance: Importance,
     budget: Budget,
     removed: np.ndarray | None = None,
-) -> Plan:
-    """A plan for a traced model.
+) -> tuple[np.ndarray, Solver, np.ndarray]:
+    """The units that a budget removes, with the solver and the scores that say so.
 
     Args:
         channel_map: the traced model.
@@ -108,9 +114,8 @@ def make_plan(
     def select(scores):
         return solver.select(checked_scores(scores, channel_map, importance.name))
 
-    scores = importance.scores(channel_map, select)
-    selected = select(scores)
-    return describe(channel_map, selected, importance.name, budget, solver, np.asarray(scores))
+    scores = checked_scores(importance.scores(channel_map, select), channel_map, importance.name)
+    return solver.select(scores), solver, scores
 
 
 def describe(channel_map, removed, importance, budget, solver, scores) -> Plan:
@@ -192,7 +197,9 @@ def _groups(channel_map, removed) -> tuple[GroupPlan, ...]:
     group_of = np.full(channel_map.count, -1)
     for index, group in enumerate(channel_map.groups):
         group_of[group.units] = index
-    creators = [{channel_map.creators[i].layer: None for i in g.creators} for g in channel_map.groups]
+    creators = [
+        {channel_map.creators[i].layer: None for i in g.creators} for g in channel_map.groups
+    ]
     followers = [{} for _ in channel_map.groups]
     readers = [{} for _ in channel_map.groups]
     for call in channel_map.calls:

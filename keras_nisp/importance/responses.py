@@ -104,7 +104,7 @@ class Taylor(Importance):
 
             def on_read(call, index, tensor):
                 tensor = tf.identity(tensor)
-                tape.watch(tensor)  # noqa: B023
+                tape.watch(tensor)
                 edges.append((call.inputs[index].names, tensor))  # noqa: B023
                 return tensor
 

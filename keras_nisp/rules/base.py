@@ -108,9 +108,8 @@ class Barrier(Rule):
             call.fix(tensor.names, f"enters '{call.path}', a layer without a rule")
         outputs = []
         for shape in call.output_shapes:
-            names = call.tracer.fresh(shape[-1] or 1 if shape else 1)
-            call.fix(names, f"leaves '{call.path}', a layer without a rule")
-            outputs.append(names.reshape((1,) * (len(shape) - 1) + (-1,)) if shape else names[0])
+            names = call.tracer.fresh_last(shape)
+            outputs.append(call.fix(names, f"leaves '{call.path}', a layer without a rule"))
         return outputs
 
     def absolute(self, call, *args, **kwargs):

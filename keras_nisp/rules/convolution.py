@@ -139,9 +139,7 @@ class SeparableConvolution(_Convolution):
         names = call.create(layer.filters)
         between = np.repeat(inputs, layer.depth_multiplier)
         call.bind(layer.depthwise_kernel, own={-2: inputs}, positions=applied)
-        call.bind(
-            layer.pointwise_kernel, read={-2: between}, create={-1: names}, positions=applied
-        )
+        call.bind(layer.pointwise_kernel, read={-2: between}, create={-1: names}, positions=applied)
         call.bind(layer.bias, own={0: names})
         return names
 

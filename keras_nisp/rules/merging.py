@@ -20,9 +20,7 @@ def _join_tensors(call, tensors):
     for tensor in tensors:
         others = np.broadcast_shapes(*(t.names.shape for t in tensors if t is not tensor))
         # One value that serves many channels (a spatial gate) is none of them.
-        if any(
-            tensor.shape[i] == 1 < shape[i] and others[i] > 1 for i in range(rank)
-        ):
+        if any(tensor.shape[i] == 1 < shape[i] and others[i] > 1 for i in range(rank)):
             call.fix(tensor.names, f"serves many channels in '{call.path}'")
         else:
             joined.append(tensor.names)
