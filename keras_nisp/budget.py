@@ -123,7 +123,7 @@ class Solver:
         elif budget.kind == "ratio" and budget.ranking == "local":
             chosen = [s for s in steps if s.priority < budget.ratio]
         else:
-            chosen = self._fewest(sorted(steps, key=lambda s: s.priority))
+            chosen = self._fewest(sorted(steps, key=lambda s: s.priority), scores)
         return self._mask(chosen)
 
     def _steps(self, scores: np.ndarray) -> list[Step]:
@@ -160,9 +160,9 @@ class Solver:
         multiple = self.budget.round_to
         return [total] + [w for w in range(total - 1, least - 1, -1) if w % multiple == 0]
 
-    def _fewest(self, steps: list[Step]) -> list[Step]:
+    def _fewest(self, steps: list[Step], scores: np.ndarray) -> list[Step]:
         """The shortest run of steps, in order of priority, that meets the budget."""
-        measure, name = self._measure()
+        measure, name = self._measure(scores)
         whole = measure(np.zeros(self.channel_map.count, bool))
         target = whole * (1 - self.budget.amount)
         low, high = sum(step.priority == -math.inf for step in steps), len(steps)
@@ -182,13 +182,14 @@ class Solver:
                 low = middle + 1
         return steps[:low]
 
-    def _measure(self) -> tuple[Callable[[np.ndarray], float], str]:
+    def _measure(self, scores) -> tuple[Callable[[np.ndarray], float], str]:
         if self.budget.kind == "flops_reduction":
             return lambda removed: self.costs.flops(~removed), "FLOPs"
         if self.budget.kind == "params_reduction":
             return lambda removed: self.costs.parameters(~removed), "parameters"
-        free = np.concatenate([g.units for g in self.channel_map.groups] or [np.empty(0, int)])
-        return lambda removed: np.count_nonzero(~removed[free]), "channels"
+        scored = np.concatenate([group.units for group in self.channel_map.groups])
+        scored = scored[~np.isnan(scores[scored])]
+        return lambda removed: np.count_nonzero(~removed[scored]), "channels"
 
     def _mask(self, steps: list[Step]) -> np.ndarray:
         removed = np.zeros(self.channel_map.count, bool)

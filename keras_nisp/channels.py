@@ -259,7 +259,7 @@ class ChannelMap:
             binding.axes = {axis: units[names] for axis, names in binding.axes.items()}
         tensors = [t for call in calls for t in (*call.inputs, *call.outputs)]
         for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
-            tensor.names = units[tensor.names]
+            tensor.names = _compact(units[tensor.names])
         self.creators = [Creator(path, units[names]) for path, names in tracer.creators]
         self.reasons = _reasons(units, tracer.fixed)
         self.groups = _groups(self.creators, self.free, self.count)

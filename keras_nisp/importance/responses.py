@@ -109,7 +109,7 @@ class Taylor(Importance):
                 return tensor
 
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                value = loss(labels, run(channel_map, inputs, on_read))
+                value = tf.reduce_mean(loss(labels, run(channel_map, inputs, on_read)))
             gradients = tape.gradient(value, [tensor for _, tensor in edges])
             for (names, tensor), gradient in zip(edges, gradients, strict=True):
                 if gradient is not None:

@@ -1,0 +1,28 @@
+"""Shared by all tests."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_nisp as kn
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def doctest_names(doctest_namespace):
+    names = {name: getattr(kn, name) for name in kn.__all__}
+    doctest_namespace.update(names, keras=keras, np=np, tf=tf)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,201 @@
+"""Budgets are met within one channel, limits hold, mistakes are named."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+from nets import NETS, branches, plain, randomise, residual
+
+import keras_nisp as kn
+from keras_nisp.budget import Budget, Solver
+from keras_nisp.cost import CostModel
+
+
+def widths(plan):
+    return {creator.layer: creator.kept for creator in plan.creators}
+
+
+def test_profile_by_hand():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, padding="same", strides=2, name="conv"),
+            layers.DepthwiseConv2D(3, use_bias=False, name="depthwise"),
+            layers.SeparableConv2D(5, 2, name="separable"),
+            layers.Conv2DTranspose(2, 3, name="transposed"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(7, name="dense"),
+        ]
+    )
+    costs = kn.profile(model).layers
+    flops = {path: cost.flops for path, cost in costs.items()}
+    assert flops == {
+        "conv": 4 * 4 * 3 * 3 * 3 * 4,
+        "depthwise": 2 * 2 * 3 * 3 * 4,
+        "separable": 1 * 1 * (2 * 2 * 4 + 4 * 5),
+        "transposed": 1 * 1 * 3 * 3 * 5 * 2,
+        "flatten": 0,
+        "dense": 3 * 3 * 2 * 7,
+    }
+    assert costs["conv"].parameters == 3 * 3 * 3 * 4 + 4
+    assert costs["conv"].memory == 4 * 4 * 4 * 4
+    assert kn.profile(model).total.parameters == model.count_params()
+
+
+@pytest.mark.parametrize(
+    ("name", "gflops"), [("ResNet50", 3.86), ("MobileNetV2", 0.30), ("VGG16", 15.47)]
+)
+def test_profile_of_published_networks(name, gflops):
+    """Multiply-adds as the papers count them."""
+    profile = kn.profile(getattr(keras.applications, name)(weights=None))
+    assert profile.total.flops / 1e9 == pytest.approx(gflops, rel=0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(range(len(NETS))),
+    st.sampled_from(["flops_reduction", "params_reduction"]),
+    st.floats(0.05, 0.5),
+    st.sampled_from(["local", "global"]),
+    st.integers(0, 100),
+)
+def test_reduction_is_met_within_one_channel(net, kind, amount, ranking, seed):
+    model = NETS[net]()
+    try:
+        plan = kn.plan_pruning(model, kn.Random(seed), ranking=ranking, **{kind: amount})
+    except kn.BudgetError:
+        return
+    channel_map = kn.trace(model)
+    removed = plan.removed_units(channel_map)
+    costs = CostModel(channel_map)
+    measure = costs.flops if kind == "flops_reduction" else costs.parameters
+    target = (1 - amount) * measure(costs.everything)
+    assert measure(~removed) <= target
+    # Without one of the removed channels the target is missed.
+    assert any(measure(~_without(removed, unit)) > target for unit in np.flatnonzero(removed))
+
+
+def _without(removed, unit):
+    removed = removed.copy()
+    removed[unit] = False
+    return removed
+
+
+def test_ratio_is_uniform():
+    assert widths(kn.plan_pruning(plain(), kn.Random(), ratio=0.5)) == {
+        "a": 4,
+        "b": 6,
+        "c": 5,
+        "head": 5,
+    }
+
+
+def test_global_ranking_takes_from_groups_that_matter_less():
+    def first_layer_matters(channel_map):
+        scores = np.ones(channel_map.count)
+        scores[channel_map.creators[1].units] = np.linspace(0.01, 2, 12)
+        return scores
+
+    kept = widths(kn.plan_pruning(plain(), first_layer_matters, ratio=0.2, ranking="global"))
+    assert kept["a"] == 8
+    assert kept["b"] == 6
+    assert kept["c"] == 10
+
+
+def test_ratios_by_name_and_pattern():
+    plan = kn.plan_pruning(plain(), kn.Random(), ratios={"a": 0.25, "[bc]": 0.5})
+    assert widths(plan) == {"a": 6, "b": 6, "c": 5, "head": 5}
+    coupled = kn.plan_pruning(residual(), kn.Random(), ratios={"outer1": 0.5})
+    assert widths(coupled) == {
+        "stem": 4,
+        "inner0": 6,
+        "outer0": 4,
+        "inner1": 6,
+        "outer1": 4,
+        "head": 4,
+    }
+
+
+def test_round_to_and_min_channels():
+    def conv(width):
+        return keras.Sequential(
+            [keras.Input((4,)), layers.Dense(width, name="a"), layers.Dense(2, name="head")]
+        )
+
+    def kept(width, **budget):
+        return widths(kn.plan_pruning(conv(width), kn.Random(), **budget))["a"]
+
+    assert kept(64, ratio=0.3, round_to=16) == 48  # nearest to 45
+    assert kept(64, ratio=0.4, round_to=16) == 32  # nearest to 38
+    assert kept(64, ratio=0.1, round_to=16) == 64
+    assert kept(50, ratio=0.1, round_to=8) == 48
+    assert kept(6, ratio=0.9, round_to=8) == 6
+    assert kept(10, ratio=0.99) == 1
+    assert kept(10, ratio=0.99, min_channels=3) == 3
+    assert kept(10, ratio=0.99, min_channels=0.45) == 5
+    plan = kn.plan_pruning(conv(64), kn.Random(), ratio=0.3, round_to=16)
+    assert "multiples of 16" in plan.explain("a")
+
+
+def test_exclude():
+    model = branches()
+    for exclude in ("d", ["d"], [model.get_layer("d")], "[d]"):
+        plan = kn.plan_pruning(model, kn.Random(), ratio=0.5, exclude=exclude)
+        assert set(widths(plan).values()) == {4, 6, 13}
+        assert "excluded" in plan.explain("d")
+    # Any layer that the channels pass through will do.
+    plan = kn.plan_pruning(plain(), kn.Random(), ratio=0.5, exclude="batch_norm*")
+    assert widths(plan) == {"a": 8, "b": 12, "c": 5, "head": 5}
+
+
+def test_what_is_removed_stays_removed():
+    model = randomise(plain())
+    channel_map = kn.trace(model)
+    budget = Budget(flops_reduction=0.3)
+    before = Solver(channel_map, budget).select(kn.Random(0)(channel_map))
+    for ranking in ("local", "global"):
+        budget = Budget(flops_reduction=0.5, ranking=ranking)
+        after = Solver(channel_map, budget, before).select(kn.Random(1)(channel_map))
+        assert after[before].all()
+        assert after.sum() > before.sum()
+
+
+@pytest.mark.parametrize(
+    ("budget", "error", "message"),
+    [
+        ({}, ValueError, "exactly one of"),
+        ({"ratio": 0.5, "flops_reduction": 0.5}, ValueError, "exactly one of"),
+        ({"ratio": 1.0}, ValueError, r"`ratio` in \[0, 1\)"),
+        ({"ratio": -0.1}, ValueError, r"\[0, 1\)"),
+        ({"ratio": float("nan")}, ValueError, r"\[0, 1\)"),
+        ({"flops_reduction": "half"}, TypeError, "number"),
+        ({"ratios": {"a": 1.5}}, ValueError, r"`a` in \[0, 1\)"),
+        ({"ratios": 0.5}, TypeError, "ratios"),
+        ({"ratios": {"conv9": 0.5}}, ValueError, "matches none"),
+        ({"ratios": {"head": 0.5}}, ValueError, "can be removed"),
+        ({"ratio": 0.5, "exclude": "aa"}, ValueError, "matches none. Did you mean 'a'"),
+        ({"ratio": 0.5, "exclude": [layers.ReLU(name="other")]}, ValueError, "'other'"),
+        ({"ratio": 0.5, "ranking": "best"}, ValueError, "'local' or 'global'"),
+        ({"ratio": 0.5, "round_to": 0}, ValueError, "round_to"),
+        ({"ratio": 0.5, "min_channels": 0}, ValueError, "min_channels"),
+        ({"flops_reduction": 0.999}, kn.BudgetError, r"it is 0\.\d+"),
+    ],
+)
+def test_bad_budgets(budget, error, message):
+    with pytest.raises(error, match=message):
+        kn.plan_pruning(plain(), kn.Random(), **budget)
+
+
+def test_conflicting_ratios():
+    with pytest.raises(ValueError, match="one ratio for coupled layers"):
+        kn.plan_pruning(residual(), kn.Random(), ratios={"stem": 0.5, "outer0": 0.2})
+
+
+def test_reachable_reduction_is_said():
+    """The reduction that the error names can be had."""
+    with pytest.raises(kn.BudgetError) as error:
+        kn.plan_pruning(plain(), kn.Random(), flops_reduction=0.999, exclude="b")
+    possible = float(str(error.value).split("it is ")[1].split(". ")[0])
+    kn.plan_pruning(plain(), kn.Random(), flops_reduction=possible - 1e-4, exclude="b")

@@ -1,0 +1,109 @@
+"""Calibration data of every kind give the same samples; bad ones a clear error."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from nets import nested
+
+import keras_nisp as kn
+from keras_nisp.data import collect
+
+MODEL = keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2), keras.layers.Dense(2)])
+X = np.random.default_rng(0).normal(size=(20, 4, 3)).astype("float32")
+Y = np.arange(20)
+
+
+class Sequence(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return X[5 * index : 5 * index + 5], Y[5 * index : 5 * index + 5]
+
+
+KINDS = {
+    "array": lambda: X,
+    "tensor": lambda: tf.constant(X),
+    "tuple": lambda: (X, Y),
+    "list": lambda: [X],
+    "dataset": lambda: tf.data.Dataset.from_tensor_slices(X).batch(6),
+    "dataset of pairs": lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(6),
+    "dataset of triples": lambda: tf.data.Dataset.from_tensor_slices((X, Y, Y)).batch(6),
+    "unbatched": lambda: tf.data.Dataset.from_tensor_slices((X, Y)),
+    "PyDataset": Sequence,
+    "generator": lambda: (X[i : i + 3] for i in range(0, 20, 3)),
+    "generator of pairs": lambda: ((X[i : i + 3], Y[i : i + 3]) for i in range(0, 20, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds(kind):
+    samples = collect(KINDS[kind](), MODEL)
+    np.testing.assert_array_equal(samples.inputs[0], X)
+    if kind in ("tuple", "dataset of pairs", "unbatched", "PyDataset", "generator of pairs"):
+        np.testing.assert_array_equal(samples.labels, Y)
+    assert sum(len(inputs[0]) for inputs, _ in samples.batches(7)) == 20
+
+
+def test_limit():
+    assert len(collect(X, MODEL, limit=7)) == 7
+    assert len(collect(KINDS["dataset"](), MODEL, limit=7)) == 7
+    endless = tf.data.Dataset.from_tensors((X, Y)).repeat()
+    assert len(collect(endless, MODEL, limit=30)) == 30
+    first, second = collect((X, Y), MODEL, limit=7), collect((X, Y), MODEL, limit=7)
+    np.testing.assert_array_equal(first.inputs[0], second.inputs[0])
+    np.testing.assert_array_equal(first.inputs[0], X[first.labels])  # labels go along
+
+
+def test_several_inputs():
+    model = nested()
+    left, right = np.zeros((5, 8, 8, 3)), np.ones((5, 6, 6, 1))
+    for data in ({"left": left, "right": right}, [left, right]):
+        samples = collect(data, model)
+        assert [array.shape for array in samples.inputs] == [left.shape, right.shape]
+
+
+def test_integers_are_cast():
+    assert collect(np.zeros((2, 4, 3), np.uint8), MODEL).inputs[0].dtype == np.float32
+
+
+def test_progress_bar(capsys):
+    collect(KINDS["dataset"](), MODEL, verbose=1)
+    assert "20" in capsys.readouterr().out
+
+
+NAN = X.copy()
+NAN[3, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (X[:0], ValueError, "Received none"),
+        (tf.data.Dataset.from_tensor_slices(X[:0]), ValueError, "data are empty"),
+        (iter([]), ValueError, "data are empty"),
+        (X[:, :2], ValueError, r"\(samples, \*\(4, 3\)\)"),
+        (X[0], ValueError, "shape"),
+        (NAN, ValueError, "NaN or infinity in 1 of 20 samples, the first at index 3"),
+        (np.full((2, 4, 3), "a"), TypeError, "dtype"),
+        ([X, X], ValueError, "1 model inputs"),
+        (None, TypeError, "NoneType"),
+        ("data", TypeError, "str"),
+        (3, TypeError, "int"),
+        (iter([X[:2], X[:2, :3]]), ValueError, "one shape"),
+    ],
+)
+def test_bad_data(data, error, message):
+    before = [w.numpy().copy() for w in MODEL.weights]
+    with pytest.raises(error, match=message):
+        kn.prune(MODEL, kn.NISP(data), ratio=0.5)
+    for old, new in zip(before, MODEL.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_missing_key():
+    with pytest.raises(ValueError, match=r"\['left', 'right'\]"):
+        collect({"left": np.zeros((5, 8, 8, 3))}, nested())
+    with pytest.raises(ValueError, match="one length"):
+        collect([np.zeros((5, 8, 8, 3)), np.zeros((4, 6, 6, 1))], nested())

@@ -1,0 +1,156 @@
+"""One conformance suite over all importances, and a figure by hand for each."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from nets import example_inputs, plain, randomise, residual
+
+import keras_nisp as kn
+
+
+def labelled(model, count=32):
+    labels = np.random.default_rng(1).integers(0, model.output_shape[-1], count)
+    return example_inputs(model, count), labels
+
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+IMPORTANCES = {
+    "NISP": lambda model: kn.NISP(example_inputs(model, 32)),
+    "NISP, paper's rule": lambda model: kn.NISP(example_inputs(model, 32), propagate_pruned=False),
+    "NISPMag": lambda model: kn.NISPMag(),
+    "LayerByLayer": lambda model: kn.LayerByLayer(example_inputs(model, 32)),
+    "Magnitude": lambda model: kn.Magnitude(),
+    "BNScale": lambda model: kn.BNScale(),
+    "Taylor": lambda model: kn.Taylor(labelled(model), LOSS),
+    "GeometricMedian": lambda model: kn.GeometricMedian(),
+    "Random": lambda model: kn.Random(3),
+    "callable": lambda model: lambda channel_map: np.arange(channel_map.count),
+}
+
+
+@pytest.mark.parametrize("net", [plain, residual], ids=lambda net: net.__name__)
+@pytest.mark.parametrize("name", IMPORTANCES)
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_conformance(net, name, ranking):
+    model = randomise(net())
+    before = [w.numpy().copy() for w in model.weights]
+    importance = IMPORTANCES[name](model)
+    plan = kn.plan_pruning(model, importance, ratio=0.4, ranking=ranking)
+    assert sum(len(c.removed) for c in plan.creators) > 0
+    assert kn.plan_pruning(model, importance, ratio=0.4, ranking=ranking) == plan
+    assert kn.verify(model, kn.rebuild(model, plan), plan).ok
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    if name != "callable":
+        channel_map = kn.trace(model)
+        scores = importance(channel_map)
+        assert scores.shape == (channel_map.count,)
+        assert not np.isinf(scores).any()
+
+
+def two_layers():
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            layers.Dense(3, use_bias=False, name="a"),
+            layers.BatchNormalization(name="bn"),
+            layers.Dense(1, use_bias=False, name="head"),
+        ]
+    )
+    model.get_layer("a").kernel.assign([[3.0, 0, 1], [-4.0, 1, 1]])
+    model.get_layer("bn").gamma.assign([0.5, -2, 1])
+    model.get_layer("head").kernel.assign([[1.0], [2], [-1]])
+    channel_map = kn.trace(model)
+    return model, channel_map, channel_map.creators[0].units
+
+
+def test_magnitude_by_hand():
+    _, channel_map, a = two_layers()
+    np.testing.assert_allclose(kn.Magnitude(1)(channel_map)[a], [7, 1, 2])
+    np.testing.assert_allclose(kn.Magnitude(2)(channel_map)[a], [5, 1, 2**0.5])
+
+
+def test_bn_scale_by_hand():
+    _, channel_map, a = two_layers()
+    np.testing.assert_allclose(kn.BNScale()(channel_map)[a], [0.5, 2, 1])
+
+
+def test_geometric_median_by_hand():
+    _, channel_map, a = two_layers()
+    # Filters (3, -4), (0, 1), (1, 1): distances sqrt(34), sqrt(29) and 1.
+    expected = [34**0.5 + 29**0.5, 34**0.5 + 1, 29**0.5 + 1]
+    np.testing.assert_allclose(kn.GeometricMedian()(channel_map)[a], expected)
+
+
+def test_taylor_by_hand():
+    model, channel_map, a = two_layers()
+    x, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.zeros((2, 1))
+    scores = kn.Taylor((x, y), "mean_squared_error")(channel_map)
+    hidden = x @ model.get_layer("a").kernel.numpy() * [0.5, -2, 1] / np.sqrt(1 + 1e-3)
+    head = model.get_layer("head").kernel.numpy()
+    gradient = 2 * (hidden @ head) * head.T
+    np.testing.assert_allclose(scores[a], np.abs(gradient * hidden).mean(0), rtol=1e-5)
+
+
+def test_taylor_takes_the_loss_of_the_model():
+    model, channel_map, _ = two_layers()
+    x, y = np.ones((4, 2)), np.zeros((4, 1))
+    with pytest.raises(ValueError, match="not compiled"):
+        kn.Taylor((x, y))(channel_map)
+    model.compile("sgd", "mse")
+    expected = kn.Taylor((x, y), "mse")(channel_map)
+    np.testing.assert_allclose(kn.Taylor((x, y))(channel_map), expected, rtol=1e-5)
+    with pytest.raises(TypeError, match="labels"):
+        kn.Taylor(x)(channel_map)
+
+
+def test_layer_by_layer_ranks_each_layers_own_responses():
+    model, channel_map, a = two_layers()
+    x = np.random.default_rng(0).normal(size=(40, 2)).astype("float32")
+    responses = np.asarray(model.get_layer("bn")(model.get_layer("a")(x)))
+    expected = kn.inf_fs(responses)
+    np.testing.assert_allclose(kn.LayerByLayer(x)(channel_map)[a], expected, rtol=1e-4)
+
+
+def test_coupled_layers_are_summed():
+    inputs = keras.Input((2,))
+    a, b = layers.Dense(3, name="a"), layers.Dense(3, name="b")
+    model = keras.Model(inputs, layers.Dense(1)(layers.Add()([a(inputs), b(inputs)])))
+    a.kernel.assign(np.ones((2, 3)))
+    b.kernel.assign([[1.0, 2, 3], [0, 0, 0]])
+    channel_map = kn.trace(model)
+    scores = kn.Magnitude()(channel_map)
+    np.testing.assert_allclose(scores[channel_map.creators[0].units], [3, 4, 5])
+
+
+def test_groups_without_a_score_stay():
+    """BNScale knows nothing of layers without BatchNorm."""
+    model = randomise(plain())
+    plan = kn.plan_pruning(model, kn.BNScale(), ratio=0.5)
+    by_layer = {c.layer: c for c in plan.creators}
+    assert by_layer["a"].kept == 4
+    assert by_layer["c"].kept == 10
+    assert "no score" in plan.explain("c")
+
+
+def test_random_depends_on_its_seed():
+    channel_map = kn.trace(plain())
+    assert (kn.Random(1)(channel_map) == kn.Random(1)(channel_map)).all()
+    assert (kn.Random(1)(channel_map) != kn.Random(2)(channel_map)).any()
+
+
+@pytest.mark.parametrize(
+    ("importance", "error", "message"),
+    [
+        (kn.NISP, TypeError, "call it"),
+        ("nisp", TypeError, "importance"),
+        (lambda channel_map: [1, 2], ValueError, "one score per unit"),
+        (lambda channel_map: np.full(channel_map.count, np.inf), ValueError, "finite"),
+    ],
+)
+def test_bad_importance(importance, error, message):
+    with pytest.raises(error, match=message):
+        kn.plan_pruning(plain(), importance, ratio=0.5)
+    with pytest.raises(ValueError, match="`p`"):
+        kn.Magnitude(0)

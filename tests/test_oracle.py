@@ -1,0 +1,104 @@
+"""The rebuilt model against the original without the removed channels, in numbers."""
+
+import keras
+import numpy as np
+import pytest
+from nets import NETS, example_inputs, random_plan, randomise
+
+import keras_nisp as kn
+
+EXACT = 1e-5
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+@pytest.mark.parametrize("seed", range(4))
+def test_random_plans(net, seed):
+    model = randomise(net(), seed)
+    plan = random_plan(model, seed, low=0.1, high=0.9)
+    small = kn.rebuild(model, plan)
+    result = kn.verify(model, small, plan, tolerance=EXACT)
+    assert result.ok, result
+    assert small.count_params() == plan.after.parameters < plan.before.parameters
+    assert model.count_params() == plan.before.parameters
+    assert kn.profile(small).total == plan.after
+    assert bool(plan.inexact) == (net.__name__ == "layer_norm")
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_nothing_removed_is_bit_equal(net):
+    model = randomise(net())
+    small = kn.rebuild(model, kn.plan_pruning(model, kn.Random(), ratio=0.0))
+    for old, new in zip(model.weights, small.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    x = example_inputs(model)
+    for old, new in zip(*map(keras.tree.flatten, (model(x), small(x))), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_oracle_notices_wrong_channels(net):
+    """A model rebuilt from a plan with one index shifted must not pass for the plan."""
+    model = randomise(net())
+    plan = random_plan(model)
+    channel_map = kn.trace(model)
+    removed = plan.removed_units(channel_map)
+    group = max(channel_map.groups, key=lambda group: len(group.units))
+    shifted = removed.copy()
+    shifted[group.units] = np.roll(removed[group.units], 1)
+    assert (shifted != removed).any()
+    from keras_nisp.surgery import rebuild_traced
+
+    wrong = rebuild_traced(channel_map, ~shifted, optimizer_state=False)
+    result = kn.verify(model, wrong, plan)
+    assert result.relative > 1e-2
+    with pytest.raises(kn.VerificationError, match="wrong"):
+        result.check()
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_removed_channels_do_not_matter_in_the_oracle(net):
+    """Independent of the bindings: noise on a removed channel must not reach the output."""
+    model = randomise(net())
+    plan = random_plan(model)
+    small = kn.rebuild(model, plan)
+    for row in plan.creators:
+        *parents, name = row.layer.split("/")
+        holder = model
+        for parent in parents:
+            holder = holder.get_layer(parent)
+        layer = holder.get_layer(name)
+        if getattr(layer, "bias", None) is not None and row.removed:
+            bias = layer.bias.numpy().copy()
+            bias[list(row.removed)] += 100.0
+            layer.bias.assign(bias)
+    assert kn.verify(model, small, plan).relative < 1e-3
+
+
+def test_rebuilding_twice_prunes_further():
+    model = randomise(NETS[1]())
+    small = kn.prune(model, kn.Magnitude(), ratio=0.3, verbose=0)
+    smaller = kn.prune(small, kn.Magnitude(), ratio=0.3, verbose=0)
+    assert smaller.count_params() < small.count_params() < model.count_params()
+
+
+APPLICATIONS = [
+    "ResNet50V2",
+    "MobileNetV2",
+    "MobileNetV3Small",
+    "EfficientNetB0",
+    "DenseNet121",
+    "NASNetMobile",
+    "ConvNeXtTiny",
+]
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_applications(name):
+    """A fast part of benchmarks/zoo.py."""
+    build = getattr(keras.applications, name)
+    model = build(weights=None, input_shape=(65, 65, 3), classes=10, classifier_activation=None)
+    randomise(model)
+    plan = random_plan(model)
+    result = kn.verify(model, kn.rebuild(model, plan), plan, tolerance=EXACT)
+    assert result.ok, result
+    assert bool(plan.inexact) == name.startswith("ConvNeXt")
