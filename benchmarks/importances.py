@@ -4,7 +4,7 @@
 
 For each seed a network is trained once; then each importance removes the same share of
 every coupled group. Accuracy on the test set: without any repair, after BatchNorm is
-re-estimated, and after one epoch of fine-tuning at the end rate of training / 10.
+re-estimated, and after one epoch of fine-tuning at a tenth of the learning rate.
 """
 
 import argparse

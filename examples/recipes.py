@@ -80,15 +80,22 @@ def _conv_bn(x, width, kernel=3, strides=1, name=None):
     return layers.BatchNormalization(name=f"{name}_bn")(x)
 
 
-def compile_for(model: keras.Model, steps: int, rate: float = 0.05, jit_compile: bool = False):
-    """SGD with Nesterov momentum and a cosine schedule over `steps`."""
+def compile_for(model: keras.Model, steps: int, rate: float = 0.05) -> keras.Model:
+    """SGD with Nesterov momentum, a cosine schedule over `steps`, and weight decay.
+
+    Keras decays apart from momentum: 5e-3 has the effect of the usual L2 penalty of 5e-4
+    under momentum 0.9.
+    """
     model.compile(
         keras.optimizers.SGD(
-            keras.optimizers.schedules.CosineDecay(rate, steps), momentum=0.9, nesterov=True
+            keras.optimizers.schedules.CosineDecay(rate, steps),
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-3,
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=jit_compile,  # on a CPU, training is faster without
+        jit_compile=False,  # on a CPU, training is faster without
     )
     return model
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -126,13 +127,16 @@ class Call:
 
     def bind(
         self,
-        variable: keras.Variable | None,
+        variable: Any,
         own: dict[int, np.ndarray] | None = None,
         read: dict[int, np.ndarray] | None = None,
         create: dict[int, np.ndarray] | None = None,
         positions: int = 0,
     ) -> None:
-        """Says which names lie along the axes of a variable (`None` is passed over).
+        """Says which names lie along the axes of a variable.
+
+        What is no variable is passed over: `None`, or a kernel that a layer computes from
+        other weights (LoRA), which then have no meaning and fix its channels.
 
         Args:
             variable: the layer's variable.
@@ -141,7 +145,7 @@ class Call:
             create: axis -> names from `create`: a kernel's output axis.
             positions: for kernels, at how many positions each element is applied.
         """
-        if variable is not None:
+        if isinstance(variable, keras.Variable):
             self.tracer.bind(self, variable, own or {}, read or {}, create or {}, positions)
         if read:
             self.reads = True

@@ -5,6 +5,8 @@ are the same walk with another meaning for each layer.
 """
 
 import dataclasses
+import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -183,6 +185,25 @@ def clone_model(model: keras.Model, inputs: list, clone: Callable, call: Callabl
     cls = type(model) if functional_like_constructor(type(model)) else keras.Model
     structure = structured_inputs(model, inputs)
     return cls(structure, outputs, name=model.name, trainable=model.trainable)
+
+
+def copy_layer(layer: keras.Operation, config: dict) -> keras.Operation:
+    """A new layer from a config; functions that are not of Keras are shared with the old one."""
+    functions = {}
+    for key in config:
+        value = getattr(layer, key, getattr(layer, f"_{key}", None))
+        if isinstance(value, types.FunctionType) and not value.__module__.startswith("keras."):
+            functions[key] = value
+    if functions:
+        return type(layer)(**{**config, **functions})
+    return type(layer).from_config(config)
+
+
+def layer_config(layer: keras.Operation) -> dict:
+    """The layer's config, without Keras' warning that it holds a lambda."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*includes a `lambda`")
+        return layer.get_config()
 
 
 def new_inputs(model: keras.Model, shapes: list) -> list:

@@ -232,7 +232,8 @@ class Plan:
                     f"{len(row.removed)} channels of '{row.layer}', which does not fit what it "
                     "removes elsewhere: it was damaged or edited."
                 )
-            if len(row.removed) == row.channels or removed[~channel_map.free].any():
+            taken = creator.units[list(row.removed)]
+            if len(taken) == row.channels or not channel_map.free[taken].all():
                 raise PlanMismatchError(
                     f"Expected a plan that keeps what must be kept. The plan removes channels of "
                     f"'{row.layer}' that may not be removed: it was damaged or edited."

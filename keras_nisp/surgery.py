@@ -156,11 +156,11 @@ class _Surgeon:
         return shapes
 
     def _clone_layer(self, layer):
-        config, call = layer.get_config(), self.calls[id(layer)]
+        config, call = graph.layer_config(layer), self.calls[id(layer)]
         if any(not self.keep[t.names].all() for t in (*call.inputs, *call.outputs)):
             config = call.rule.resize(call, config, self.kept)
         try:
-            return type(layer).from_config(config)
+            return graph.copy_layer(layer, config)
         except Exception as error:
             raise TypeError(
                 f"Layer '{call.path}' ({type(layer).__name__}) cannot be copied from its config: "

@@ -1,0 +1,177 @@
+"""What the trace finds out, and how it deals with what it does not know."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from nets import NETS, example_inputs, nested, randomise
+
+import keras_nisp as kn
+
+
+class Doubler(layers.Layer):
+    """A custom layer without a rule."""
+
+    def call(self, x):
+        return keras.ops.concatenate([x, x], -1)
+
+
+def around(layer):
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, name="before")(inputs)
+    x = layers.Conv2D(5, 1, name="enters")(x)
+    x = layer(x)
+    x = layers.Conv2D(6, 1, name="after")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return randomise(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+
+
+def test_layer_without_a_rule_is_a_barrier():
+    class WithWeights(layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(shape[-1],))
+
+        def call(self, x):
+            return x * self.w
+
+    model = around(WithWeights(name="mystery"))
+    with pytest.warns(kn.UnknownLayerWarning, match="'mystery'.*register_rule"):
+        plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert {c.layer: c.kept for c in plan.creators} == {
+        "before": 2,
+        "enters": 5,
+        "after": 3,
+        "head": 2,
+    }
+    assert "enters 'mystery', a layer without a rule" in plan.explain("enters")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Doubler(name="unknown"),
+        lambda: layers.Lambda(lambda x: x[..., ::-1], name="unknown"),
+        lambda: layers.Activation(lambda x: keras.ops.flip(x, -1), name="unknown"),
+        lambda: layers.Activation("softmax"),
+        lambda: layers.Softmax(),
+        lambda: layers.LayerNormalization(axis=[1, 2, 3]),
+        lambda: layers.Rescaling([1.0, 2, 3, 4, 5]),
+        lambda: keras.Sequential([layers.Permute((3, 1, 2)), layers.Conv2D(3, 1)]),
+    ],
+)
+def test_what_is_not_understood_is_never_pruned_wrongly(layer):
+    model = around(layer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kn.UnknownLayerWarning)
+        plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
+        small = kn.rebuild(model, plan)
+        assert kn.verify(model, small, plan).ok
+        scores = kn.NISP(example_inputs(model))(kn.trace(model))
+    assert [c.kept for c in plan.creators if c.layer == "enters"] == [5]
+    assert [c.kept for c in plan.creators if c.layer == "before"] == [2]
+    assert np.isfinite(scores[plan.removed_units(_quiet_trace(model))]).all()
+
+
+def _quiet_trace(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kn.UnknownLayerWarning)
+        return kn.trace(model)
+
+
+def test_subclass_with_its_own_call_has_no_rule():
+    class Reversing(layers.ReLU):
+        def call(self, x):
+            return super().call(x)[..., ::-1]
+
+    class Renamed(layers.ReLU):
+        pass
+
+    with pytest.warns(kn.UnknownLayerWarning):
+        assert kn.plan_pruning(around(_weighted(Reversing)), kn.Random(), ratio=0.5)
+    assert kn.plan_pruning(around(Renamed()), kn.Random(), ratio=0.5).creators[1].kept == 3
+
+
+def _weighted(cls):
+    class Weighted(cls):
+        def build(self, shape):
+            self.w = self.add_weight(shape=())
+
+    return Weighted()
+
+
+def test_weight_that_the_rule_does_not_know_holds_channels():
+    model = around(layers.ReLU())
+    layer = model.get_layer("enters")
+    layer.enable_lora(2)
+    plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
+    assert plan.creators[1].kept == 5
+    assert "no rule says" in plan.explain("enters")
+
+
+def test_coupling_goes_through_nested_and_shared_models():
+    channel_map = kn.trace(nested())
+    layers_of = [
+        {channel_map.creators[i].layer for i in group.creators} for group in channel_map.groups
+    ]
+    assert {"a", "b", "part/conv"} in layers_of
+    assert {"tail/conv"} in layers_of
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_fingerprint(net):
+    first, again = kn.trace(randomise(net(), 0)), kn.trace(randomise(net(), 1))
+    assert first.fingerprint == again.fingerprint
+    others = [kn.trace(other()).fingerprint for other in NETS if other is not net]
+    assert first.fingerprint not in others
+
+
+def test_fixed_channels_keep_their_identity():
+    """The classifier's outputs are all fixed, and all distinct."""
+    channel_map = kn.trace(NETS[0]())
+    head = channel_map.creators[-1].units
+    assert len(np.unique(head)) == len(head)
+    assert not channel_map.free[head].any()
+
+
+def test_open_input_sizes():
+    inputs = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, name="conv")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    assert kn.profile(model).input_shapes == [(224, 224, 3)]
+    assert kn.profile(model, (8, 8, 3)).layers["conv"].flops == 6 * 6 * 3 * 3 * 3 * 4
+    for wrong in ((8, 8, 4), (8, 3)):
+        with pytest.raises(ValueError, match="input_shape"):
+            kn.profile(model, wrong)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (Subclassed, TypeError, "subclassed model.*keras.Model"),
+        (lambda: keras.Sequential([layers.Dense(2)]), ValueError, "not built"),
+        (lambda: "model", TypeError, "keras.Model"),
+        (lambda: None, TypeError, "keras.Model"),
+    ],
+)
+def test_models_that_cannot_be_traced(model, error, message):
+    with pytest.raises(error, match=message):
+        kn.prune(model(), kn.Random(), ratio=0.5)
+    with pytest.raises(error, match=message):
+        kn.profile(model())
+
+
+def test_nothing_to_prune():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="no channels that may be removed"):
+        kn.plan_pruning(model, kn.Random(), ratio=0.5)

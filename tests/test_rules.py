@@ -1,0 +1,148 @@
+"""Each rule's absolute network against the layer itself, and rules of users."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from nets import randomise
+
+import keras_nisp as kn
+
+FIRST = {"data_format": "channels_first"}
+# Layers that are linear once weights are positive, biases zero and activations linear; then
+# the absolute network must give what the layer gives on positive inputs.
+LINEAR = {
+    "conv1d": (lambda: layers.Conv1D(4, 3, use_bias=False), (9, 3)),
+    "causal": (lambda: layers.Conv1D(4, 3, padding="causal", use_bias=False), (9, 3)),
+    "conv2d": (lambda: layers.Conv2D(4, 3, 2, "same", use_bias=False), (9, 8, 3)),
+    "dilated": (lambda: layers.Conv2D(4, 3, dilation_rate=2, use_bias=False), (9, 8, 3)),
+    "channels first": (lambda: layers.Conv2D(4, 3, use_bias=False, **FIRST), (3, 9, 8)),
+    "grouped": (lambda: layers.Conv2D(6, 3, groups=2, use_bias=False), (9, 8, 4)),
+    "depthwise by groups": (lambda: layers.Conv2D(8, 3, groups=4, use_bias=False), (9, 8, 4)),
+    "conv3d": (lambda: layers.Conv3D(4, 2, use_bias=False), (5, 4, 3, 2)),
+    "depthwise1d": (lambda: layers.DepthwiseConv1D(3, use_bias=False), (9, 3)),
+    "depthwise2d": (
+        lambda: layers.DepthwiseConv2D(3, 2, "same", depth_multiplier=2, use_bias=False),
+        (9, 8, 3),
+    ),
+    "separable1d": (lambda: layers.SeparableConv1D(5, 3, use_bias=False), (9, 3)),
+    "separable2d": (
+        lambda: layers.SeparableConv2D(5, 3, depth_multiplier=2, use_bias=False),
+        (9, 8, 3),
+    ),
+    "transposed1d": (lambda: layers.Conv1DTranspose(4, 3, 2, use_bias=False), (5, 3)),
+    "transposed2d": (lambda: layers.Conv2DTranspose(4, 3, 2, "same", use_bias=False), (5, 4, 3)),
+    "transposed3d": (lambda: layers.Conv3DTranspose(4, 2, use_bias=False), (3, 3, 3, 2)),
+    "dense": (lambda: layers.Dense(4, use_bias=False), (7, 3)),
+    "average pooling": (lambda: layers.AveragePooling2D(3, 2, "same"), (9, 8, 3)),
+    "average pooling, first": (lambda: layers.AveragePooling2D(2, **FIRST), (3, 9, 8)),
+    "global average": (lambda: layers.GlobalAveragePooling2D(keepdims=True), (9, 8, 3)),
+    "flatten, first": (lambda: layers.Flatten(**FIRST), (3, 4, 5)),
+    "reshape": (lambda: layers.Reshape((5, -1)), (4, 5, 3)),
+    "permute": (lambda: layers.Permute((3, 1, 2)), (4, 5, 3)),
+    "padding": (lambda: layers.ZeroPadding2D(((1, 2), (0, 3))), (4, 5, 3)),
+    "cropping": (lambda: layers.Cropping2D(((1, 0), (0, 2))), (4, 5, 3)),
+    "upsampling": (lambda: layers.UpSampling2D(2), (4, 5, 3)),
+}
+
+
+def only_call(layer, shape):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer(inputs))
+    for weight in layer.weights:
+        weight.assign(np.random.default_rng(0).normal(size=weight.shape))
+    (call,) = kn.trace(model).calls
+    return model, call
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_absolute_layer(name, rng):
+    build, shape = LINEAR[name]
+    model, call = only_call(build(), shape)
+    x = tf.constant(rng.uniform(size=(1, *shape)), tf.float32)
+    absolute = np.asarray(call.rule.absolute(call, x))
+    for weight in model.weights:
+        weight.assign(np.abs(weight.numpy()))
+    np.testing.assert_allclose(absolute, model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("first", [False, True])
+def test_max_pooling_counts_every_cell_of_a_window(padding, size, stride, first, rng):
+    """It is the sum over a window: average pooling of a padded map times the window."""
+    layer = layers.MaxPooling2D(size, stride, padding, **(FIRST if first else {}))
+    _, call = only_call(layer, (2, 7, 8) if first else (7, 8, 2))
+    x = rng.uniform(size=(1, 7, 8, 2)).astype("float32")
+    kernel = np.repeat(np.ones((size, size, 1, 1), "float32"), 2, 2)
+    expected = tf.nn.depthwise_conv2d(x, kernel, (1, stride, stride, 1), padding.upper())
+    received = call.rule.absolute(call, tf.transpose(x, (0, 3, 1, 2)) if first else x)
+    received = tf.transpose(received, (0, 2, 3, 1)) if first else received
+    np.testing.assert_allclose(received, expected, rtol=1e-5)
+
+
+def test_global_max_pooling_counts_every_cell(rng):
+    _, call = only_call(layers.GlobalMaxPooling2D(), (4, 5, 3))
+    x = rng.uniform(size=(1, 4, 5, 3)).astype("float32")
+    np.testing.assert_allclose(call.rule.absolute(call, x), x.sum((1, 2)), rtol=1e-5)
+
+
+def test_layer_norm_with_a_mask_is_the_layer_on_fewer_channels(rng):
+    model, call = only_call(layers.LayerNormalization(), (3, 5))
+    x = rng.normal(size=(2, 3, 5)).astype("float32")
+    np.testing.assert_allclose(call.rule.masked(call, tf.ones((1, 1, 5)), x), model(x), atol=1e-6)
+    kept = np.array([0, 2, 3])
+    smaller, _ = only_call(layers.LayerNormalization(), (3, 3))
+    for small, large in zip(smaller.weights, model.weights, strict=True):
+        small.assign(large.numpy()[kept])
+    mask = np.isin(np.arange(5), kept).astype("float32")
+    received = np.asarray(call.rule.masked(call, mask, x))[..., kept]
+    np.testing.assert_allclose(received, smaller(x[..., kept]), atol=1e-6)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class ChannelScale(layers.Layer):
+    """What the README and docs/custom_layers.md show."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(input_shape[-1],), name="scale")
+
+    def call(self, x):
+        return x * self.scale
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Square(layers.Layer):
+    """Keeps shapes, has no weights."""
+
+    def call(self, x):
+        return x * x
+
+
+def test_rule_for_a_custom_layer():
+    @kn.register_rule(ChannelScale)
+    class ChannelScaleRule(kn.Rule):
+        def trace(self, call, x):
+            call.bind(call.layer.scale, own={0: call.along(x, -1)})
+            return x.names
+
+        def absolute(self, call, x):
+            return x * tf.abs(tf.convert_to_tensor(call.layer.scale))
+
+    kn.register_rule(Square)(kn.PassThrough)
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, name="a")(inputs)
+    x = Square()(ChannelScale(name="scale")(x))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
+    plan = kn.plan_pruning(model, kn.NISP(np.random.rand(32, 6)), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert small.get_layer("scale").scale.shape == (4,)
+    assert kn.verify(model, small, plan).ok
+
+
+def test_register_rule_refuses_what_is_no_layer():
+    with pytest.raises(TypeError, match="layer classes"):
+        kn.register_rule("Dense")
+    with pytest.raises(TypeError, match=r"subclass of keras_nisp\.Rule"):
+        kn.register_rule(Square)(Square)
