@@ -428,8 +428,7 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     names = call.rule.trace(call, *args, **kwargs)
     names = list(names) if isinstance(names, (list, tuple)) else [names]
     if call.rule is BARRIER:
-        if getattr(call.layer, "weights", True):
-            _warn_unknown(call)
+        _warn_unknown(call)
         return names
     unbound = [
         w.path for w in getattr(call.layer, "weights", ()) if id(w) not in call.tracer.bindings

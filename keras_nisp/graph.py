@@ -212,15 +212,15 @@ def new_inputs(model: keras.Model, shapes: list) -> list:
     for tensor, shape in zip(body(model).inputs, shapes, strict=True):
         layer = tensor._keras_history.operation
         optional = getattr(layer, "optional", False)
-        inputs.append(
-            keras.Input(
-                batch_shape=shape,
-                dtype=tensor.dtype,
-                sparse=tensor.sparse,
-                name=layer.name,
-                optional=optional,
-            )
+        new = keras.Input(
+            batch_shape=shape,
+            dtype=tensor.dtype,
+            sparse=tensor.sparse,
+            name=layer.name,
+            optional=optional,
         )
+        new.name = tensor.name  # which serving signatures are named after
+        inputs.append(new)
     return inputs
 
 
@@ -264,6 +264,13 @@ def build_recording_references(optimizer, variables: list) -> dict[int, keras.Va
     return references
 
 
-def variables_of(operation: keras.Operation) -> list[keras.Variable]:
-    """All variables of an operation, seeds included; the same order in a clone."""
-    return list(getattr(operation, "variables", ()))
+def paired_variables(old: keras.Operation, new: keras.Operation) -> list[tuple]:
+    """Variables of an operation and of its clone: all weights, then states such as seeds."""
+    if not isinstance(old, keras.Layer):
+        return []
+    weights = list(zip(old.weights, new.weights, strict=True))
+    states = [
+        [v for v in layer.variables if not any(v is w for w in layer.weights)]
+        for layer in (old, new)
+    ]
+    return weights + list(zip(*states, strict=False))

@@ -170,9 +170,7 @@ class _Surgeon:
     def pairs(self):
         """Old and new variable of every layer."""
         for call in self.calls.values():
-            clone = self.clones[id(call.layer)]
-            old, new = graph.variables_of(call.layer), graph.variables_of(clone)
-            yield from zip(old, new, strict=True)
+            yield from graph.paired_variables(call.layer, self.clones[id(call.layer)])
 
     def shrink(self, variable: keras.Variable, value: np.ndarray) -> np.ndarray:
         """Drops what is removed from an array of the shape of a variable."""

@@ -1,0 +1,256 @@
+"""Pruning during training: masked and pruned model agree, whatever compiles the step."""
+
+import keras
+import numpy as np
+import pytest
+from nets import example_inputs, plain, randomise, residual
+
+import keras_nisp as kn
+from keras_nisp.schedules import ScheduleReader
+
+
+def training(model, count=96, seed=1):
+    rng = np.random.default_rng(seed)
+    return example_inputs(model, count), rng.integers(0, model.output_shape[-1], count)
+
+
+def compiled(model, **kwargs):
+    kwargs = {"optimizer": keras.optimizers.SGD(0.01, momentum=0.9), **kwargs}
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(loss=loss, **{"jit_compile": False, **kwargs})
+    return model
+
+
+def agree(model, small, x, tolerance=1e-5):
+    masked, pruned = model.predict(x, verbose=0), small.predict(x, verbose=0)
+    np.testing.assert_allclose(pruned, masked, atol=tolerance * np.abs(masked).max())
+
+
+@pytest.mark.parametrize("net", [plain, residual], ids=lambda net: net.__name__)
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"steps_per_execution": 3},
+        {"jit_compile": True},
+        {"run_eagerly": True},
+        {"optimizer": keras.optimizers.Adam},
+        {"optimizer": lambda: keras.optimizers.SGD(0.01, use_ema=True, weight_decay=0.01)},
+        {"optimizer": lambda: keras.optimizers.SGD(0.01, gradient_accumulation_steps=2)},
+    ],
+    ids=lambda kwargs: ", ".join(kwargs) or "default",
+)
+def test_masked_and_pruned_model_agree(net, kwargs):
+    if "optimizer" in kwargs:
+        kwargs = {**kwargs, "optimizer": kwargs["optimizer"]()}
+    model = compiled(randomise(net()), **kwargs)
+    x, y = training(model)
+    pruner = kn.NISPPruner(x, flops_reduction=0.5, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
+    assert pruner.plan.flops_reduction >= 0.5
+    assert pruner.pruned_model.count_params() < model.count_params()
+    agree(model, pruner.pruned_model, x)
+
+
+def test_mixed_precision_with_loss_scaling():
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = compiled(randomise(residual()))
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert type(model.optimizer).__name__ == "LossScaleOptimizer"
+    x, y = training(model)
+    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
+    agree(model, pruner.pruned_model, x, tolerance=2e-2)
+
+
+def test_weights_train_and_masked_ones_stay_zero():
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    before = model.get_layer("b").kernel.numpy().copy()
+    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
+    after = model.get_layer("b").kernel.numpy()
+    removed = list(pruner.plan.creators[0].removed)
+    kept = [i for i in range(8) if i not in removed]
+    assert (after[:, :, removed] == 0).all()
+    assert (after[:, :, kept] != before[:, :, kept]).all()
+
+
+def test_compiled_before_the_callback_came():
+    """A train function of an earlier fit ignores constraints that are set later."""
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    model.fit(x, y, batch_size=8, verbose=0)
+    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
+    agree(model, pruner.pruned_model, x)
+
+
+def test_model_is_left_usable():
+    """No constraint and no mask is left: what was masked trains again."""
+    norm = keras.constraints.MaxNorm(0.7)
+    model = plain()
+    model.get_layer("b").kernel.constraint = norm
+    compiled(randomise(model))
+    x, y = training(model)
+    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
+    kernel = model.get_layer("b").kernel
+    assert kernel.constraint is norm
+    assert np.linalg.norm(kernel.numpy(), axis=0).max() <= 0.7 + 1e-5  # held during pruning too
+    assert all(w.constraint is None for w in model.weights if w is not kernel)
+    removed = list(pruner.plan.creators[2].removed)
+    head = model.get_layer("head").kernel
+    assert (head.numpy()[removed] == 0).all()
+    model.fit(x, y, batch_size=8, verbose=0)
+    assert (head.numpy()[removed] != 0).any()
+
+
+def test_pruned_model_trains_on():
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
+    small = pruner.pruned_model
+    assert int(small.optimizer.iterations) == int(model.optimizer.iterations)
+    history = small.fit(x, y, batch_size=8, epochs=3, verbose=0).history["loss"]
+    assert np.isfinite(history).all()
+    assert kn.rebuild(model, pruner.plan).count_params() == small.count_params()
+
+
+def test_logs_show_progress(tmp_path):
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    csv = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
+    history = model.fit(x, y, 8, 4, verbose=0, callbacks=[pruner, csv]).history
+    assert history["channels_removed"][-1] == pytest.approx(0.5, abs=0.05)
+    assert history["flops_left"] == sorted(history["flops_left"], reverse=True)
+    assert "flops_left" in (tmp_path / "log.csv").read_text()
+
+
+def test_verbose(capsys):
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    model.fit(x, y, 8, 2, verbose=0, callbacks=[kn.NISPPruner(x, ratio=0.5)])
+    assert "pruned to ratio=0.500" in capsys.readouterr().out
+
+
+def test_other_importance():
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    pruner = kn.NISPPruner(importance=kn.Magnitude(), params_reduction=0.4, verbose=0)
+    model.fit(x, y, 8, 2, verbose=0, callbacks=[pruner])
+    assert pruner.plan.importance == "Magnitude"
+    assert pruner.plan.params_reduction >= 0.4
+    agree(model, pruner.pruned_model, x)
+
+
+def test_default_schedule_needs_known_steps():
+    import tensorflow as tf
+
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    unknown = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).filter(lambda *_: True)
+    with pytest.raises(ValueError, match="schedule"):
+        model.fit(unknown, shuffle=False, verbose=0, callbacks=[kn.NISPPruner(x, ratio=0.5)])
+    schedule = kn.PolynomialSchedule(0.5, 0, 10, frequency=5)
+    pruner = kn.NISPPruner(x, ratio=0.5, schedule=schedule, verbose=0)
+    model.fit(unknown, shuffle=False, verbose=0, callbacks=[pruner])
+    assert pruner.plan.creators[0].kept == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"ratio": 0.5}, ValueError, "neither"),
+        ({"calibration": [1], "importance": kn.Random(), "ratio": 0.5}, ValueError, "both"),
+        ({"calibration": [1]}, ValueError, "exactly one"),
+        ({"calibration": [1], "ratio": 1.0}, ValueError, r"\[0, 1\)"),
+        ({"calibration": [1], "ratio": 0.5, "schedule": 3}, TypeError, "schedule"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        kn.NISPPruner(**arguments)
+
+
+def test_budget_is_checked_before_training():
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    before = [w.numpy().copy() for w in model.weights]
+    for pruner, error in (
+        (kn.NISPPruner(x, flops_reduction=0.999), kn.BudgetError),
+        (kn.NISPPruner(x, ratio=0.5, exclude="nothing"), ValueError),
+    ):
+        with pytest.raises(error):
+            model.fit(x, y, verbose=0, callbacks=[pruner])
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert all(w.constraint is None for w in model.weights)
+
+
+# Schedules ------------------------------------------------------------------------
+
+
+def amounts(schedule, limit=0.99, steps=200, stride=1):
+    """(step, amount) of each pruning."""
+    reader, reached, found = ScheduleReader(schedule, limit), 0.0, []
+    for step in range(0, steps, stride):
+        amount = reader.due(step, reached)
+        if amount is not None:
+            reached = amount
+            found.append((step, amount))
+    return found
+
+
+def test_polynomial_schedule_by_hand():
+    schedule = kn.PolynomialSchedule(0.8, 10, 110, initial=0.2, power=3, frequency=50)
+    assert schedule(0) == (False, pytest.approx(0.2))
+    assert schedule(10) == (True, pytest.approx(0.2))
+    assert schedule(60)[0]
+    assert schedule(60)[1] == pytest.approx(0.8 - 0.6 * 0.5**3)
+    assert schedule(110) == (True, pytest.approx(0.8))
+    assert schedule(111) == (False, pytest.approx(0.8))
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert restored.get_config() == schedule.get_config()
+
+
+def test_tfmot_schedules():
+    """They are called, not imported by us; their last pruning comes before the last value."""
+    tfmot = pytest.importorskip("tensorflow_model_optimization")
+    pruning = tfmot.sparsity.keras
+    found = amounts(pruning.PolynomialDecay(0.0, 0.5, 0, 105, frequency=10))
+    assert found[-1][1] == pytest.approx(0.5)
+    assert found[-1][0] <= 107
+    # ConstantSparsity gives its target before its begin too; only the flag says when.
+    assert amounts(pruning.ConstantSparsity(0.4, 50, frequency=10)) == [(50, pytest.approx(0.4))]
+
+
+def test_plain_callables_and_skipped_steps():
+    assert amounts(lambda step: 0.3 if step >= 20 else 0.0) == [(20, 0.3)]
+    every_third = amounts(kn.PolynomialSchedule(0.5, 0, 100, frequency=10), stride=3)
+    assert every_third[-1] == (102, 0.5)
+    assert amounts(kn.PolynomialSchedule(0.5, 0, 100), limit=0.3)[-1][1] == 0.3
+
+
+def test_schedule_that_stops_short_warns():
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    pruner = kn.NISPPruner(x, ratio=0.5, schedule=lambda step: 0.2, verbose=0)
+    with pytest.warns(UserWarning, match=r"target 0\.5 was not reached"):
+        model.fit(x, y, 8, verbose=0, callbacks=[pruner])
+    assert pruner.pruned_model.layers[0].filters == 6
+
+
+@pytest.mark.parametrize(
+    "arguments", [(1.0, 0, 10), (0.5, 10, 10), (0.5, -1, 10), (0.5, 0, 10, 0.0, 3, 0)]
+)
+def test_bad_schedules(arguments):
+    with pytest.raises(ValueError, match="Expected"):
+        kn.PolynomialSchedule(*arguments)
+    with pytest.raises(ValueError, match="amounts in"):
+        amounts(lambda step: 1.5)
