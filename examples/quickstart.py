@@ -108,14 +108,17 @@ def plot(base_accuracy, results, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.axhline(base_accuracy, color="black", linestyle=":", label="original")
+    axes.axhline(100 * (1 - base_accuracy), color="black", linestyle=":", label="original")
     for name, (_, stages) in results.items():
-        axes.plot(range(-1, len(stages) - 1), stages, marker="o", markersize=3, label=name)
+        errors = 100 * (1 - np.array(stages))
+        axes.plot(range(-1, len(stages) - 1), errors, marker="o", markersize=3, label=name)
     epochs = len(next(iter(results.values()))[1]) - 2
     ticks = [-1, 0, *range(2, epochs + 1, 2)]
     axes.set_xticks(ticks, ["pruned", "recali-\nbrated", *map(str, ticks[2:])])
     axes.set_xlabel("epochs of fine-tuning")
-    axes.set_ylabel("accuracy, test set")
+    axes.set_yscale("log")  # from a collapsed model down to the last few mistakes
+    axes.yaxis.set_major_formatter("{x:g} %")
+    axes.set_ylabel("error, test set")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

@@ -163,10 +163,16 @@ class Solver:
     def _fewest(self, steps: list[Step], scores: np.ndarray) -> list[Step]:
         """The shortest run of steps, in order of priority, that meets the budget."""
         measure, name = self._measure(scores)
-        whole = measure(np.zeros(self.channel_map.count, bool))
+        units = np.concatenate([step.units for step in steps] or [np.empty(0, int)])
+        ends = np.cumsum([0] + [len(step.units) for step in steps])
+
+        def left(count: int) -> float:
+            removed = np.zeros(self.channel_map.count, bool)
+            removed[units[: ends[count]]] = True
+            return measure(removed)
+
+        whole, least = left(0), left(len(steps))
         target = whole * (1 - self.budget.amount)
-        low, high = sum(step.priority == -math.inf for step in steps), len(steps)
-        least = measure(self._mask(steps))
         if least > target:
             raise BudgetError(
                 f"Expected a reduction of {name} that can be reached. Received: "
@@ -174,9 +180,10 @@ class Solver:
                 f"be, it is {1 - least / whole:.4f}. Ask for less, or loosen `exclude`, "
                 "`min_channels` or `round_to`."
             )
+        low, high = sum(step.priority == -math.inf for step in steps), len(steps)
         while low < high:
             middle = (low + high) // 2
-            if measure(self._mask(steps[:middle])) <= target:
+            if left(middle) <= target:
                 high = middle
             else:
                 low = middle + 1

@@ -26,8 +26,11 @@ class Cost:
     memory: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Cost(*(a + b for a, b in pairs))
+        return Cost(
+            self.parameters + other.parameters,
+            self.flops + other.flops,
+            self.memory + other.memory,
+        )
 
 
 class CostModel:
