@@ -159,7 +159,7 @@ def test_default_schedule_needs_known_steps():
         model.fit(unknown, shuffle=False, verbose=0, callbacks=[kn.NISPPruner(x, ratio=0.5)])
     schedule = kn.PolynomialSchedule(0.5, 0, 10, frequency=5)
     pruner = kn.NISPPruner(x, ratio=0.5, schedule=schedule, verbose=0)
-    model.fit(unknown, shuffle=False, verbose=0, callbacks=[pruner])
+    model.fit(unknown.repeat(), shuffle=False, steps_per_epoch=12, verbose=0, callbacks=[pruner])
     assert pruner.plan.creators[0].kept == 4
 
 
