@@ -16,6 +16,8 @@ from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa:
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer  # noqa: F401
 from keras.src.models.functional import Functional, functional_like_constructor
 
+from keras_nisp._environment import legacy_keras_hint
+
 AddOperation = _numpy_operations.Add
 MultiplyOperation = _numpy_operations.Multiply
 
@@ -48,7 +50,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"Expected `model` to be a keras.Model. Received: {model!r} "
-            f"(of type {type(model).__name__})."
+            f"(of type {type(model).__name__}).{legacy_keras_hint()}"
         )
     if not is_graph(model):
         raise TypeError(

@@ -1,5 +1,8 @@
 """Each rule's absolute network against the layer itself, and rules of users."""
 
+import re
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -102,17 +105,6 @@ def test_layer_norm_with_a_mask_is_the_layer_on_fewer_channels(rng):
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class ChannelScale(layers.Layer):
-    """What the README and docs/custom_layers.md show."""
-
-    def build(self, input_shape):
-        self.scale = self.add_weight(shape=(input_shape[-1],), name="scale")
-
-    def call(self, x):
-        return x * self.scale
-
-
-@keras.saving.register_keras_serializable(package="tests")
 class Square(layers.Layer):
     """Keeps shapes, has no weights."""
 
@@ -120,20 +112,22 @@ class Square(layers.Layer):
         return x * x
 
 
-def test_rule_for_a_custom_layer():
-    @kn.register_rule(ChannelScale)
-    class ChannelScaleRule(kn.Rule):
-        def trace(self, call, x):
-            call.bind(call.layer.scale, own={0: call.along(x, -1)})
-            return x.names
+def documented_layer():
+    """The layer and rule that docs/custom_layers.md shows, run as they stand there."""
+    text = (Path(__file__).parents[1] / "docs" / "custom_layers.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (block,) = [b for b in blocks if "class ChannelScaleRule" in b]
+    names = {"keras": keras, "kn": kn}
+    exec(block, names)
+    return names["ChannelScale"]
 
-        def absolute(self, call, x):
-            return x * tf.abs(tf.convert_to_tensor(call.layer.scale))
 
+def test_rules_for_custom_layers():
+    scale = documented_layer()
     kn.register_rule(Square)(kn.PassThrough)
     inputs = keras.Input((6,))
     x = layers.Dense(8, name="a")(inputs)
-    x = Square()(ChannelScale(name="scale")(x))
+    x = Square()(scale(name="scale")(x))
     model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
     plan = kn.plan_pruning(model, kn.NISP(np.random.rand(32, 6)), ratio=0.5)
     small = kn.rebuild(model, plan)
