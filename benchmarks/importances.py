@@ -52,10 +52,12 @@ def run_seed(seed, data, args, rows):
     for name, importance in importances(x[calibration], y[calibration], seed).items():
         for ratio in args.ratios:
             started = time.perf_counter()
-            small = kn.prune(model, importance, ratio=ratio, verbose=0)
+            plan = kn.plan_pruning(model, importance, ratio=ratio)
+            small = kn.rebuild(model, plan)
             seconds = time.perf_counter() - started
             raw = accuracy(small, x_test, y_test)
-            kn.recalibrate(small, x, max_samples=4000)
+            reference = (model, plan) if args.fold else ()
+            kn.recalibrate(small, x, *reference, max_samples=4000)
             recalibrated = accuracy(small, x_test, y_test)
             tuned = None
             if args.fine_tune:
@@ -105,13 +107,15 @@ def main():
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
+    parser.add_argument("--fold", action="store_true", help="fold means into biases, too")
     parser.add_argument("--no-fine-tune", dest="fine_tune", action="store_false")
     args = parser.parse_args()
     data = load(args.dataset, args.data_dir)
     rows = []
     for seed in range(args.seeds):
         run_seed(seed, data, args, rows)
-        save_results("importances", {"rows": rows}, args)
+        name = "importances_folded" if args.fold else "importances"
+        save_results(name, {"rows": rows}, args)
     print(table(rows))
 
 

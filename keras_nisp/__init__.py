@@ -5,7 +5,7 @@ from keras_nisp._environment import check_environment
 check_environment()
 
 from keras_nisp.callbacks import NISPPruner  # noqa: E402
-from keras_nisp.channels import ChannelMap, trace  # noqa: E402
+from keras_nisp.channels import ChannelMap  # noqa: E402
 from keras_nisp.cost import profile  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
     BudgetError,
@@ -33,6 +33,7 @@ from keras_nisp.recalibration import recalibrate  # noqa: E402
 from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402
 from keras_nisp.schedules import PolynomialSchedule  # noqa: E402
 from keras_nisp.surgery import prune, rebuild  # noqa: E402
+from keras_nisp.tracing import trace  # noqa: E402
 from keras_nisp.verification import verify  # noqa: E402
 
 __all__ = [

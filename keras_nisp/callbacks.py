@@ -8,13 +8,14 @@ import keras
 import numpy as np
 
 from keras_nisp.budget import Budget, Solver
-from keras_nisp.channels import ChannelMap, trace
+from keras_nisp.channels import ChannelMap
 from keras_nisp.importance import NISP
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.plan import Plan
 from keras_nisp.planning import choose, describe
 from keras_nisp.schedules import PolynomialSchedule, ScheduleReader
 from keras_nisp.surgery import rebuild_traced
+from keras_nisp.tracing import trace
 from keras_nisp.verification import read_mask
 
 

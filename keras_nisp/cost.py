@@ -6,8 +6,9 @@ from collections.abc import Iterable
 import keras
 import numpy as np
 
-from keras_nisp.channels import ChannelMap, trace
+from keras_nisp.channels import ChannelMap
 from keras_nisp.tables import Column, render_table
+from keras_nisp.tracing import trace
 
 
 @dataclasses.dataclass(frozen=True)

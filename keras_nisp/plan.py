@@ -240,6 +240,15 @@ class Plan:
                 )
         return removed
 
+    def check_result(self, channel_map: ChannelMap) -> None:
+        """Raises `PlanMismatchError` unless a traced model has the widths that this plan gives."""
+        widths = [len(creator.units) for creator in channel_map.creators]
+        if widths != [row.kept for row in self.creators]:
+            raise PlanMismatchError(
+                f"Expected the model that this plan makes of '{self.model}'. Received model "
+                f"'{channel_map.model.name}', whose widths are others."
+            )
+
     # Saving ------------------------------------------------------------------------
 
     def to_json(self) -> str:

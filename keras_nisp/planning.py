@@ -6,10 +6,11 @@ import keras
 import numpy as np
 
 from keras_nisp.budget import Budget, Solver
-from keras_nisp.channels import ChannelMap, trace
+from keras_nisp.channels import ChannelMap
 from keras_nisp.cost import Cost, CostModel
 from keras_nisp.importance.base import Importance, as_importance, checked_scores
 from keras_nisp.plan import CreatorPlan, GroupPlan, LayerPlan, Plan
+from keras_nisp.tracing import trace
 
 
 def plan_pruning(

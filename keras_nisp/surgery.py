@@ -2,15 +2,18 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_nisp import graph
-from keras_nisp.channels import ChannelMap, trace
+from keras_nisp.channels import ChannelMap
 from keras_nisp.importance.base import Importance
 from keras_nisp.plan import Plan
 from keras_nisp.planning import plan_pruning
+from keras_nisp.recalibration import recalibrate
+from keras_nisp.tracing import trace
 from keras_nisp.verification import verify_traced
 
 
@@ -53,15 +56,19 @@ def prune(
     model: keras.Model,
     importance: Importance | Callable,
     *,
+    calibration: Any = None,
     verify: bool = True,
     verbose: int = 1,
     **budget,
 ) -> keras.Model:
-    """Plans and rebuilds in one step, and proves the result.
+    """Plans and rebuilds in one step, proves the result, and repairs it.
 
     Args:
         model: a functional or Sequential model. It is not changed.
         importance: such as `NISP(calibration)`.
+        calibration: samples on which to `recalibrate` the result (BatchNormalization
+            statistics, and biases for the mean of what was removed). By default it is
+            left as the surgery made it.
         verify: compare the result with the original whose removed channels are zeroed, on a
             random sample.
         verbose: 1 prints the outcome in one line, 0 nothing.
@@ -99,6 +106,8 @@ def prune(
         text += f"; {result}"
     if verbose:
         print(text)
+    if calibration is not None:
+        recalibrate(small, calibration, model, plan)
     return small
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp import graph
-from keras_nisp.channels import ChannelMap, trace
+from keras_nisp.channels import ChannelMap
 from keras_nisp.data import Samples, collect, random_samples
 from keras_nisp.errors import VerificationError
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
+from keras_nisp.tracing import trace
 
 TOLERANCE = 1e-4
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from nets import channels_first, example_inputs, nested, plain, randomise
+from nets import NETS, channels_first, example_inputs, nested, plain, randomise
 
 import keras_nisp as kn
 
@@ -72,3 +72,87 @@ def test_bad_data_change_nothing():
         kn.recalibrate(model, x)
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+# Folding --------------------------------------------------------------------------
+
+
+def pruned(model, seed=0):
+    plan = kn.plan_pruning(model, kn.Random(seed), ratio=0.5)
+    return kn.rebuild(model, plan), plan
+
+
+def constant_features():
+    """Channels of the first layer that are constant on any input, next to others."""
+    inputs = keras.Input((3,))
+    x = layers.Dense(8, activation="relu", name="a")(inputs)
+    x = layers.Dense(6, activation="tanh", name="b")(x)
+    model = randomise(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+    for name in ("a", "b"):
+        layer = model.get_layer(name)
+        kernel = layer.kernel.numpy().copy()
+        kernel[:, ::2] = 0
+        layer.kernel.assign(kernel)
+    model.get_layer("a").bias.assign(np.arange(1.0, 9))
+    return model
+
+
+def test_constant_channels_are_folded_without_loss(rng):
+    model = constant_features()
+    x = rng.normal(size=(100, 3)).astype("float32")
+
+    def constants_first(channel_map):
+        scores = np.ones(channel_map.count)
+        scores[channel_map.creators[0].units[::2]] = 0
+        return scores
+
+    plan = kn.plan_pruning(model, constants_first, ratios={"a": 0.5})
+    small = kn.rebuild(model, plan)
+    assert not np.allclose(small(x), model(x), atol=1e-2)
+    assert kn.recalibrate(small, x, model, plan) is small
+    np.testing.assert_allclose(small(x), model(x), atol=1e-5)
+    at_once = kn.prune(model, constants_first, ratios={"a": 0.5}, calibration=x, verbose=0)
+    np.testing.assert_allclose(at_once(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_mean_of_the_output_is_kept(flatten, rng):
+    """A linear layer behind removed channels has the same mean output as before."""
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, activation="relu", name="a")(inputs)
+    x = layers.Flatten()(x) if flatten else layers.Conv2D(4, 2, name="b")(x)
+    x = layers.Dense(3, name="head")(x) if flatten else x
+    model = randomise(keras.Model(inputs, x))
+    data = rng.normal(size=(300, 6, 6, 2)).astype("float32")
+    plan = kn.plan_pruning(model, kn.Random(), ratios={"a": 0.5})
+    small = kn.rebuild(model, plan)
+    axes = tuple(range(len(x.shape) - 1))
+    expected = np.asarray(model(data)).mean(axes)
+    assert not np.allclose(np.asarray(small(data)).mean(axes), expected, atol=1e-2)
+    kn.recalibrate(small, data, model, plan)
+    # The convolution reads other positions at its border; the mean is over all of them.
+    tolerance = 1e-4 if flatten else 0.1 * np.abs(expected).max()
+    np.testing.assert_allclose(np.asarray(small(data)).mean(axes), expected, atol=tolerance)
+
+
+def test_folding_needs_both_and_the_right_ones():
+    model = randomise(plain())
+    small, plan = pruned(model)
+    x = example_inputs(model, 16)
+    with pytest.raises(ValueError, match="`original` and `plan` together"):
+        kn.recalibrate(small, x, model)
+    with pytest.raises(kn.PlanMismatchError, match="widths are others"):
+        kn.recalibrate(model, x, model, plan)
+    with pytest.raises(kn.PlanMismatchError, match="structure"):
+        kn.recalibrate(small, x, small, plan)
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_folding_works_everywhere(net):
+    model = randomise(net())
+    small, plan = pruned(model)
+    before = [w.numpy().copy() for w in model.weights]
+    kn.recalibrate(small, example_inputs(model, 16), model, plan)
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert all(np.isfinite(w.numpy()).all() for w in small.weights)

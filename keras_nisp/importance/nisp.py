@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.channels import Call, ChannelMap
+from keras_nisp.channels import ChannelMap
 from keras_nisp.data import collect
 from keras_nisp.importance.base import Importance, map_tensors, per_unit
 from keras_nisp.importance.final_response import (
@@ -17,6 +17,7 @@ from keras_nisp.importance.final_response import (
 )
 from keras_nisp.importance.inf_fs import inf_fs
 from keras_nisp.rules.base import absolute, meaningful
+from keras_nisp.tracing import Call
 
 
 class NISP(Importance):

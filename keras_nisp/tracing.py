@@ -1,0 +1,301 @@
+"""`trace(model)`: walks the graph once and gives every channel a name."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from keras_nisp import graph
+from keras_nisp.channels import Binding, ChannelMap, Traced, compact
+from keras_nisp.errors import UnknownLayerWarning
+from keras_nisp.rules.base import BARRIER, meaningful, rule_for
+
+ASSUMED_SIZE = 224  # for input axes whose size the model leaves open
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of one layer; what rules work with.
+
+    Attributes:
+        layer: the layer or operation.
+        path: its name, after the names of the models that hold it.
+        rule: the rule that knows its family.
+        inputs, outputs: `Traced` tensors, flat.
+        reads: whether a kernel reads the inputs: they are consumption edges, where
+            NISP reads its scores (DESIGN: the tensor that a kernel takes in).
+    """
+
+    layer: keras.Operation
+    path: str
+    rule: object
+    inputs: list[Traced]
+    output_shapes: list[tuple[int, ...]]
+    tracer: "Tracer | None"
+    outputs: list[Traced] = dataclasses.field(default_factory=list)
+    reads: bool = False
+
+    # What a rule's `trace` may say. ------------------------------------------------
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.output_shapes[0]
+
+    def create(self, count: int, label: str = "") -> np.ndarray:
+        """Names for `count` channels that this layer creates (1-D).
+
+        A layer that is called again creates the same channels again. A layer that
+        creates on several axes tells them apart by `label`.
+        """
+        return self.tracer.create(self, count, label)
+
+    def fix(self, names: np.ndarray, reason: str) -> np.ndarray:
+        """Says that these channels may not be removed, and why."""
+        self.tracer.fixed.append((np.unique(names), reason))
+        return names
+
+    def join(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Says that names are, position by position, those of the same channels."""
+        self.tracer.join(first, second)
+
+    def along(self, tensor: Traced, axis: int) -> np.ndarray:
+        """The names along one axis of a tensor (1-D, one per position).
+
+        Positions that differ in other axes become one channel. If the names vary only
+        along other axes, this one carries no channels, and all are fixed.
+        """
+        names = np.moveaxis(tensor.names, axis, -1)
+        size = tensor.shape[axis]
+        if names.shape[-1] == 1 and names.size > 1:
+            self.fix(names, f"'{self.path}' works along an axis that holds no channels")
+            return np.full(size, names.flat[0])
+        rows = names.reshape(-1, names.shape[-1])
+        if len(rows) > 1:
+            self.join(rows[:1], rows[1:])
+        return np.broadcast_to(rows[0], (size,))
+
+    def bind(
+        self,
+        variable: Any,
+        own: dict[int, np.ndarray] | None = None,
+        read: dict[int, np.ndarray] | None = None,
+        create: dict[int, np.ndarray] | None = None,
+        positions: int = 0,
+    ) -> None:
+        """Says which names lie along the axes of a variable.
+
+        What is no variable is passed over: `None`, or a kernel that a layer computes from
+        other weights (LoRA), which then have no meaning and fix its channels.
+
+        Args:
+            variable: the layer's variable.
+            own: axis -> names of the channels that this axis holds: one entry each.
+            read: axis -> names of the channels that this axis takes in.
+            create: axis -> names from `create`: a kernel's output axis.
+            positions: for kernels, at how many positions each element is applied.
+        """
+        if isinstance(variable, keras.Variable):
+            self.tracer.bind(self, variable, own or {}, read or {}, create or {}, positions)
+        if read:
+            self.reads = True
+
+
+class Tracer:
+    """Collects names, joins, fixed names and bindings during the walk."""
+
+    def __init__(self):
+        self.count = 0
+        self.first: list[np.ndarray] = []
+        self.second: list[np.ndarray] = []
+        self.fixed: list[tuple[np.ndarray, str]] = []
+        self.bindings: dict[int, Binding] = {}
+        self.created: dict[tuple[int, str], np.ndarray] = {}
+        self.creators: list[tuple[str, np.ndarray]] = []
+
+    def fresh(self, count: int) -> np.ndarray:
+        names = np.arange(self.count, self.count + count)
+        self.count += count
+        return names
+
+    def fresh_last(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Fresh names along the last axis of a tensor."""
+        names = self.fresh(shape[-1] if shape else 1)
+        return names.reshape((1,) * (len(shape) - 1) + (-1,) if shape else ())
+
+    def create(self, call: Call, count: int, label: str) -> np.ndarray:
+        key = (id(call.layer), label)
+        if key not in self.created:
+            self.created[key] = self.fresh(count)
+            self.creators.append((call.path + label, self.created[key]))
+        return self.created[key]
+
+    def join(self, first: np.ndarray, second: np.ndarray) -> None:
+        first, second = np.broadcast_arrays(first, second)
+        self.first.append(first.ravel())
+        self.second.append(second.ravel())
+
+    def bind(self, call, variable, own, read, create, positions) -> None:
+        rank = len(variable.shape)
+        axes = {axis % rank: names for part in (own, read, create) for axis, names in part.items()}
+        known = self.bindings.get(id(variable))
+        if known is None:
+            self.bindings[id(variable)] = Binding(
+                variable,
+                call.path,
+                axes,
+                frozenset(axis % rank for axis in read),
+                frozenset(axis % rank for axis in create),
+                positions,
+            )
+            return
+        known.positions += positions
+        for axis, names in axes.items():
+            if known.axes[axis] is not names:
+                self.join(known.axes[axis], names)
+
+    def units(self) -> np.ndarray:
+        """The unit of every name."""
+        if not self.first:
+            return np.arange(self.count)
+        first, second = np.concatenate(self.first), np.concatenate(self.second)
+        ones = np.ones(len(first), bool)
+        pairs = coo_array((ones, (first, second)), (self.count, self.count))
+        return connected_components(pairs, directed=False)[1]
+
+
+def trace(model: keras.Model, input_shape=None) -> ChannelMap:
+    """Names every channel of a model.
+
+    Args:
+        model: a functional or Sequential model. It is not changed.
+        input_shape: shape of one sample (or a list of shapes, for several inputs), for
+            models that leave their input size open; FLOPs are counted for it.
+
+    Returns:
+        A `ChannelMap`.
+
+    Raises:
+        TypeError: the model is not a functional or Sequential model.
+        ValueError: the model is not built, or `input_shape` does not fit it.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
+    >>> x = keras.layers.GlobalAveragePooling2D()(x)
+    >>> model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+    >>> [creator.layer for creator in trace(model).creators]
+    ['conv', 'head']
+    """
+    graph.check_model(model)
+    tracer, calls, model_inputs = Tracer(), [], {}
+    inputs = _traced_inputs(model, input_shape, tracer)
+
+    def visit(site, args, kwargs):
+        kwargs = meaningful(kwargs)
+        flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
+        shapes = graph.output_shapes(site, args, kwargs, _shape_of)
+        rule = rule_for(site.operation, kwargs)
+        call = Call(site.operation, site.path, rule, flat, shapes, tracer)
+        names = _trace_call(call, args, kwargs)
+        call.outputs = [
+            Traced(compact(np.asarray(n)), shape) for n, shape in zip(names, shapes, strict=True)
+        ]
+        calls.append(call)
+        return call.outputs
+
+    def enter(nested, values):
+        if id(nested) not in model_inputs:
+            model_inputs[id(nested)] = values
+            return
+        for known, value in zip(model_inputs[id(nested)], values, strict=True):
+            tracer.join(known.names, value.names)
+
+    outputs = keras.tree.flatten(graph.walk(model, inputs, visit, enter))
+    for tensor, name in zip(outputs, _output_names(model), strict=True):
+        tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
+    _join_ragged(tracer, calls)
+    for call in calls:
+        call.tracer = None
+    return ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
+
+
+def _traced_inputs(model, input_shape, tracer) -> list[Traced]:
+    tensors = graph.body(model).inputs
+    shapes = [None] * len(tensors)
+    if input_shape is not None:
+        several = len(tensors) > 1 or isinstance(input_shape[0], (tuple, list))
+        shapes = list(input_shape) if several else [input_shape]
+        if len(shapes) != len(tensors):
+            raise ValueError(
+                f"Expected `input_shape` to give {len(tensors)} shapes, one for each "
+                f"input of model '{model.name}'. Received: input_shape={input_shape}"
+            )
+    traced = []
+    for tensor, given in zip(tensors, shapes, strict=True):
+        declared = tuple(tensor.shape[1:])
+        shape = tuple(given) if given is not None else declared
+        if len(shape) != len(declared) or any(
+            d not in (None, s) for d, s in zip(declared, shape, strict=True)
+        ):
+            raise ValueError(
+                f"Expected `input_shape` to fit input '{tensor.name}' of shape {declared} "
+                f"(without the batch axis). Received: {shape}"
+            )
+        shape = tuple(ASSUMED_SIZE if size is None else int(size) for size in shape)
+        names = tracer.fresh_last(shape)
+        tracer.fixed.append((names, f"model input '{tensor.name}'"))
+        traced.append(Traced(names, shape))
+    return traced
+
+
+def _shape_of(value) -> tuple | None:
+    return value.shape if isinstance(value, Traced) else None
+
+
+def _output_names(model) -> list[str]:
+    return [tensor._keras_history.operation.name for tensor in graph.body(model).outputs]
+
+
+def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
+    """The names of a call's outputs, by its rule; fixed where the rule does not reach."""
+    names = call.rule.trace(call, *args, **kwargs)
+    names = list(names) if isinstance(names, (list, tuple)) else [names]
+    if call.rule is BARRIER:
+        _warn_unknown(call)
+        return names
+    unbound = [
+        w.path for w in getattr(call.layer, "weights", ()) if id(w) not in call.tracer.bindings
+    ]
+    if unbound:
+        reason = f"no rule says what the axes of '{unbound[0]}' mean"
+        for array in [tensor.names for tensor in call.inputs] + names:
+            call.fix(array, reason)
+    return names
+
+
+def _warn_unknown(call: Call) -> None:
+    warnings.warn(
+        f"Layer '{call.path}' ({type(call.layer).__name__}) has no rule: the channels that "
+        "enter and leave it stay as they are. Register one with "
+        "`@keras_nisp.register_rule(" + type(call.layer).__name__ + ")`.",
+        UnknownLayerWarning,
+        stacklevel=2,
+    )
+
+
+def _join_ragged(tracer: Tracer, calls: list[Call]) -> None:
+    """Makes every tensor a box again after any removal.
+
+    Names that vary along several axes (a Dense layer reshaped to a feature map) would
+    leave holes: positions that share the last axis become one channel.
+    """
+    for call in calls:
+        for tensor in call.outputs:
+            if sum(size > 1 for size in tensor.names.shape) > 1:
+                rows = tensor.names.reshape(-1, tensor.names.shape[-1])
+                tracer.join(rows[:1], rows[1:])
