@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nisp.budget import Budget, Solver
+from keras_nisp.budget import Budget
 from keras_nisp.channels import ChannelMap
 from keras_nisp.importance import NISP
 from keras_nisp.importance.base import Importance, as_importance
@@ -112,12 +112,10 @@ class NISPPruner(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._map = trace(self.model)
+        # What is wrong with the data or the budget is said now, not in the middle of training.
+        _, self._solver, self._scores = choose(self._map, self.importance, self.budget)
         self._removed = np.zeros(self._map.count, bool)
-        self._scores = np.zeros(self._map.count)
         self._reached = 0.0
-        # A budget that cannot be met is said before training.
-        self._solver = Solver(self._map, self.budget)
-        self._solver.select(self._scores)
         self._reader = ScheduleReader(self.schedule or self._default_schedule(), self.budget.amount)
         self._reader.next_step = self._step()
         self._masks = _Masks(self._map)
@@ -133,6 +131,16 @@ class NISPPruner(keras.callbacks.Callback):
             logs.update(self._progress())
 
     def on_train_end(self, logs=None):
+        self.finish()
+
+    def finish(self) -> keras.Model:
+        """Ends pruning: takes the masks off and builds `plan` and `pruned_model`.
+
+        `fit` calls it at its end. After a `fit` that was interrupted, call it yourself.
+
+        Returns:
+            The pruned model.
+        """
         self._masks.apply()  # an average of weights may have been put in their place
         self._masks.remove()
         self.model.train_function = None
@@ -140,7 +148,7 @@ class NISPPruner(keras.callbacks.Callback):
             warnings.warn(
                 f"The schedule ended at {self.budget.kind}={self._reached:g}; the target "
                 f"{self.budget.amount:g} was not reached.",
-                stacklevel=2,
+                stacklevel=3,
             )
         self.plan = describe(
             self._map,
@@ -151,6 +159,7 @@ class NISPPruner(keras.callbacks.Callback):
             self._scores,
         )
         self.pruned_model = rebuild_traced(self._map, ~self._removed, optimizer_state=True)
+        return self.pruned_model
 
     def _default_schedule(self) -> PolynomialSchedule:
         steps, epochs = self.params.get("steps"), self.params.get("epochs")
@@ -201,9 +210,9 @@ class _Masks:
             keras.Variable(read_mask(b, everything), trainable=False, dtype=b.variable.dtype)
             for b in self.bindings
         ]
-        self.originals = [b.variable.constraint for b in self.bindings]
-        for binding, mask in zip(self.bindings, self.masks, strict=True):
-            binding.variable.constraint = _MaskConstraint(mask, binding.variable.constraint)
+        self.originals = [_own_constraint(b.variable) for b in self.bindings]
+        for binding, mask, own in zip(self.bindings, self.masks, self.originals, strict=True):
+            binding.variable.constraint = _MaskConstraint(mask, own)
 
     def update(self, removed: np.ndarray) -> None:
         """Masks what is removed, at once and in the steps to come."""
@@ -231,3 +240,9 @@ class _MaskConstraint(keras.constraints.Constraint):
     def __call__(self, w):
         w = w if self.inner is None else self.inner(w)
         return w * self.mask
+
+
+def _own_constraint(variable: keras.Variable):
+    """The user's constraint, without a mask that an interrupted `fit` left behind."""
+    constraint = variable.constraint
+    return constraint.inner if isinstance(constraint, _MaskConstraint) else constraint

@@ -36,6 +36,30 @@ class Samples:
             yield [tf.convert_to_tensor(array[part]) for array in self.inputs], labels
 
 
+class Calibration:
+    """Calibration data of an importance, read once per kind of model.
+
+    A generator cannot be read again when channels are scored a second time, as `NISPPruner`
+    does.
+
+    Args:
+        data, limit, seed, labels, verbose: as for `collect`.
+    """
+
+    def __init__(self, data: Any, limit: int, seed: int, labels: bool = False, verbose: int = 0):
+        self.data = data
+        self.arguments = {"limit": limit, "seed": seed, "labels": labels, "verbose": verbose}
+        self._read: dict[tuple, Samples] = {}
+
+    def samples(self, model: keras.Model) -> Samples:
+        """The samples for a model."""
+        inputs = graph.body(model).inputs
+        signature = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if signature not in self._read:
+            self._read[signature] = collect(self.data, model, **self.arguments)
+        return self._read[signature]
+
+
 def _map_labels(function, labels):
     return None if labels is None else keras.tree.map_structure(function, labels)
 

@@ -109,6 +109,34 @@ def test_model_is_left_usable():
     assert (head.numpy()[removed] != 0).any()
 
 
+def test_interrupted_training():
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    schedule = kn.PolynomialSchedule(0.5, 0, 8, frequency=2)
+    pruner = kn.NISPPruner(x, ratio=0.5, schedule=schedule, verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, 8, 2, verbose=0, callbacks=[pruner, Stop(10)])
+    small = pruner.finish()
+    assert all(w.constraint is None for w in model.weights)
+    agree(model, small, x)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, 8, 2, verbose=0, callbacks=[kn.NISPPruner(x, ratio=0.5), Stop(1)])
+    model.fit(x, y, 8, 2, verbose=0, callbacks=[kn.NISPPruner(x, ratio=0.5, verbose=0)])
+    assert all(w.constraint is None for w in model.weights)
+
+
+class Stop(keras.callbacks.Callback):
+    """Ctrl-C after a number of batches."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.batches:
+            raise KeyboardInterrupt
+
+
 def test_pruned_model_trains_on():
     model = compiled(randomise(plain()))
     x, y = training(model)
@@ -178,12 +206,23 @@ def test_bad_arguments(arguments, error, message):
         kn.NISPPruner(**arguments)
 
 
-def test_budget_is_checked_before_training():
+def test_calibration_by_a_generator():
+    """It can be read only once, but channels are scored at every pruning step."""
+    model = compiled(randomise(plain()))
+    x, y = training(model)
+    pruner = kn.NISPPruner((x[i : i + 8] for i in range(0, 96, 8)), ratio=0.5, verbose=0)
+    model.fit(x, y, 8, 2, verbose=0, callbacks=[pruner])
+    assert pruner.plan.creators[0].kept == 4
+
+
+def test_mistakes_are_said_before_training():
     model = compiled(randomise(plain()))
     x, y = training(model)
     before = [w.numpy().copy() for w in model.weights]
     for pruner, error in (
         (kn.NISPPruner(x, flops_reduction=0.999), kn.BudgetError),
+        (kn.NISPPruner(x * np.nan, ratio=0.5), ValueError),
+        (kn.NISPPruner(x[:, :5], ratio=0.5), ValueError),
         (kn.NISPPruner(x, ratio=0.5, exclude="nothing"), ValueError),
     ):
         with pytest.raises(error):

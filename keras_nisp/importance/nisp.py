@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels import ChannelMap
-from keras_nisp.data import collect
+from keras_nisp.data import Calibration
 from keras_nisp.importance.base import Importance, map_tensors, per_unit
 from keras_nisp.importance.final_response import (
     FinalResponse,
@@ -67,13 +67,10 @@ class NISP(Importance):
         seed: int = 0,
         verbose: int = 0,
     ):
-        self.calibration = calibration
+        self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.frl = frl
         self.alpha = alpha
-        self.max_samples = max_samples
         self.propagate_pruned = propagate_pruned
-        self.seed = seed
-        self.verbose = verbose
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         return propagate(channel_map, self.rank(channel_map))
@@ -96,21 +93,12 @@ class NISP(Importance):
     def rank(self, channel_map: ChannelMap) -> list["Ranking"]:
         """Scores of the final responses."""
         finals = find_final_responses(channel_map, self.frl)
-        samples = self._samples(channel_map)
+        samples = self.calibration.samples(channel_map.model)
         rankings = []
         for final in finals:
             units, responses = collect_responses(channel_map, final, samples)
             rankings.append(Ranking(final, units, inf_fs(responses, self.alpha)))
         return rankings
-
-    def _samples(self, channel_map):
-        return collect(
-            self.calibration,
-            channel_map.model,
-            self.max_samples,
-            seed=self.seed,
-            verbose=self.verbose,
-        )
 
 
 class NISPMag(NISP):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_nisp import graph
 from keras_nisp.channels import ChannelMap
-from keras_nisp.data import collect
+from keras_nisp.data import Calibration
 from keras_nisp.importance.base import Importance, per_unit, run, scored_where
 from keras_nisp.importance.inf_fs import inf_fs
 
@@ -31,20 +31,11 @@ class LayerByLayer(Importance):
     """
 
     def __init__(self, calibration: Any, alpha=0.5, max_samples=2048, seed=0, verbose=0):
-        self.calibration = calibration
+        self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.alpha = alpha
-        self.max_samples = max_samples
-        self.seed = seed
-        self.verbose = verbose
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
-        samples = collect(
-            self.calibration,
-            channel_map.model,
-            self.max_samples,
-            seed=self.seed,
-            verbose=self.verbose,
-        )
+        samples = self.calibration.samples(channel_map.model)
         responses, units_of = defaultdict(list), {}
 
         def on_read(call, index, tensor):
@@ -81,23 +72,13 @@ class Taylor(Importance):
     """
 
     def __init__(self, data: Any, loss=None, max_samples=1024, seed=0, verbose=0):
-        self.data = data
+        self.data = Calibration(data, max_samples, seed, labels=True, verbose=verbose)
         self.loss = loss
-        self.max_samples = max_samples
-        self.seed = seed
-        self.verbose = verbose
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         model = channel_map.model
         loss = self._loss(model)
-        samples = collect(
-            self.data,
-            model,
-            self.max_samples,
-            seed=self.seed,
-            labels=True,
-            verbose=self.verbose,
-        )
+        samples = self.data.samples(model)
         total, seen = np.zeros(channel_map.count), []
         for inputs, labels in samples.batches():
             edges = []
