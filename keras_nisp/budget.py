@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import fnmatch
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -78,19 +77,33 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
-    """Units of one group that are removed together.
+class Steps:
+    """Possible removals, one after another; units of a step are removed together.
 
     Attributes:
-        group: index of the group.
-        units: the units.
+        units: units of all steps, one step after another.
+        sizes: number of units of each step.
         priority: steps of lower priority come first. In local ranking it is the share
             of the group that is gone halfway through the step.
+        groups: index of the group of each step.
     """
 
-    group: int
     units: np.ndarray
-    priority: float
+    sizes: np.ndarray
+    priority: np.ndarray
+    groups: np.ndarray
+
+    def of(self, chosen: np.ndarray) -> np.ndarray:
+        """Units of the chosen steps (a boolean for each)."""
+        return self.units[np.repeat(chosen, self.sizes)]
+
+    def by_priority(self) -> "Steps":
+        """The same steps in the order in which they are taken."""
+        order = np.argsort(self.priority, kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        units = self.units[np.argsort(np.repeat(rank, self.sizes), kind="stable")]
+        return Steps(units, self.sizes[order], self.priority[order], self.groups[order])
 
 
 class Solver:
@@ -116,42 +129,40 @@ class Solver:
         Raises:
             BudgetError: the reduction cannot be reached; the message says what can.
         """
-        steps = self._steps(scores)
-        budget = self.budget
+        steps, budget = self._steps(scores), self.budget
         if budget.kind == "ratios":
-            chosen = [s for s in steps if s.priority < self.group_ratios[s.group]]
+            chosen = steps.of(steps.priority < self.group_ratios[steps.groups])
         elif budget.kind == "ratio" and budget.ranking == "local":
-            chosen = [s for s in steps if s.priority < budget.ratio]
+            chosen = steps.of(steps.priority < budget.ratio)
         else:
-            chosen = self._fewest(sorted(steps, key=lambda s: s.priority), scores)
-        return self._mask(chosen)
+            chosen = self._fewest(steps.by_priority(), scores)
+        return self.channel_map.seen(chosen)
 
-    def _steps(self, scores: np.ndarray) -> list[Step]:
-        steps = []
-        for index, group in enumerate(self.channel_map.groups):
-            steps += self._group_steps(index, group, scores)
-        return steps
+    def _steps(self, scores: np.ndarray) -> Steps:
+        groups = enumerate(self.channel_map.groups)
+        parts = [self._group_steps(index, group, scores) for index, group in groups]
+        return Steps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
-    def _group_steps(self, index: int, group: Group, scores: np.ndarray) -> list[Step]:
+    def _group_steps(self, index: int, group: Group, scores: np.ndarray) -> tuple:
+        """The four arrays of `Steps` for one group."""
         units = group.units[~self.excluded[group.units]]
-        own = scores[units]
-        units, own = units[~np.isnan(own)], own[~np.isnan(own)]
-        order = np.lexsort((own, ~self.removed[units]))  # those removed before come first
-        units, own = units[order], own[order]
-        total = len(group.units)
-        counts = [total - width for width in self.widths(total) if total - width <= len(units)]
-        # Relative to the group, scores of different groups can be compared.
-        mean = np.nanmean(scores[group.units]) if len(units) else 1.0
-        steps, reached = [], -math.inf
-        for start, stop in itertools.pairwise(counts):
-            priority = (start + stop) / 2 / total
-            if self.removed[units[start:stop]].all():
-                priority = -math.inf
-            elif self.budget.ranking == "global" and self.budget.kind != "ratios":
-                reached = max(reached, own[start:stop].mean() / mean if mean > 0 else 0.0)
-                priority = reached
-            steps.append(Step(index, units[start:stop], priority))
-        return steps
+        units = units[~np.isnan(scores[units])]
+        order = np.lexsort((scores[units], ~self.removed[units]))  # those removed come first
+        units, total = units[order], len(group.units)
+        counts = np.array([total - width for width in self.widths(total)])
+        counts = counts[counts <= len(units)]
+        starts, sizes = counts[:-1], np.diff(counts)
+        units = units[: counts[-1]]
+        priority = (counts[:-1] + counts[1:]) / 2 / total
+        if len(starts) and self.budget.ranking == "global" and self.budget.kind != "ratios":
+            # Relative to the group, scores of different groups can be compared.
+            mean = np.nanmean(scores[group.units])
+            means = np.add.reduceat(scores[units], starts) / sizes
+            priority = np.maximum.accumulate(means / mean if mean > 0 else 0 * means)
+        if len(starts):
+            gone = np.logical_and.reduceat(self.removed[units], starts)
+            priority = np.where(gone, -np.inf, priority)
+        return units, sizes, priority, np.full(len(sizes), index)
 
     def widths(self, total: int) -> list[int]:
         """Widths that a group of `total` units may have, from the widest down."""
@@ -160,18 +171,17 @@ class Solver:
         multiple = self.budget.round_to
         return [total] + [w for w in range(total - 1, least - 1, -1) if w % multiple == 0]
 
-    def _fewest(self, steps: list[Step], scores: np.ndarray) -> list[Step]:
-        """The shortest run of steps, in order of priority, that meets the budget."""
+    def _fewest(self, steps: Steps, scores: np.ndarray) -> np.ndarray:
+        """Units of the shortest run of steps, in order of priority, that meets the budget."""
         measure, name = self._measure(scores)
-        units = np.concatenate([step.units for step in steps] or [np.empty(0, int)])
-        ends = np.cumsum([0] + [len(step.units) for step in steps])
+        ends = np.cumsum([0, *steps.sizes])
 
         def left(count: int) -> float:
             removed = np.zeros(self.channel_map.count, bool)
-            removed[units[: ends[count]]] = True
+            removed[steps.units[: ends[count]]] = True
             return measure(removed)
 
-        whole, least = left(0), left(len(steps))
+        whole, least = left(0), left(len(steps.sizes))
         target = whole * (1 - self.budget.amount)
         if least > target:
             raise BudgetError(
@@ -180,14 +190,14 @@ class Solver:
                 f"be, it is {1 - least / whole:.4f}. Ask for less, or loosen `exclude`, "
                 "`min_channels` or `round_to`."
             )
-        low, high = sum(step.priority == -math.inf for step in steps), len(steps)
+        low, high = int(np.sum(steps.priority == -np.inf)), len(steps.sizes)
         while low < high:
             middle = (low + high) // 2
             if left(middle) <= target:
                 high = middle
             else:
                 low = middle + 1
-        return steps[:low]
+        return steps.units[: ends[low]]
 
     def _measure(self, scores) -> tuple[Callable[[np.ndarray], float], str]:
         if self.budget.kind == "flops_reduction":
@@ -197,12 +207,6 @@ class Solver:
         scored = np.concatenate([group.units for group in self.channel_map.groups])
         scored = scored[~np.isnan(scores[scored])]
         return lambda removed: np.count_nonzero(~removed[scored]), "channels"
-
-    def _mask(self, steps: list[Step]) -> np.ndarray:
-        removed = np.zeros(self.channel_map.count, bool)
-        for step in steps:
-            removed[step.units] = True
-        return removed
 
 
 def matching(channel_map: ChannelMap, entry: Any, argument: str) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_nisp.budget import Budget, Solver
 from keras_nisp.channels import ChannelMap
-from keras_nisp.cost import Cost, CostModel
+from keras_nisp.cost import Cost
 from keras_nisp.importance.base import Importance, as_importance, checked_scores
 from keras_nisp.plan import CreatorPlan, GroupPlan, LayerPlan, Plan
 from keras_nisp.tracing import trace
@@ -121,7 +121,7 @@ def choose(
 
 def describe(channel_map, removed, importance, budget, solver, scores) -> Plan:
     """The plan that removes some units, with all that there is to say about it."""
-    keep, costs = ~removed, CostModel(channel_map)
+    keep, costs = ~removed, solver.costs
     before, after = costs.layers(costs.everything), costs.layers(keep)
     return Plan(
         model=channel_map.model.name,

@@ -67,6 +67,56 @@ def _causal(layer, x, settings):
     return x
 
 
+def _convolve(x, kernel, settings):
+    """A convolution; in two dimensions without the gradient of the kernel.
+
+    TensorFlow computes both gradients even if one is asked for; this is a third of the
+    time of a NISP pass.
+    """
+    if len(x.shape) != 4:
+        return keras.ops.conv(x, kernel, **settings)
+    attributes = _attributes(settings)
+
+    @tf.custom_gradient
+    def convolve(x):
+        def gradient(y):
+            return tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(x), filter=kernel, out_backprop=y, **attributes
+            )
+
+        return tf.raw_ops.Conv2D(input=x, filter=kernel, **attributes), gradient
+
+    return convolve(x)
+
+
+def _depthwise(x, kernel, settings):
+    """A depthwise convolution; likewise."""
+    plain = len(set(settings["strides"])) == 1 and max(settings["dilation_rate"]) == 1
+    if len(x.shape) != 4 or not plain:
+        return keras.ops.depthwise_conv(x, kernel, **settings)
+    attributes = _attributes(settings)
+
+    @tf.custom_gradient
+    def convolve(x):
+        def gradient(y):
+            return tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                input_sizes=tf.shape(x), filter=kernel, out_backprop=y, **attributes
+            )
+
+        return tf.raw_ops.DepthwiseConv2dNative(input=x, filter=kernel, **attributes), gradient
+
+    return convolve(x)
+
+
+def _attributes(settings) -> dict:
+    """Settings as TensorFlow's two-dimensional operations take them, in NHWC."""
+    return {
+        "strides": [1, *settings["strides"], 1],
+        "padding": settings["padding"].upper(),
+        "dilations": [1, *settings["dilation_rate"], 1],
+    }
+
+
 @register_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 class Convolution(_Convolution):
     """Groups keep their number: what is removed from one is removed from each.
@@ -103,13 +153,13 @@ class Convolution(_Convolution):
         kernel, settings = absolute(layer.kernel), _settings(layer)
         x = _causal(layer, x, settings)
         if layer.groups == 1:
-            return keras.ops.conv(x, kernel, **settings)
+            return _convolve(x, kernel, settings)
         # Convolved group by group: a CPU would need XLA for a grouped convolution.
         parts = zip(tf.split(x, layer.groups, -1), tf.split(kernel, layer.groups, -1), strict=True)
         if kernel.shape[-2] > 1 or len(x.shape) != 4:
             return tf.concat([keras.ops.conv(x, k, **settings) for x, k in parts], -1)
         shape = (*kernel.shape[:-2], layer.groups, layer.filters // layer.groups)
-        return keras.ops.depthwise_conv(x, tf.reshape(kernel, shape), **settings)
+        return _depthwise(x, tf.reshape(kernel, shape), settings)
 
 
 @register_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -127,7 +177,7 @@ class DepthwiseConvolution(_Convolution):
         return config
 
     def convolve(self, layer, x):
-        return keras.ops.depthwise_conv(x, absolute(layer.kernel), **_settings(layer))
+        return _depthwise(x, absolute(layer.kernel), _settings(layer))
 
 
 @register_rule(layers.SeparableConv1D, layers.SeparableConv2D)
