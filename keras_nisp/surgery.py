@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_nisp import graph
 from keras_nisp.channels import ChannelMap
@@ -181,21 +182,21 @@ class _Surgeon:
         for call in self.calls.values():
             yield from graph.paired_variables(call.layer, self.clones[id(call.layer)])
 
-    def shrink(self, variable: keras.Variable, value: np.ndarray) -> np.ndarray:
-        """Drops what is removed from an array of the shape of a variable."""
+    def shrink(self, variable: keras.Variable, value: tf.Tensor) -> tf.Tensor:
+        """Drops what is removed from a tensor of the shape of a variable."""
         binding = self.map.bindings.get(id(variable))
         for axis, units in binding.axes.items() if binding else ():
             if not self.keep[units].all():
-                value = np.compress(self.keep[units], value, axis)
+                value = tf.gather(value, np.flatnonzero(self.keep[units]), axis=axis)
         return value
 
     def transfer(self) -> None:
         for old, new in self.pairs():
-            value = self.shrink(old, np.asarray(old))
-            if value.shape != tuple(new.shape):
+            value = self.shrink(old, tf.convert_to_tensor(old))
+            if value.shape != new.shape:
                 raise ValueError(
-                    f"Variable '{old.path}' would become {value.shape}, but the rebuilt layer has "
-                    f"{tuple(new.shape)}: the rule of this layer does not fit it."
+                    f"Variable '{old.path}' would become {tuple(value.shape)}, but the rebuilt "
+                    f"layer has {tuple(new.shape)}: the rule of this layer does not fit it."
                 )
             new.assign(value)
 
@@ -241,10 +242,10 @@ def _carry_slots(old, small, surgeon: _Surgeon) -> None:
     optimizer = graph.optimizer_of(small)
     references = graph.build_recording_references(optimizer, small.trainable_variables)
     for before, after in zip(old.variables, optimizer.variables, strict=True):
-        value, reference = np.asarray(before), references.get(id(after))
+        value, reference = tf.convert_to_tensor(before), references.get(id(after))
         if reference is not None:
             value = surgeon.shrink(originals[id(reference)], value)
-        if value.shape != tuple(after.shape):
+        if value.shape != after.shape:
             warnings.warn(
                 f"Optimizer variable '{before.path}' has no counterpart of its shape after the "
                 "removal and starts afresh.",

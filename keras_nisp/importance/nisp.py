@@ -153,18 +153,18 @@ class _Scaled:
     """A tensor of the absolute network: its true value is `value * exp(log)`.
 
     The product of many |W| overflows float32. Every tensor carries its own scale, so
-    values stay near 1 at any depth, and true scores are recovered in logarithms.
+    values stay within range at any depth, and true scores are recovered in logarithms.
     """
 
     value: tf.Tensor
     log: float
 
-    @classmethod
-    def normalised(cls, value: tf.Tensor, log: float) -> "_Scaled":
-        mean = float(tf.reduce_mean(value))
-        if not 0 < mean < np.inf:
-            return cls(value, log)
-        return cls(value / mean, log + float(np.log(mean)))
+    def normalised(self) -> "_Scaled":
+        """The same with a mean of 1, unless it is near enough."""
+        mean = float(tf.reduce_mean(self.value))
+        if 1e-3 < mean < 1e3 or not 0 < mean < np.inf:
+            return self
+        return _Scaled(self.value * np.float32(1 / mean), self.log + float(np.log(mean)))
 
 
 def propagate(
@@ -241,7 +241,9 @@ class _AbsoluteNetwork:
 
         args, kwargs = map_tensors(enter, args, meaningful(kwargs), _is_scaled)
         values = keras.tree.flatten(call.rule.absolute(call, *args, **kwargs))
-        outputs = [_Scaled.normalised(value, log) for value in values]
+        outputs = [_Scaled(value, log) for value in values]
+        if getattr(call.layer, "weights", ()):
+            outputs = [output.normalised() for output in outputs]
         for traced, output in zip(call.outputs, outputs, strict=True):
             ranking = self.rankings.get(id(traced))
             if ranking is not None and ranking.final.classifier is None:
