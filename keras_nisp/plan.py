@@ -94,7 +94,7 @@ class Plan:
         input_shapes: input sizes for which FLOPs are counted.
         creators: for each layer that creates channels, in the order of the walk.
         groups: the coupled groups.
-        layers: widths and costs of the layers with weights.
+        layers: widths and costs of all layers, in the order of the walk.
         inexact: layers that mix channels which are removed: there the rebuilt model
             differs from one in which the removed channels are zero.
     """
@@ -151,6 +151,7 @@ class Plan:
                 _change(row.before.flops, row.after.flops),
             )
             for row in self.layers
+            if row.before.parameters
         ]
         shapes = ", ".join(map(str, self.input_shapes))
         total = ("total", "", "", *(self._total(word) for word in ("parameters", "flops")))
@@ -194,7 +195,7 @@ class Plan:
             if any(_is_named(row.layer, layer) for row in self.layers):
                 return f"'{layer}' touches no channels that may be removed."
             raise ValueError(
-                f"Expected the name of a layer with channels. Received: {layer!r}. Layers that "
+                f"Expected the name of a layer. Received: {layer!r}, which is none. Layers that "
                 f"create channels: {_shorten([c.layer for c in self.creators])}."
             )
         return "\n".join(lines)
@@ -205,7 +206,7 @@ class Plan:
             others = [n for n in self.groups[creator.group].creators if n != creator.layer]
             if others:
                 text += f" Coupled with {_shorten(others)}."
-        return text + "".join(f" Kept: {reason}." for reason in creator.reasons)
+        return text + (f" Kept: {'; '.join(creator.reasons)}." if creator.reasons else "")
 
     # Applying ----------------------------------------------------------------------
 

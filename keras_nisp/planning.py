@@ -226,7 +226,7 @@ def _groups(channel_map, removed) -> tuple[GroupPlan, ...]:
 def _layers(channel_map, keep, before, after) -> tuple[LayerPlan, ...]:
     rows = {}
     for call in channel_map.calls:
-        if before[call.path].parameters and call.path not in rows:
+        if call.path not in rows:
             names = call.outputs[0].names
             channels = (names.size, int(np.count_nonzero(keep[names])))
             rows[call.path] = LayerPlan(

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from keras_nisp import graph
 from keras_nisp.channels import Binding, ChannelMap, Traced, compact
 from keras_nisp.errors import UnknownLayerWarning
-from keras_nisp.rules.base import BARRIER, meaningful, rule_for
+from keras_nisp.rules.base import BARRIER, WITHOUT_RULE, meaningful, rule_for
 
 ASSUMED_SIZE = 224  # for input axes whose size the model leaves open
 
@@ -221,7 +221,9 @@ def trace(model: keras.Model, input_shape=None) -> ChannelMap:
     _join_ragged(tracer, calls)
     for call in calls:
         call.tracer = None
-    return ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
+    channel_map = ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
+    _warn_of_barriers(channel_map)
+    return channel_map
 
 
 def _traced_inputs(model, input_shape, tracer) -> list[Traced]:
@@ -266,7 +268,6 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     names = call.rule.trace(call, *args, **kwargs)
     names = list(names) if isinstance(names, (list, tuple)) else [names]
     if call.rule is BARRIER:
-        _warn_unknown(call)
         return names
     unbound = [
         w.path for w in getattr(call.layer, "weights", ()) if id(w) not in call.tracer.bindings
@@ -278,14 +279,24 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     return names
 
 
-def _warn_unknown(call: Call) -> None:
-    warnings.warn(
-        f"Layer '{call.path}' ({type(call.layer).__name__}) has no rule: the channels that "
-        "enter and leave it stay as they are. Register one with "
-        "`@keras_nisp.register_rule(" + type(call.layer).__name__ + ")`.",
-        UnknownLayerWarning,
-        stacklevel=2,
-    )
+def _warn_of_barriers(channel_map: ChannelMap) -> None:
+    """Names the layers without a rule that hold channels which could be removed otherwise."""
+    created = np.zeros(channel_map.count, bool)
+    for creator in channel_map.creators:
+        created[creator.units] = True
+    for call in channel_map.calls:
+        units = np.concatenate([tensor.names.ravel() for tensor in call.inputs])
+        if call.rule is BARRIER and any(
+            all(WITHOUT_RULE in reason for reason in channel_map.reasons[unit])
+            for unit in np.unique(units[created[units]]).tolist()
+        ):
+            kind = type(call.layer).__name__
+            warnings.warn(
+                f"Layer '{call.path}' ({kind}) has no rule: the channels that enter and leave it "
+                f"stay as they are. Register one with `@keras_nisp.register_rule({kind})`.",
+                UnknownLayerWarning,
+                stacklevel=3,
+            )
 
 
 def _join_ragged(tracer: Tracer, calls: list[Call]) -> None:

@@ -1,11 +1,15 @@
 """The rebuilt model against the original without the removed channels, in numbers."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from nets import NETS, example_inputs, random_plan, randomise
 
 import keras_nisp as kn
+from keras_nisp.verification import amplification
 
 EXACT = 1e-5
 
@@ -72,6 +76,41 @@ def test_removed_channels_do_not_matter_in_the_oracle(net):
             bias[list(row.removed)] += 100.0
             layer.bias.assign(bias)
     assert kn.verify(model, small, plan).relative < 1e-3
+
+
+def test_networks_that_amplify_rounding_get_their_tolerance():
+    """Twenty saturating layers with large weights are chaotic."""
+
+    def deep(scale):
+        rng = np.random.default_rng(1)
+        x = inputs = keras.Input((16,))
+        for _ in range(20):
+            x = keras.layers.Dense(32, activation="tanh", use_bias=False)(x)
+        model = keras.Model(inputs, keras.layers.Dense(2)(x))
+        for weight in model.weights:
+            weight.assign(rng.normal(0, scale, weight.shape))
+        return model
+
+    calm, chaotic = deep(0.1), deep(1.0)
+    x = [tf.constant(example_inputs(calm))]
+    assert amplification(calm, x) < 1e-5
+    assert amplification(chaotic, x) > 1e-3
+    plan = random_plan(chaotic, low=0.1, high=0.2)
+    small = kn.rebuild(chaotic, plan)
+    for weight in small.weights:  # as if every kernel had been rounded otherwise
+        weight.assign(weight * (1 + 1e-7))
+    assert not kn.verify(chaotic, small, plan, tolerance=1e-4).ok
+    assert kn.verify(chaotic, small, plan).ok
+    # However chaotic, wrong channels are noticed.
+    wrong = kn.rebuild(chaotic, dataclasses.replace(plan, creators=_shifted(plan)))
+    assert not kn.verify(chaotic, wrong, plan).ok
+
+
+def _shifted(plan):
+    """One layer loses its neighbours' channels."""
+    first, *others = plan.creators
+    shifted = sorted((index + 1) % first.channels for index in first.removed)
+    return (dataclasses.replace(first, removed=tuple(shifted)), *others)
 
 
 def test_rebuilding_twice_prunes_further():

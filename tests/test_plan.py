@@ -139,6 +139,14 @@ def test_explain():
     assert "least width" in least.explain("stem")
 
 
+def test_explain_of_a_layer_before_all_channels():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Rescaling(2.0, name="r"), layers.Dense(4), layers.Dense(2)]
+    )
+    plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
+    assert plan.explain("r") == "'r' touches no channels that may be removed."
+
+
 def test_json_is_plain_data():
     data = json.loads(kn.plan_pruning(plain(), kn.Random(), ratio=0.5).to_json())
     assert data["creators"][0]["layer"] == "a"

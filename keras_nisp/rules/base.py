@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+WITHOUT_RULE = "a layer without a rule"
 _RULES: dict[type, "Rule"] = {}
 
 
@@ -105,11 +106,11 @@ class Barrier(Rule):
 
     def trace(self, call, *args, **kwargs):
         for tensor in call.inputs:
-            call.fix(tensor.names, f"enters '{call.path}', a layer without a rule")
+            call.fix(tensor.names, f"enters '{call.path}', {WITHOUT_RULE}")
         outputs = []
         for shape in call.output_shapes:
             names = call.tracer.fresh_last(shape)
-            outputs.append(call.fix(names, f"leaves '{call.path}', a layer without a rule"))
+            outputs.append(call.fix(names, f"leaves '{call.path}', {WITHOUT_RULE}"))
         return outputs
 
     def absolute(self, call, *args, **kwargs):
