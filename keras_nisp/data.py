@@ -100,9 +100,9 @@ def collect(
     tensors = graph.body(model).inputs
     if _is_arrays(data):
         x, y = _split(data)
-        inputs, y = _sample(_flat_inputs(x, tensors), y, limit, seed)
+        inputs, y = _sample(_flat_inputs(x, model), y, limit, seed)
     else:
-        inputs, y = _read(data, tensors, limit, verbose)
+        inputs, y = _read(data, model, limit, verbose)
     inputs = [_check(array, tensor) for array, tensor in zip(inputs, tensors, strict=True)]
     if labels and y is None:
         raise TypeError(
@@ -128,9 +128,9 @@ def _split(element) -> tuple[Any, Any]:
     return element, None
 
 
-def _flat_inputs(x, tensors) -> list[np.ndarray]:
+def _flat_inputs(x, model) -> list[np.ndarray]:
     if isinstance(x, dict):
-        names = [tensor._keras_history.operation.name for tensor in tensors]
+        names = graph.input_names(model)
         missing = [name for name in names if name not in x]
         if missing:
             raise ValueError(
@@ -138,6 +138,7 @@ def _flat_inputs(x, tensors) -> list[np.ndarray]:
                 f"the keys {list(x)}."
             )
         x = [x[name] for name in names]
+    tensors = graph.body(model).inputs
     arrays = [np.asarray(part) for part in (x if isinstance(x, (list, tuple)) else [x])]
     if len(arrays) != len(tensors):
         raise ValueError(
@@ -174,14 +175,15 @@ def _elements(data) -> Iterable:
     )
 
 
-def _read(data, tensors, limit, verbose):
+def _read(data, model, limit, verbose):
     """Reads batches until there are enough samples."""
     inputs, labels, count = [], [], 0
+    rank = len(graph.body(model).inputs[0].shape)
     progress = keras.utils.Progbar(limit, unit_name="sample") if verbose else None
     for element in _elements(data):
         x, y = _split(element)
-        x = _flat_inputs(x, tensors)
-        if x[0].ndim == len(tensors[0].shape) - 1:  # not batched
+        x = _flat_inputs(x, model)
+        if x[0].ndim == rank - 1:  # not batched
             x = [array[None] for array in x]
             y = _map_labels(lambda array: np.asarray(array)[None], y)
         inputs.append(x)

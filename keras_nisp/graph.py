@@ -226,6 +226,16 @@ def new_inputs(model: keras.Model, shapes: list) -> list:
     return inputs
 
 
+def input_names(model: keras.Model) -> list[str]:
+    """Names of the model's input layers."""
+    return [tensor._keras_history.operation.name for tensor in body(model).inputs]
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """Names of the layers that give the model's outputs."""
+    return [tensor._keras_history.operation.name for tensor in body(model).outputs]
+
+
 def structured_inputs(model: keras.Model, inputs: list) -> Any:
     """A flat list of inputs in the structure in which the model takes them."""
     if isinstance(model, keras.Sequential):

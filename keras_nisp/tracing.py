@@ -216,7 +216,7 @@ def trace(model: keras.Model, input_shape=None) -> ChannelMap:
             tracer.join(known.names, value.names)
 
     outputs = keras.tree.flatten(graph.walk(model, inputs, visit, enter))
-    for tensor, name in zip(outputs, _output_names(model), strict=True):
+    for tensor, name in zip(outputs, graph.output_names(model), strict=True):
         tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
     _join_ragged(tracer, calls)
     for call in calls:
@@ -257,10 +257,6 @@ def _traced_inputs(model, input_shape, tracer) -> list[Traced]:
 
 def _shape_of(value) -> tuple | None:
     return value.shape if isinstance(value, Traced) else None
-
-
-def _output_names(model) -> list[str]:
-    return [tensor._keras_history.operation.name for tensor in graph.body(model).outputs]
 
 
 def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:

@@ -68,25 +68,11 @@ def _causal(layer, x, settings):
 
 
 def _convolve(x, kernel, settings):
-    """A convolution; in two dimensions without the gradient of the kernel.
-
-    TensorFlow computes both gradients even if one is asked for; this is a third of the
-    time of a NISP pass.
-    """
+    """A convolution, without the gradient of the kernel where that can be had."""
     if len(x.shape) != 4:
         return keras.ops.conv(x, kernel, **settings)
-    attributes = _attributes(settings)
-
-    @tf.custom_gradient
-    def convolve(x):
-        def gradient(y):
-            return tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(x), filter=kernel, out_backprop=y, **attributes
-            )
-
-        return tf.raw_ops.Conv2D(input=x, filter=kernel, **attributes), gradient
-
-    return convolve(x)
+    forward, backward = tf.raw_ops.Conv2D, tf.raw_ops.Conv2DBackpropInput
+    return _without_kernel_gradient(forward, backward, x, kernel, settings)
 
 
 def _depthwise(x, kernel, settings):
@@ -94,27 +80,29 @@ def _depthwise(x, kernel, settings):
     plain = len(set(settings["strides"])) == 1 and max(settings["dilation_rate"]) == 1
     if len(x.shape) != 4 or not plain:
         return keras.ops.depthwise_conv(x, kernel, **settings)
-    attributes = _attributes(settings)
-
-    @tf.custom_gradient
-    def convolve(x):
-        def gradient(y):
-            return tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-                input_sizes=tf.shape(x), filter=kernel, out_backprop=y, **attributes
-            )
-
-        return tf.raw_ops.DepthwiseConv2dNative(input=x, filter=kernel, **attributes), gradient
-
-    return convolve(x)
+    forward = tf.raw_ops.DepthwiseConv2dNative
+    backward = tf.raw_ops.DepthwiseConv2dNativeBackpropInput
+    return _without_kernel_gradient(forward, backward, x, kernel, settings)
 
 
-def _attributes(settings) -> dict:
-    """Settings as TensorFlow's two-dimensional operations take them, in NHWC."""
-    return {
+def _without_kernel_gradient(forward, backward, x, kernel, settings):
+    """TensorFlow computes both gradients of a two-dimensional convolution even if only that
+    of its input is asked for; the other would be a third of the time of a NISP pass."""
+    attributes = {
         "strides": [1, *settings["strides"], 1],
         "padding": settings["padding"].upper(),
         "dilations": [1, *settings["dilation_rate"], 1],
     }
+
+    @tf.custom_gradient
+    def convolve(x):
+        def gradient(y):
+            size = tf.shape(x)
+            return backward(input_sizes=size, filter=kernel, out_backprop=y, **attributes)
+
+        return forward(input=x, filter=kernel, **attributes), gradient
+
+    return convolve(x)
 
 
 @register_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
