@@ -141,6 +141,8 @@ class NISPPruner(keras.callbacks.Callback):
         Returns:
             The pruned model.
         """
+        if self._map is None:
+            raise ValueError("Expected `finish` after the start of training. Call `fit` first.")
         self._masks.apply()  # an average of weights may have been put in their place
         self._masks.remove()
         self.model.train_function = None

@@ -281,11 +281,11 @@ def _warn_of_barriers(channel_map: ChannelMap) -> None:
     for creator in channel_map.creators:
         created[creator.units] = True
     for call in channel_map.calls:
+        held = f"enters '{call.path}', {WITHOUT_RULE}"
         units = np.concatenate([tensor.names.ravel() for tensor in call.inputs])
-        if call.rule is BARRIER and any(
-            all(WITHOUT_RULE in reason for reason in channel_map.reasons[unit])
-            for unit in np.unique(units[created[units]]).tolist()
-        ):
+        units = np.unique(units[created[units] & ~channel_map.free[units]]).tolist()
+        reasons = [channel_map.reasons[unit] for unit in units]
+        if any(held in r and all(WITHOUT_RULE in reason for reason in r) for r in reasons):
             kind = type(call.layer).__name__
             warnings.warn(
                 f"Layer '{call.path}' ({kind}) has no rule: the channels that enter and leave it "

@@ -120,7 +120,7 @@ def verify_traced(
     inputs, _ = next(samples.batches())
     expected = keras.tree.flatten(oracle(channel_map, removed, inputs))
     received = keras.tree.flatten(small(graph.structured_inputs(small, inputs), training=False))
-    limit = tolerance or _default_tolerance(channel_map)
+    limit = _default_tolerance(channel_map) if tolerance is None else tolerance
     inexact = tuple(inexact_layers(channel_map, removed))
     results = []
     for want, got in zip(expected, received, strict=True):

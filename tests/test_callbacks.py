@@ -137,6 +137,11 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+def test_finish_needs_a_start():
+    with pytest.raises(ValueError, match="Call `fit` first"):
+        kn.NISPPruner([1], ratio=0.5).finish()
+
+
 def test_pruned_model_trains_on():
     model = compiled(randomise(plain()))
     x, y = training(model)

@@ -80,6 +80,17 @@ def _quiet_trace(model):
         return kn.trace(model)
 
 
+def test_operator_with_a_constant_for_each_channel_is_named_too():
+    """The rule of `*` covers numbers; with an array it does not know what must shrink."""
+
+    inputs = keras.Input((4,))
+    x = layers.Dense(3)(inputs) * np.array([1.0, 2.0, 3.0], "float32")
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(4)(x)))
+    with pytest.warns(kn.UnknownLayerWarning, match="multiply"):
+        plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
+    assert [c.kept for c in plan.creators] == [3, 2, 2]
+
+
 def test_augmentation_of_the_input_needs_no_warning():
     """What has no rule and holds nothing that could be removed is not worth a word."""
     model = keras.Sequential(

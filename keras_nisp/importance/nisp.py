@@ -29,12 +29,11 @@ class NISP(Importance):
     where it is consumed: at the inputs of the kernels that take it in.
 
     Args:
-        calibration: a few hundred to a few thousand samples, without labels: NumPy
+        calibration: samples without labels: NumPy
             array, `tf.data.Dataset`, `keras.utils.PyDataset` or iterable of batches.
         frl: name of the final response layer, if it cannot be found by itself.
         alpha: mixing weight of Inf-FS.
-        max_samples: how many samples are used. Twice the number of final responses is
-            plenty.
+        max_samples: how many samples are used.
         propagate_pruned: `False` for the paper's rule that the score of a neuron that
             is pruned is not propagated further; scores and selection then alternate
             until they agree.
