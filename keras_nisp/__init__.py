@@ -5,11 +5,14 @@ from keras_nisp._environment import check_environment
 check_environment()
 
 from keras_nisp.callbacks import NISPPruner  # noqa: E402
+from keras_nisp.centripetal import Centripetal, CentripetalSGD  # noqa: E402
 from keras_nisp.channels import ChannelMap  # noqa: E402
 from keras_nisp.cost import profile  # noqa: E402
+from keras_nisp.deviation import deviation  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
     BudgetError,
     NoFinalResponseLayerError,
+    NotCollapsedError,
     PlanFileError,
     PlanMismatchError,
     UnknownLayerWarning,
@@ -27,6 +30,8 @@ from keras_nisp.importance import (  # noqa: E402
     Taylor,
     inf_fs,
 )
+from keras_nisp.merging import plan_merging  # noqa: E402
+from keras_nisp.monitor import CentripetalMonitor  # noqa: E402
 from keras_nisp.plan import Plan  # noqa: E402
 from keras_nisp.planning import plan_pruning  # noqa: E402
 from keras_nisp.recalibration import recalibrate  # noqa: E402
@@ -39,6 +44,9 @@ from keras_nisp.verification import verify  # noqa: E402
 __all__ = [
     "BNScale",
     "BudgetError",
+    "Centripetal",
+    "CentripetalMonitor",
+    "CentripetalSGD",
     "ChannelMap",
     "GeometricMedian",
     "Importance",
@@ -48,6 +56,7 @@ __all__ = [
     "NISPMag",
     "NISPPruner",
     "NoFinalResponseLayerError",
+    "NotCollapsedError",
     "PassThrough",
     "Plan",
     "PlanFileError",
@@ -58,7 +67,9 @@ __all__ = [
     "Taylor",
     "UnknownLayerWarning",
     "VerificationError",
+    "deviation",
     "inf_fs",
+    "plan_merging",
     "plan_pruning",
     "profile",
     "prune",

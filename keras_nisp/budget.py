@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_nisp.channels import ChannelMap, Group
 from keras_nisp.cost import CostModel
 from keras_nisp.errors import BudgetError
+from keras_nisp.tracing import trace
 
-KINDS = ("ratio", "ratios", "flops_reduction", "params_reduction")
+KINDS = ("ratio", "ratios", "widths", "flops_reduction", "params_reduction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Budget:
 
     ratio: float | None = None
     ratios: Mapping[str, float] | None = None
+    widths: Mapping[str, int] | keras.Model | None = None
     flops_reduction: float | None = None
     params_reduction: float | None = None
     ranking: str = "local"
@@ -38,16 +41,10 @@ class Budget:
             raise ValueError(
                 f"Expected exactly one of {', '.join(KINDS)}. Received: {given or 'none of them'}."
             )
-        amounts = self.ratios if self.ratios is not None else {given[0]: getattr(self, given[0])}
-        if not isinstance(amounts, Mapping):
-            raise TypeError(
-                f"Expected `ratios` to be a dict of layer: ratio. Received: {amounts!r}"
-            )
-        for name, amount in amounts.items():
-            if isinstance(amount, bool) or not isinstance(amount, (int, float, np.number)):
-                raise TypeError(f"Expected `{name}` to be a number in [0, 1). Received: {amount!r}")
-            if not 0 <= amount < 1:
-                raise ValueError(f"Expected `{name}` in [0, 1). Received: {amount}")
+        if self.widths is not None:
+            object.__setattr__(self, "widths", _checked_widths(self.widths))
+        else:
+            _check_shares(given[0], getattr(self, given[0]))
         if self.ranking not in ("local", "global"):
             raise ValueError(
                 f"Expected `ranking` to be 'local' or 'global'. Received: {self.ranking!r}"
@@ -74,6 +71,30 @@ class Budget:
     def with_amount(self, amount: float) -> "Budget":
         """The same limits with another amount of the same kind."""
         return dataclasses.replace(self, **{self.kind: amount})
+
+
+def _check_shares(kind: str, given: Any) -> None:
+    amounts = given if kind == "ratios" else {kind: given}
+    if not isinstance(amounts, Mapping):
+        raise TypeError(f"Expected `ratios` to be a dict of layer: ratio. Received: {amounts!r}")
+    for name, amount in amounts.items():
+        if isinstance(amount, bool) or not isinstance(amount, (int, float, np.number)):
+            raise TypeError(f"Expected `{name}` to be a number in [0, 1). Received: {amount!r}")
+        if not 0 <= amount < 1:
+            raise ValueError(f"Expected `{name}` in [0, 1). Received: {amount}")
+
+
+def _checked_widths(given: Any) -> dict[str, int]:
+    if isinstance(given, keras.Model):
+        return {creator.layer: len(creator.units) for creator in trace(given).creators}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"Expected `widths` to be a dict of layer: channels. Received: {given!r}")
+    for name, width in given.items():
+        if isinstance(width, bool) or not isinstance(width, (int, np.integer)):
+            raise TypeError(f"Expected the width of '{name}' to be an integer. Received: {width!r}")
+        if width < 1:
+            raise ValueError(f"Expected the width of '{name}' to be at least 1. Received: {width}")
+    return {name: int(width) for name, width in given.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +142,8 @@ class Solver:
         self.costs = CostModel(channel_map)
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
         self.excluded = _excluded(channel_map, budget.exclude)
-        self.group_ratios = _group_ratios(channel_map, budget.ratios)
+        self.wanted_widths = _wanted_widths(channel_map, budget.widths)
+        self.group_ratios = _group_ratios(channel_map, budget.ratios, self.wanted_widths)
 
     def select(self, scores: np.ndarray) -> np.ndarray:
         """The units to remove, as a boolean array.
@@ -130,22 +152,51 @@ class Solver:
             BudgetError: the reduction cannot be reached; the message says what can.
         """
         steps, budget = self._steps(scores), self.budget
-        if budget.kind == "ratios":
+        if budget.kind in ("ratios", "widths"):
             chosen = steps.of(steps.priority < self.group_ratios[steps.groups])
+            if budget.kind == "widths":
+                self._check_widths(chosen)
         elif budget.kind == "ratio" and budget.ranking == "local":
             chosen = steps.of(steps.priority < budget.ratio)
         else:
             chosen = self._fewest(steps.by_priority(), scores)
         return self.channel_map.seen(chosen)
 
+    def _held(self, scores: np.ndarray) -> np.ndarray:
+        """Boolean per unit: the best of each block, where a group has several.
+
+        Layers that are coupled by a concatenation create different blocks of their group:
+        none may lose all of its channels. (A group of one block has its least width.)
+        """
+        held = np.zeros(self.channel_map.count, bool)
+        for group in self.channel_map.groups:
+            blocks = self.channel_map.blocks(group)
+            for units in blocks if len(blocks) > 1 else ():
+                left = units[~self.removed[units]]
+                if len(left) and not np.isnan(scores[left]).any():
+                    held[left[np.argmax(scores[left])]] = True
+        return held
+
+    def _check_widths(self, removed: np.ndarray) -> None:
+        removed = self.channel_map.seen(removed)
+        for creator in self.channel_map.creators:
+            wanted = self.wanted_widths.get(creator.layer)
+            left = int(np.count_nonzero(~removed[creator.units]))
+            if wanted is not None and left != wanted:
+                raise BudgetError(
+                    f"Expected a width of '{creator.layer}' that can be reached. Received: "
+                    f"{wanted} of {len(creator.units)} channels, but {left} is the nearest that "
+                    "coupled layers and `exclude`, `min_channels` and `round_to` allow."
+                )
+
     def _steps(self, scores: np.ndarray) -> Steps:
-        groups = enumerate(self.channel_map.groups)
-        parts = [self._group_steps(index, group, scores) for index, group in groups]
+        groups, stay = enumerate(self.channel_map.groups), self.excluded | self._held(scores)
+        parts = [self._group_steps(index, group, scores, stay) for index, group in groups]
         return Steps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
-    def _group_steps(self, index: int, group: Group, scores: np.ndarray) -> tuple:
-        """The four arrays of `Steps` for one group."""
-        units = group.units[~self.excluded[group.units]]
+    def _group_steps(self, index: int, group: Group, scores, stay) -> tuple:
+        """The four arrays of `Steps` for one group; `stay` says which units do."""
+        units = group.units[~stay[group.units]]
         units = units[~np.isnan(scores[units])]
         order = np.lexsort((scores[units], ~self.removed[units]))  # those removed come first
         units, total = units[order], len(group.units)
@@ -245,7 +296,30 @@ def _excluded(channel_map: ChannelMap, exclude: tuple) -> np.ndarray:
     return excluded
 
 
-def _group_ratios(channel_map: ChannelMap, ratios: Mapping[str, float] | None) -> np.ndarray:
+def _wanted_widths(channel_map: ChannelMap, widths: Mapping[str, int] | None) -> dict[str, int]:
+    """The width of each layer that is given one, by path."""
+    channels = {creator.layer: len(creator.units) for creator in channel_map.creators}
+    wanted: dict[str, int] = {}
+    for pattern, width in (widths or {}).items():
+        layers = [path for path in matching(channel_map, pattern, "widths") if path in channels]
+        if not layers:
+            raise ValueError(
+                f"Expected `widths` to name layers that create channels. Received: {pattern!r}, "
+                "which matches none that does."
+            )
+        for layer in layers:
+            if width > channels[layer]:
+                raise ValueError(
+                    f"Expected a width of at most {channels[layer]} for '{layer}', which has as "
+                    f"many channels. Received: {width}"
+                )
+            wanted[layer] = width
+    return wanted
+
+
+def _group_ratios(
+    channel_map: ChannelMap, ratios: Mapping[str, float] | None, widths: dict[str, int]
+) -> np.ndarray:
     """The ratio of each group: that of its layers, 0 where none is given."""
     result = np.zeros(len(channel_map.groups))
     given: dict[int, str] = {}
@@ -254,6 +328,15 @@ def _group_ratios(channel_map: ChannelMap, ratios: Mapping[str, float] | None) -
         for g, group in enumerate(channel_map.groups)
         for i in group.creators
     }
+
+    def give(group, ratio, name):
+        if group in given and result[group] != ratio:
+            raise ValueError(
+                f"Expected one ratio for coupled layers. Received: {given[group]!r}: "
+                f"{result[group]:g} and {name!r}: {ratio:g}, whose layers share channels."
+            )
+        given[group], result[group] = name, ratio
+
     for pattern, ratio in (ratios or {}).items():
         layers = matching(channel_map, pattern, "ratios")
         groups = {group_of[layer] for layer in layers if layer in group_of}
@@ -264,10 +347,18 @@ def _group_ratios(channel_map: ChannelMap, ratios: Mapping[str, float] | None) -
                 "are fixed (see `plan.explain`)."
             )
         for group in groups:
-            if group in given and result[group] != ratio:
-                raise ValueError(
-                    f"Expected one ratio for coupled layers. Received: {given[group]!r}: "
-                    f"{result[group]:g} and {pattern!r}: {ratio:g}, whose layers share channels."
-                )
-            given[group], result[group] = pattern, ratio
+            give(group, ratio, pattern)
+    for creator in channel_map.creators:
+        if creator.layer in widths and creator.layer in group_of:
+            group = group_of[creator.layer]
+            give(
+                group, _ratio_for(channel_map, creator, group, widths[creator.layer]), creator.layer
+            )
     return result
+
+
+def _ratio_for(channel_map: ChannelMap, creator, group: int, width: int) -> float:
+    """The share of a group that must go for a layer to have this width."""
+    free = channel_map.free[creator.units]
+    least = len(free) - int(free.sum())
+    return (len(free) - width) / max(len(free) - least, 1)

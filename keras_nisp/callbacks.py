@@ -16,6 +16,7 @@ from keras_nisp.planning import choose, describe
 from keras_nisp.schedules import PolynomialSchedule, ScheduleReader
 from keras_nisp.surgery import rebuild_traced
 from keras_nisp.tracing import trace
+from keras_nisp.unit_map import UnitMap
 from keras_nisp.verification import read_mask
 
 
@@ -152,15 +153,16 @@ class NISPPruner(keras.callbacks.Callback):
                 f"{self.budget.amount:g} was not reached.",
                 stacklevel=3,
             )
+        unit_map = UnitMap.removing(self._removed)
         self.plan = describe(
             self._map,
-            self._removed,
+            unit_map,
             self.importance.name,
             self.budget.with_amount(self._reached),
             self._solver,
             self._scores,
         )
-        self.pruned_model = rebuild_traced(self._map, ~self._removed, optimizer_state=True)
+        self.pruned_model = rebuild_traced(self._map, unit_map, optimizer_state=True)
         return self.pruned_model
 
     def _default_schedule(self) -> PolynomialSchedule:

@@ -133,6 +133,28 @@ class ChannelMap:
                 digest.update(np.ascontiguousarray(units, np.int64).tobytes())
         return digest.hexdigest()
 
+    def blocks(self, group: Group) -> list[np.ndarray]:
+        """The units of a group, apart by where they occur.
+
+        Units of one block lie along the same axes of the same variables, equally often:
+        only these can be exchanged or merged. A group has several where layers are
+        coupled by a concatenation.
+        """
+        signatures = self._signatures[group.units]
+        distinct, first = np.unique(signatures, return_index=True)
+        return [group.units[signatures == distinct[i]] for i in np.argsort(first)]
+
+    @functools.cached_property
+    def _signatures(self) -> np.ndarray:
+        """A number per unit that says along which axes it lies, and how often."""
+        rng = np.random.default_rng(0)
+        signatures = np.zeros(self.count, np.uint64)
+        for binding in self.bindings.values():
+            for units in binding.axes.values():
+                mark = rng.integers(2**63, dtype=np.uint64)
+                np.add.at(signatures, units, mark)
+        return signatures
+
     def walk(self, inputs, visit: Callable):
         """Walks the model again, with the `Call` of each site at hand.
 

@@ -241,12 +241,11 @@ def _check(array: np.ndarray, tensor) -> np.ndarray:
     return array.astype(keras.backend.standardize_dtype(tensor.dtype), copy=False)
 
 
-def random_samples(channel_map, count: int = 2, seed: int = 0) -> Samples:
-    """Normally distributed samples of the traced input shapes."""
+def random_samples(model: keras.Model, shapes, count: int = 2, seed: int = 0) -> Samples:
+    """Normally distributed samples for a model's inputs; shapes without the batch axis."""
     rng = np.random.default_rng(seed)
     inputs = []
-    tensors = graph.body(channel_map.model).inputs
-    for tensor, shape in zip(tensors, channel_map.input_shapes, strict=True):
+    for tensor, shape in zip(graph.body(model).inputs, shapes, strict=True):
         values = rng.normal(size=(count, *shape))
         if "float" not in keras.backend.standardize_dtype(tensor.dtype):
             values = values > 0  # any integer input takes 0 and 1

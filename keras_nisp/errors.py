@@ -21,5 +21,9 @@ class VerificationError(ValueError):
     """A rebuilt model that does not give what the plan says it must give."""
 
 
+class NotCollapsedError(ValueError):
+    """Clusters that are to be merged but are not identical."""
+
+
 class UnknownLayerWarning(UserWarning):
     """A layer without a rule: its channels stay."""

@@ -250,8 +250,22 @@ def compile_arguments(model: keras.Model) -> dict | None:
 
 
 def optimizer_of(model: keras.Model) -> keras.optimizers.Optimizer:
-    """The optimizer that holds the slots: the inner one under loss scaling."""
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    """The optimizer that the user made: the inner one under loss scaling."""
+    optimizer = model.optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer):
+    """An optimizer's schedule, or its learning rate as a float."""
+    rate = optimizer._learning_rate
+    return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
+
+
+def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
+    """Number of batches, also of those whose gradients were only accumulated."""
+    return int(optimizer._iterations)
 
 
 def build_recording_references(optimizer, variables: list) -> dict[int, keras.Variable]:

@@ -1,20 +1,17 @@
-"""A plan: which channels of which layers are removed. Plain data, saved as JSON."""
+"""A plan: which channels of which layers are removed or merged. Plain data."""
 
 import dataclasses
-import json
 import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
+from keras_nisp import plan_file
 from keras_nisp.channels import ChannelMap
+from keras_nisp.contraction import Forecast, check_plan
 from keras_nisp.cost import Cost
-from keras_nisp.errors import PlanFileError, PlanMismatchError
+from keras_nisp.errors import PlanMismatchError
 from keras_nisp.tables import Column, percent, render_table
-
-FORMAT = "keras_nisp plan"
-VERSION = 1
+from keras_nisp.unit_map import DROPPED, UnitMap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +21,11 @@ class CreatorPlan:
     Attributes:
         layer: path of the layer.
         channels: how many it has.
-        removed: indices of those that are removed, ascending.
+        removed: indices of those that are gone afterwards, ascending.
         group: index of its coupled group, or -1 if none of them may be removed.
         reasons: why channels were kept.
+        clusters: if channels are merged, a partition of all indices: the channels of a
+            cluster become one, at the place of the first. Else empty.
     """
 
     layer: str
@@ -34,6 +33,7 @@ class CreatorPlan:
     removed: tuple[int, ...]
     group: int
     reasons: tuple[str, ...]
+    clusters: tuple[tuple[int, ...], ...] = ()
 
     @property
     def kept(self) -> int:
@@ -79,8 +79,26 @@ class LayerPlan:
 
 
 @dataclasses.dataclass(frozen=True)
+class VariablePlan:
+    """What C-SGD does to one trainable variable.
+
+    Attributes:
+        path: of the variable.
+        shape: its shape.
+        is_kernel: whether it is a kernel, not a bias or scale.
+        clusters: for each axis that owns clustered channels the cluster of every
+            position; empty if there is none.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    is_kernel: bool
+    clusters: dict[int, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which channels of which layers are removed; made by `plan_pruning`.
+    """Which channels of which layers are removed (`plan_pruning`) or merged (`plan_merging`).
 
     `print(plan)` lists the coupled groups, `plan.summary()` widths and costs. The plan
     is applied by position: it fits every model of the same structure, whatever the
@@ -89,7 +107,7 @@ class Plan:
     Attributes:
         model: name of the model it was made for.
         fingerprint: of that model's structure.
-        importance: name of the importance.
+        importance: name of the importance, or of the clustering.
         budget: the budget, as text.
         input_shapes: input sizes for which FLOPs are counted.
         creators: for each layer that creates channels, in the order of the walk.
@@ -97,6 +115,8 @@ class Plan:
         layers: widths and costs of all layers, in the order of the walk.
         inexact: layers that mix channels which are removed: there the rebuilt model
             differs from one in which the removed channels are zero.
+        variables: the trainable variables in order, if channels are merged: what
+            `CentripetalSGD` works on.
     """
 
     model: str
@@ -110,6 +130,12 @@ class Plan:
     before: Cost
     after: Cost
     inexact: tuple[str, ...]
+    variables: tuple[VariablePlan, ...] = ()
+
+    @property
+    def merges(self) -> bool:
+        """Whether channels are merged, not dropped."""
+        return any(row.clusters for row in self.creators)
 
     @property
     def flops_reduction(self) -> float:
@@ -124,10 +150,11 @@ class Plan:
     # Reading -----------------------------------------------------------------------
 
     def __str__(self) -> str:
-        pruned = sum(group.removed > 0 for group in self.groups)
+        word = "merged" if self.merges else "pruned"
+        changed = sum(group.removed > 0 for group in self.groups)
         lines = [
-            f"Plan for '{self.model}' by {self.importance}, {self.budget}: {pruned} of "
-            f"{len(self.groups)} coupled groups pruned, parameters "
+            f"Plan for '{self.model}' by {self.importance}, {self.budget}: {changed} of "
+            f"{len(self.groups)} coupled groups {word}, parameters "
             f"{percent(self.before.parameters, self.after.parameters)}, FLOPs "
             f"{percent(self.before.flops, self.after.flops)}."
         ]
@@ -163,6 +190,11 @@ class Plan:
         return f"{_change(before, after)} ({percent(before, after)})"
 
     def _exactness(self) -> str:
+        if self.merges:
+            return (
+                "Exact once the channels of each cluster are identical: train with "
+                "CentripetalSGD, then rebuild."
+            )
         if not self.inexact:
             return (
                 "Exact: the rebuilt model gives what this model gives with the removed channels "
@@ -210,11 +242,11 @@ class Plan:
 
     # Applying ----------------------------------------------------------------------
 
-    def removed_units(self, channel_map: ChannelMap) -> np.ndarray:
-        """The units to remove from a traced model, as a boolean array.
+    def unit_map(self, channel_map: ChannelMap) -> UnitMap:
+        """What becomes of each unit of a traced model.
 
         Raises:
-            PlanMismatchError: the model has another structure, or the plan would remove
+            PlanMismatchError: the model has another structure, or the plan would change
                 what this structure must keep.
         """
         if self.fingerprint != channel_map.fingerprint:
@@ -223,23 +255,69 @@ class Plan:
                 f"made. Received model '{channel_map.model.name}', which has another one. Make a "
                 "new plan for it."
             )
-        removed = np.zeros(channel_map.count, bool)
-        for row, creator in zip(self.creators, channel_map.creators, strict=True):
-            removed[creator.units[list(row.removed)]] = True
-        for row, creator in zip(self.creators, channel_map.creators, strict=True):
-            if np.flatnonzero(removed[creator.units]).tolist() != list(row.removed):
-                raise PlanMismatchError(
-                    f"Expected coupled layers to lose the same channels. The plan removes "
-                    f"{len(row.removed)} channels of '{row.layer}', which does not fit what it "
-                    "removes elsewhere: it was damaged or edited."
-                )
-            taken = creator.units[list(row.removed)]
-            if len(taken) == row.channels or not channel_map.free[taken].all():
-                raise PlanMismatchError(
-                    f"Expected a plan that keeps what must be kept. The plan removes channels of "
-                    f"'{row.layer}' that may not be removed: it was damaged or edited."
-                )
-        return removed
+        into = np.arange(channel_map.count)
+        rows = list(zip(self.creators, channel_map.creators, strict=True))
+        for row, creator in rows:
+            into[creator.units[list(row.removed)]] = DROPPED
+        for row, creator in rows:
+            for first, *others in row.clusters:
+                into[creator.units[others]] = creator.units[first]
+        unit_map = UnitMap(into)
+        for row, creator in rows:
+            _check_creator(row, creator.units, unit_map, channel_map.free)
+        return unit_map
+
+    def removed_units(self, channel_map: ChannelMap) -> np.ndarray:
+        """Boolean per unit of a traced model: whether it is gone afterwards.
+
+        Raises:
+            PlanMismatchError: as for `unit_map`.
+        """
+        return ~self.unit_map(channel_map).keep
+
+    def check_merges(self) -> None:
+        """Raises unless this plan merges channels."""
+        if not self.merges:
+            raise ValueError(
+                "Expected a plan that merges channels, from `plan_merging`. Received a plan that "
+                "removes them, or one without a cluster of several channels."
+            )
+
+    def check(
+        self,
+        steps: int,
+        learning_rate,
+        momentum: float = 0.0,
+        strength: float | str = "auto",
+        **settings,
+    ) -> Forecast:
+        """Says before training whether the clusters will be identical in time.
+
+        The deviation inside a cluster does not depend on the data, so this is no estimate.
+
+        Args:
+            steps: number of optimizer steps.
+            learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`.
+            momentum: of the optimizer.
+            strength: the centripetal strength, or `"auto"`.
+            **settings: the other settings of `CentripetalSGD` that matter: `nesterov`,
+                `weight_decay`, `vector_strength`, `preset`, `tolerance`.
+
+        Returns:
+            A `Forecast`; `print` it.
+
+        Raises:
+            ValueError: an argument is wrong, or the strength makes the update unstable.
+
+        Example:
+
+        >>> layers = [keras.layers.Dense(8), keras.layers.Dense(3)]
+        >>> model = keras.Sequential([keras.Input((4,)), *layers])
+        >>> plan = plan_merging(model, ratio=0.5, clustering="even")
+        >>> plan.check(steps=1000, learning_rate=0.05, momentum=0.9, strength=3e-3).collapses
+        False
+        """
+        return check_plan(self, steps, learning_rate, momentum, strength, **settings)
 
     def check_result(self, channel_map: ChannelMap) -> None:
         """Raises `PlanMismatchError` unless a traced model has the widths that this plan gives."""
@@ -252,9 +330,18 @@ class Plan:
 
     # Saving ------------------------------------------------------------------------
 
-    def to_json(self) -> str:
-        """The plan as JSON text."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
+    def to_dict(self) -> dict:
+        """The plan as plain data, which JSON can hold."""
+        return plan_file.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "Plan":
+        """The plan that `to_dict` gave.
+
+        Raises:
+            PlanFileError: the data are not a plan, or are damaged.
+        """
+        return plan_file.from_dict(data, "these data")
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan to a JSON file; an existing file is replaced as a whole.
@@ -262,15 +349,7 @@ class Plan:
         Args:
             path: of the file.
         """
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        plan_file.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Plan":
@@ -280,48 +359,36 @@ class Plan:
             FileNotFoundError: there is no such file.
             PlanFileError: the file is not a plan, or is damaged.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise PlanFileError(f"Expected a plan in '{path}'. It is not JSON: {error}") from error
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-            raise PlanFileError(f"Expected a plan in '{path}'. It is another kind of JSON file.")
-        if (version := data.pop("version", None)) != VERSION:
-            raise PlanFileError(
-                f"Expected a plan of version {VERSION} in '{path}'. Received version {version}: it "
-                "was written by another release of keras_nisp."
-            )
-        try:
-            return _from_data(data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanFileError(f"Expected a plan in '{path}'. It is damaged: {error!r}") from error
+        return plan_file.load(path)
 
 
-def _from_data(data: dict) -> Plan:
-    creators = tuple(CreatorPlan(**_tuples(row)) for row in data["creators"])
-    for row in creators:
-        indices = list(row.removed)
-        valid = all(isinstance(i, int) and 0 <= i < row.channels for i in indices)
-        if not valid or indices != sorted(set(indices)):
-            raise ValueError(f"removed channels of '{row.layer}'")
-    layers = tuple(
-        LayerPlan(
-            **_tuples({**row, "before": Cost(**row["before"]), "after": Cost(**row["after"])})
+def creator_clusters(units: np.ndarray, unit_map: UnitMap) -> tuple[tuple[int, ...], ...]:
+    """The partition of a creator's channels, in the order of their first members."""
+    if not unit_map.merged[units].any():
+        return ()
+    clusters: dict[int, list[int]] = {}
+    for index, label in enumerate(unit_map.labels(units).tolist()):
+        if label != DROPPED:
+            clusters.setdefault(label, []).append(index)
+    return tuple(map(tuple, clusters.values()))
+
+
+def _check_creator(row: CreatorPlan, units, unit_map: UnitMap, free) -> None:
+    """Raises unless a layer loses and merges what its row says, and may."""
+    gone = ~unit_map.keep[units]
+    same = np.flatnonzero(gone).tolist() == list(row.removed)
+    if not same or set(creator_clusters(units, unit_map)) != set(row.clusters):
+        raise PlanMismatchError(
+            f"Expected coupled layers to lose the same channels, and clusters that hold each "
+            f"channel of a layer once. What the plan says of '{row.layer}' "
+            f"({len(row.removed)} channels go) does not fit what it says elsewhere: it was "
+            "damaged or edited."
         )
-        for row in data["layers"]
-    )
-    groups = tuple(GroupPlan(**_tuples(row)) for row in data["groups"])
-    shapes = tuple(tuple(shape) for shape in data["input_shapes"])
-    rest = {"creators": creators, "groups": groups, "layers": layers, "input_shapes": shapes}
-    return Plan(**{**_tuples(data), **_costs(data), **rest})
-
-
-def _costs(row: dict) -> dict:
-    return {word: Cost(**row[word]) for word in ("before", "after")}
-
-
-def _tuples(row: dict) -> dict:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+    if gone.all() or not free[units[gone | unit_map.merged[units]]].all():
+        raise PlanMismatchError(
+            f"Expected a plan that keeps what must be kept. The plan removes channels of "
+            f"'{row.layer}' that may not be removed: it was damaged or edited."
+        )
 
 
 def _change(before: int, after: int) -> str:

@@ -9,8 +9,9 @@ from keras_nisp.budget import Budget, Solver
 from keras_nisp.channels import ChannelMap
 from keras_nisp.cost import Cost
 from keras_nisp.importance.base import Importance, as_importance, checked_scores
-from keras_nisp.plan import CreatorPlan, GroupPlan, LayerPlan, Plan
+from keras_nisp.plan import CreatorPlan, GroupPlan, LayerPlan, Plan, creator_clusters
 from keras_nisp.tracing import trace
+from keras_nisp.unit_map import UnitMap
 
 
 def plan_pruning(
@@ -19,6 +20,7 @@ def plan_pruning(
     *,
     ratio: float | None = None,
     ratios: Mapping[str, float] | None = None,
+    widths: Mapping[str, int] | None = None,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
     ranking: str = "local",
@@ -29,7 +31,8 @@ def plan_pruning(
 ) -> Plan:
     """Decides which channels to remove. Nothing is built or changed.
 
-    Exactly one of `ratio`, `ratios`, `flops_reduction` and `params_reduction` is given.
+    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction` and `params_reduction` is
+    given.
 
     Args:
         model: a functional or Sequential model.
@@ -39,6 +42,8 @@ def plan_pruning(
             the whole with `ranking="global"`.
         ratios: share by layer name or pattern, `{"conv2": 0.3, "stage3/*": 0.6}`;
             coupled layers go along, all others stay.
+        widths: channels to keep by layer name or pattern, `{"conv2": 24}`, likewise; a
+            model whose layers have the same names gives the widths of all of them.
         flops_reduction: share of the FLOPs to remove, met within one channel.
         params_reduction: share of the parameters to remove, likewise.
         ranking: `"local"` takes the same share of each group, `"global"` compares
@@ -74,6 +79,7 @@ def plan_pruning(
     budget = Budget(
         ratio=ratio,
         ratios=ratios,
+        widths=widths,
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
         ranking=ranking,
@@ -88,7 +94,8 @@ def plan_pruning(
 def make_plan(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Plan:
     """A plan for a traced model."""
     removed, solver, scores = choose(channel_map, importance, budget)
-    return describe(channel_map, removed, importance.name, budget, solver, scores)
+    unit_map = UnitMap.removing(removed)
+    return describe(channel_map, unit_map, importance.name, budget, solver, scores)
 
 
 def choose(
@@ -119,9 +126,9 @@ def choose(
     return solver.select(scores), solver, scores
 
 
-def describe(channel_map, removed, importance, budget, solver, scores) -> Plan:
-    """The plan that removes some units, with all that there is to say about it."""
-    keep, costs = ~removed, solver.costs
+def describe(channel_map, unit_map, importance, budget, solver, scores, variables=()) -> Plan:
+    """The plan for what becomes of the units, with all that there is to say about it."""
+    keep, costs = unit_map.keep, solver.costs
     before, after = costs.layers(costs.everything), costs.layers(keep)
     return Plan(
         model=channel_map.model.name,
@@ -129,12 +136,13 @@ def describe(channel_map, removed, importance, budget, solver, scores) -> Plan:
         importance=importance,
         budget=_budget_text(budget),
         input_shapes=tuple(channel_map.input_shapes),
-        creators=_creators(channel_map, removed, solver, scores),
-        groups=_groups(channel_map, removed),
+        creators=_creators(channel_map, unit_map, solver, scores),
+        groups=_groups(channel_map, ~keep),
         layers=_layers(channel_map, keep, before, after),
         before=sum(before.values(), Cost()),
         after=sum(after.values(), Cost()),
-        inexact=tuple(inexact_layers(channel_map, removed)),
+        inexact=tuple(inexact_layers(channel_map, ~keep)),
+        variables=variables,
     )
 
 
@@ -157,7 +165,8 @@ def _budget_text(budget: Budget) -> str:
     return ", ".join(limits)
 
 
-def _creators(channel_map, removed, solver, scores) -> tuple[CreatorPlan, ...]:
+def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
+    removed = ~unit_map.keep
     group_of = {i: g for g, group in enumerate(channel_map.groups) for i in group.creators}
     rows = []
     for index, creator in enumerate(channel_map.creators):
@@ -178,6 +187,7 @@ def _creators(channel_map, removed, solver, scores) -> tuple[CreatorPlan, ...]:
                 tuple(indices),
                 group,
                 tuple(dict.fromkeys(reasons)),
+                creator_clusters(creator.units, unit_map),
             )
         )
     return tuple(rows)

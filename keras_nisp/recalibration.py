@@ -12,6 +12,7 @@ from keras_nisp.data import Samples, collect
 from keras_nisp.importance.base import run, spatial_axes
 from keras_nisp.plan import Plan
 from keras_nisp.tracing import trace
+from keras_nisp.unit_map import DROPPED
 
 
 def recalibrate(
@@ -109,7 +110,7 @@ def _fold_means(small: ChannelMap, large: ChannelMap, plan: Plan, samples, batch
     Padding is left out of account. A layer whose kernel does not read its input directly
     (separable and grouped convolutions) is passed over.
     """
-    removed = plan.removed_units(large)
+    removed = plan.unit_map(large).into == DROPPED
     plan.check_result(small)
     folded = {}
     for call, twin in zip(large.calls, small.calls, strict=True):

@@ -1,4 +1,4 @@
-"""Rebuilds a model with fewer channels."""
+"""Rebuilds a model with other widths: without channels, or with channels merged."""
 
 import warnings
 from collections.abc import Callable
@@ -9,25 +9,47 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp import graph
+from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.channels import ChannelMap
+from keras_nisp.data import random_samples
+from keras_nisp.deviation import deviation
+from keras_nisp.errors import NotCollapsedError
 from keras_nisp.importance.base import Importance
 from keras_nisp.plan import Plan
 from keras_nisp.planning import plan_pruning
 from keras_nisp.recalibration import recalibrate
 from keras_nisp.tracing import trace
-from keras_nisp.verification import verify_traced
+from keras_nisp.unit_map import UnitMap
+from keras_nisp.verification import output_change, verify_traced
+
+# A relative deviation and a relative change of the outputs that count as lossless.
+LOSSLESS = 1e-3
 
 
-def rebuild(model: keras.Model, plan: Plan, *, optimizer_state: bool = False) -> keras.Model:
+def rebuild(
+    model: keras.Model,
+    plan: Plan,
+    *,
+    optimizer_state: bool = False,
+    force: bool = False,
+    verbose: int = 1,
+) -> keras.Model:
     """Builds the smaller model that a plan describes.
+
+    Channels that the plan removes are dropped. Those that it merges become one: of
+    what the channels own (filters, biases, BatchNormalization) the mean is kept, of what later
+    layers read from them the sum.
 
     Args:
         model: the model the plan was made for, or one of the same structure. It is not
             changed.
-        plan: from `plan_pruning` or `Plan.load`.
+        plan: from `plan_pruning`, `plan_merging` or `Plan.load`.
         optimizer_state: carry the optimizer's slots (momentum, moments) and iterations
             over, so that training goes on without a jump. Otherwise the optimizer
             starts afresh.
+        force: merge clusters that are not identical, too.
+        verbose: 1 prints one line about a merge: the deviation inside clusters, and the
+            change of the outputs on a random sample.
 
     Returns:
         A plain Keras model of the same class, with the same inputs, outputs, layer names
@@ -37,6 +59,7 @@ def rebuild(model: keras.Model, plan: Plan, *, optimizer_state: bool = False) ->
     Raises:
         TypeError: the model is not functional or Sequential.
         PlanMismatchError: the plan is for a model of another structure.
+        NotCollapsedError: merging would change the outputs: clusters are not identical yet.
 
     Example:
 
@@ -50,7 +73,28 @@ def rebuild(model: keras.Model, plan: Plan, *, optimizer_state: bool = False) ->
     4
     """
     channel_map = trace(model)
-    return rebuild_traced(channel_map, ~plan.removed_units(channel_map), optimizer_state)
+    unit_map = plan.unit_map(channel_map)
+    if not plan.merges:
+        return rebuild_traced(channel_map, unit_map, optimizer_state)
+    measured = deviation(model, plan)
+    if measured.relative > LOSSLESS and not force:
+        raise NotCollapsedError(_not_collapsed(model, str(measured)))
+    small = rebuild_traced(channel_map, unit_map, optimizer_state)
+    change = output_change(channel_map, small, random_samples(model, plan.input_shapes))
+    text = f"{measured}; outputs change by {change.relative:.1e} of their scale"
+    if not change.ok and not force:
+        raise NotCollapsedError(_not_collapsed(model, text))
+    if verbose:
+        print(f"{model.name} merged: {text}")
+    return small
+
+
+def _not_collapsed(model, text: str) -> str:
+    return (
+        f"Merging model '{model.name}' would not be free of loss: {text}. Train it longer with "
+        "CentripetalSGD or with a larger strength (`plan.check` says which), or pass "
+        "`force=True` and fine-tune."
+    )
 
 
 def prune(
@@ -95,14 +139,14 @@ def prune(
     """
     plan = plan_pruning(model, importance, **budget)
     channel_map = trace(model, list(plan.input_shapes))
-    removed = plan.removed_units(channel_map)
-    small = rebuild_traced(channel_map, ~removed, optimizer_state=False)
+    unit_map = plan.unit_map(channel_map)
+    small = rebuild_traced(channel_map, unit_map, optimizer_state=False)
     text = (
         f"{model.name}: parameters -{100 * plan.params_reduction:.1f} %, "
         f"FLOPs -{100 * plan.flops_reduction:.1f} %"
     )
     if verify:
-        result = verify_traced(channel_map, removed, small)
+        result = verify_traced(channel_map, unit_map, small)
         result.check()
         text += f"; {result}"
     if verbose:
@@ -112,28 +156,41 @@ def prune(
     return small
 
 
-def rebuild_traced(channel_map: ChannelMap, keep: np.ndarray, optimizer_state: bool):
-    """`rebuild` for a traced model and the units to keep."""
-    surgeon = _Surgeon(channel_map, keep)
-    model = channel_map.model
-    small = surgeon.clone_model(model, [tensor.shape for tensor in graph.body(model).inputs])
-    surgeon.transfer()
-    _compile_alike(model, small, surgeon if optimizer_state else None)
+def rebuild_traced(channel_map: ChannelMap, unit_map: UnitMap, optimizer_state: bool):
+    """`rebuild` for a traced model and what becomes of its units."""
+    surgeon = Surgeon(channel_map, lambda units: int(np.count_nonzero(unit_map.keep[units])))
+    small = surgeon.operate()
+
+    def resize(variable, value):
+        binding = channel_map.bindings.get(id(variable))
+        for axis, units in binding.axes.items() if binding else ():
+            change = unit_map.read if axis in binding.read else unit_map.own
+            value = change(value, axis, units)
+        return value
+
+    surgeon.transfer(resize)
+    compile_alike(channel_map.model, small, surgeon, resize if optimizer_state else None)
     return small
 
 
-class _Surgeon:
-    """Clones layers at their new widths and carries variables over."""
+class Surgeon:
+    """Clones layers at other widths and carries variables over.
 
-    def __init__(self, channel_map: ChannelMap, keep: np.ndarray):
+    Args:
+        channel_map: the traced model.
+        width: `width(units)` is how many positions an axis with these units gets.
+    """
+
+    def __init__(self, channel_map: ChannelMap, width: Callable[[np.ndarray], int]):
         self.map = channel_map
-        self.keep = keep
+        self.width = width
         self.calls = {id(call.layer): call for call in reversed(channel_map.calls)}
         self.clones: dict[int, keras.Operation] = {}
 
-    def kept(self, units: np.ndarray) -> int:
-        """How many positions of an array of units stay."""
-        return int(np.count_nonzero(self.keep[units]))
+    def operate(self) -> keras.Model:
+        """The model at its new widths, with fresh weights."""
+        model = self.map.model
+        return self.clone_model(model, [tensor.shape for tensor in graph.body(model).inputs])
 
     def clone_model(self, model, shapes):
         inputs = graph.new_inputs(model, shapes)
@@ -161,14 +218,14 @@ class _Surgeon:
                 if size > 1:
                     index = [0] * traced.names.ndim
                     index[axis] = slice(None)
-                    shape[axis + 1] = self.kept(traced.names[tuple(index)])
+                    shape[axis + 1] = self.width(traced.names[tuple(index)])
             shapes.append(tuple(shape))
         return shapes
 
     def _clone_layer(self, layer):
         config, call = graph.layer_config(layer), self.calls[id(layer)]
-        if any(not self.keep[t.names].all() for t in (*call.inputs, *call.outputs)):
-            config = call.rule.resize(call, config, self.kept)
+        if any(self.width(t.names) != t.names.size for t in (*call.inputs, *call.outputs)):
+            config = call.rule.resize(call, config, self.width)
         try:
             return graph.copy_layer(layer, config)
         except Exception as error:
@@ -182,17 +239,10 @@ class _Surgeon:
         for call in self.calls.values():
             yield from graph.paired_variables(call.layer, self.clones[id(call.layer)])
 
-    def shrink(self, variable: keras.Variable, value: tf.Tensor) -> tf.Tensor:
-        """Drops what is removed from a tensor of the shape of a variable."""
-        binding = self.map.bindings.get(id(variable))
-        for axis, units in binding.axes.items() if binding else ():
-            if not self.keep[units].all():
-                value = tf.gather(value, np.flatnonzero(self.keep[units]), axis=axis)
-        return value
-
-    def transfer(self) -> None:
+    def transfer(self, resize: Callable) -> None:
+        """Gives the clones `resize(variable, value)` of each variable."""
         for old, new in self.pairs():
-            value = self.shrink(old, tf.convert_to_tensor(old))
+            value = resize(old, tf.convert_to_tensor(old))
             if value.shape != new.shape:
                 raise ValueError(
                     f"Variable '{old.path}' would become {tuple(value.shape)}, but the rebuilt "
@@ -201,8 +251,8 @@ class _Surgeon:
             new.assign(value)
 
 
-def _compile_alike(model, small, surgeon: _Surgeon | None) -> None:
-    """Compiles the small model as the original is; with a surgeon, carries slots over."""
+def compile_alike(model, small, surgeon: Surgeon, resize: Callable | None = None) -> None:
+    """Compiles the new model as the original is; with `resize`, carries slots over."""
     arguments = graph.compile_arguments(model)
     if arguments is None:
         return
@@ -218,13 +268,15 @@ def _compile_alike(model, small, surgeon: _Surgeon | None) -> None:
             stacklevel=4,
         )
         return
-    if surgeon is not None:
-        _carry_slots(graph.optimizer_of(model), small, surgeon)
+    if resize is not None:
+        _carry_slots(graph.optimizer_of(model), small, surgeon, resize)
 
 
 def _fresh_optimizer(model, given):
     optimizer = given if isinstance(given, keras.optimizers.Optimizer) else None
     optimizer = optimizer or graph.optimizer_of(model)
+    if isinstance(optimizer, (CentripetalSGD, Centripetal)):
+        return optimizer.plain()  # its plan is for the wide model
     return type(optimizer).from_config(optimizer.get_config())
 
 
@@ -234,8 +286,10 @@ def _fresh_metric(metric):
     return metric
 
 
-def _carry_slots(old, small, surgeon: _Surgeon) -> None:
-    """Gives the new optimizer the old one's variables, slots shrunk like their weights."""
+def _carry_slots(old, small, surgeon: Surgeon, resize: Callable) -> None:
+    """Gives the new optimizer the old one's variables, slots resized like their weights."""
+    if isinstance(old, Centripetal):
+        old = old.inner_optimizer
     if not old.built:
         return
     originals = {id(new): variable for variable, new in surgeon.pairs()}
@@ -244,7 +298,7 @@ def _carry_slots(old, small, surgeon: _Surgeon) -> None:
     for before, after in zip(old.variables, optimizer.variables, strict=True):
         value, reference = tf.convert_to_tensor(before), references.get(id(after))
         if reference is not None:
-            value = surgeon.shrink(originals[id(reference)], value)
+            value = resize(originals[id(reference)], value)
         if value.shape != after.shape:
             warnings.warn(
                 f"Optimizer variable '{before.path}' has no counterpart of its shape after the "

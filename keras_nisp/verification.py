@@ -8,14 +8,17 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp import graph
-from keras_nisp.channels import ChannelMap
+from keras_nisp.channels import Binding, ChannelMap
 from keras_nisp.data import Samples, collect, random_samples
 from keras_nisp.errors import VerificationError
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
 from keras_nisp.tracing import trace
+from keras_nisp.unit_map import DROPPED, UnitMap
 
 TOLERANCE = 1e-4
+# Up to here the change of the outputs by a merge counts as none.
+LOSSLESS_CHANGE = 1e-3
 # However much a network amplifies rounding errors, more than this is an error of the surgery.
 LARGEST_TOLERANCE = 0.05
 
@@ -30,12 +33,14 @@ class Verification:
         tolerance: for `difference / scale`.
         inexact: layers that mix channels of which some are removed; they were given the
             statistics of the kept channels.
+        reference: what the model was compared with.
     """
 
     difference: float
     scale: float
     tolerance: float
     inexact: tuple[str, ...]
+    reference: str = "the original with the removed channels zeroed"
 
     @property
     def relative(self) -> float:
@@ -49,8 +54,7 @@ class Verification:
 
     def __str__(self) -> str:
         word = "verified" if self.ok else "NOT verified"
-        text = f"{word}: outputs differ by {self.relative:.1e} of their scale from the "
-        text += "original with the removed channels zeroed"
+        text = f"{word}: outputs differ by {self.relative:.1e} of their scale from {self.reference}"
         if self.inexact:
             text += f" (and left out of the statistics of {len(self.inexact)} layers)"
         return text
@@ -74,7 +78,8 @@ def verify(
     """Compares a rebuilt model with its oracle.
 
     The oracle is the original model with every kernel slice that reads a removed channel
-    set to zero; layers that mix channels take their statistics over the kept ones.
+    set to zero, and what belongs to merged channels at the mean of its cluster; layers that mix
+    channels take their statistics over the kept ones.
 
     Args:
         model: the original.
@@ -105,28 +110,43 @@ def verify(
     """
     channel_map = trace(model, list(plan.input_shapes))
     samples = None if data is None else collect(data, model, limit=8)
-    return verify_traced(channel_map, plan.removed_units(channel_map), small, samples, tolerance)
+    return verify_traced(channel_map, plan.unit_map(channel_map), small, samples, tolerance)
+
+
+def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples) -> Verification:
+    """Compares a merged model with the traced one as it is."""
+    nothing = UnitMap(np.arange(channel_map.count))  # the original as it is
+    return verify_traced(channel_map, nothing, small, samples, LOSSLESS_CHANGE)
 
 
 def verify_traced(
     channel_map: ChannelMap,
-    removed: np.ndarray,
+    unit_map: UnitMap,
     small: keras.Model,
     samples: Samples | None = None,
     tolerance: float | None = None,
 ) -> Verification:
-    """`verify` for a traced model and the units removed from it."""
-    samples = samples or random_samples(channel_map)
+    """`verify` for a traced model and what becomes of its units."""
+    samples = samples or random_samples(channel_map.model, channel_map.input_shapes)
     inputs, _ = next(samples.batches())
-    expected = keras.tree.flatten(oracle(channel_map, removed, inputs))
+    expected = keras.tree.flatten(oracle(channel_map, unit_map, inputs))
     received = keras.tree.flatten(small(graph.structured_inputs(small, inputs), training=False))
     limit = _default_tolerance(channel_map) if tolerance is None else tolerance
-    inexact = tuple(inexact_layers(channel_map, removed))
+    inexact = tuple(inexact_layers(channel_map, ~unit_map.keep))
     results = []
+    reference = {"reference": "the original with clusters at their means"}
     for want, got in zip(expected, received, strict=True):
         want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
         difference = float(np.abs(want - got).max()) if want.shape == got.shape else np.inf
-        results.append(Verification(difference, float(np.abs(want).max()), limit, inexact))
+        results.append(
+            Verification(
+                difference,
+                float(np.abs(want).max()),
+                limit,
+                inexact,
+                **(reference if unit_map.merged.any() else {}),
+            )
+        )
     worst = max(results, key=lambda result: np.nan_to_num(result.relative, nan=np.inf))
     if tolerance is None and not worst.ok:
         rounding = 10 * amplification(small, inputs)
@@ -158,29 +178,43 @@ def amplification(model: keras.Model, inputs: list, change: float = 1e-6) -> flo
     return max(float(np.abs(a - b).max() / (np.abs(a).max() or 1.0)) for a, b in pairs)
 
 
-def oracle(channel_map: ChannelMap, removed: np.ndarray, inputs: list) -> Any:
-    """Outputs of the original model as if the removed units were not there.
+def oracle(channel_map: ChannelMap, unit_map: UnitMap, inputs: list) -> Any:
+    """Outputs of the original model as if dropped units were not there, and merged ones equal.
+
+    Kernel slices that read dropped units are zero; what belongs to merged units has the mean
+    of its cluster.
 
     Args:
         channel_map: the traced model.
-        removed: boolean per unit.
+        unit_map: what becomes of its units.
         inputs: tensors for the model's inputs, flat.
     """
-    keep = ~removed
+    keep = unit_map.into != DROPPED
 
     def visit(call, args, kwargs):
-        if call.rule.mixes_channels and any(removed[t.names].any() for t in call.inputs):
+        if call.rule.mixes_channels and any(not keep[t.names].all() for t in call.inputs):
             kept = tf.constant(keep[call.inputs[0].names][None], args[0].dtype)
             return call.rule.masked(call, kept, *args)
-        zeroed = []
-        for weight in getattr(call.layer, "weights", ()) if call.reads else ():
+        changed = []
+        for weight in getattr(call.layer, "weights", ()):
             binding = channel_map.bindings.get(id(weight))
-            if binding is not None and binding.read:
-                zeroed.append((weight, tf.convert_to_tensor(weight) * read_mask(binding, keep)))
-        with keras.StatelessScope(state_mapping=zeroed):
+            if binding is not None:
+                changed.append((weight, _as_if(binding, unit_map, keep)))
+        with keras.StatelessScope(state_mapping=changed):
             return call.layer(*args, **kwargs)
 
     return channel_map.walk(inputs, visit)
+
+
+def _as_if(binding: Binding, unit_map: UnitMap, keep: np.ndarray) -> tf.Tensor:
+    """A variable's value in the oracle."""
+    value = tf.convert_to_tensor(binding.variable)
+    for axis, units in binding.axes.items():
+        if axis not in binding.read and unit_map.merged[units].any():
+            value = unit_map.level(value, axis, units)
+    if any(not keep[binding.axes[axis]].all() for axis in binding.read):
+        value *= read_mask(binding, keep)
+    return value
 
 
 def read_mask(binding, keep: np.ndarray) -> tf.Tensor:

@@ -1,0 +1,104 @@
+"""What becomes of each unit: it stays, is dropped, or is merged with others.
+
+One linear map for each axis of each variable follows. An axis that owns channels keeps
+the mean of those that are merged, an axis that reads them keeps their sum.
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+DROPPED = -1
+
+
+class UnitMap:
+    """The fate of each unit.
+
+    Args:
+        into: for each unit the unit that it becomes: itself if it stays, another one (which
+            stays) if it is merged into that, `DROPPED` if it goes.
+    """
+
+    def __init__(self, into: np.ndarray):
+        self.into = into
+        self.keep = into == np.arange(len(into))
+
+    @classmethod
+    def removing(cls, removed: np.ndarray) -> "UnitMap":
+        """Drops the units of a boolean array."""
+        return cls(np.where(removed, DROPPED, np.arange(len(removed))))
+
+    @functools.cached_property
+    def merged(self) -> np.ndarray:
+        """Boolean per unit: whether it shares its fate with another one."""
+        into = self.into[self.into != DROPPED]
+        shared = np.bincount(into, minlength=len(self.into)) > 1
+        return shared[self.into] & (self.into != DROPPED)
+
+    def labels(self, units: np.ndarray) -> np.ndarray:
+        """For each position of an axis, the position after the surgery, or `DROPPED`.
+
+        A unit may lie at several positions (a channel flattened with its pixels): the n-th
+        position of a unit goes to the n-th position of what it becomes.
+        """
+        keep = self.keep[units]
+        if not self.merged[units].any():
+            return np.where(keep, np.cumsum(keep) - 1, DROPPED)
+        turn = _occurrences(units)
+        turns = turn.max() + 1
+        kept = np.flatnonzero(keep)
+        keys = units[kept] * turns + turn[kept]
+        order = np.argsort(keys)
+        wanted = self.into[units] * turns + turn
+        found = order[np.searchsorted(keys, wanted, sorter=order).clip(0, len(kept) - 1)]
+        return np.where(self.into[units] == DROPPED, DROPPED, found)
+
+    def own(self, value: tf.Tensor, axis: int, units: np.ndarray) -> tf.Tensor:
+        """Takes means of what is merged along an axis that owns channels."""
+        if not self.merged[units].any():
+            return self._gather(value, axis, units)
+        labels = self.labels(units)
+        counts = np.bincount(labels[labels != DROPPED])
+        total = segment_sum(value, labels, len(counts), axis)
+        return total / _along(tf.constant(counts, value.dtype), axis, len(value.shape))
+
+    def read(self, value: tf.Tensor, axis: int, units: np.ndarray) -> tf.Tensor:
+        """Takes sums of what is merged along an axis that reads channels."""
+        if not self.merged[units].any():
+            return self._gather(value, axis, units)
+        return segment_sum(value, self.labels(units), int(self.keep[units].sum()), axis)
+
+    def level(self, value: tf.Tensor, axis: int, units: np.ndarray) -> tf.Tensor:
+        """Puts means in the place of what is merged; what is dropped stays as it is."""
+        labels, small = self.labels(units), self.own(value, axis, units)
+        spread = tf.gather(small, np.maximum(labels, 0), axis=axis)
+        same = _along(tf.constant(self.merged[units]), axis, len(value.shape))
+        return tf.where(same, spread, value)
+
+    def _gather(self, value, axis, units):
+        if self.keep[units].all():
+            return value
+        return tf.gather(value, np.flatnonzero(self.keep[units]), axis=axis)
+
+
+def segment_sum(value: tf.Tensor, labels: np.ndarray, count: int, axis: int) -> tf.Tensor:
+    """Sums slices along an axis that have the same label; negative labels are left out."""
+    rank = len(value.shape)
+    order = [axis, *(i for i in range(rank) if i != axis)]
+    rows = tf.transpose(value, order) if axis else value
+    total = tf.math.unsorted_segment_sum(rows, labels, count)
+    return tf.transpose(total, np.argsort(order)) if axis else total
+
+
+def _occurrences(units: np.ndarray) -> np.ndarray:
+    """How many times each unit was met before: 0, 1, 2..."""
+    order = np.argsort(units, kind="stable")
+    ordered = units[order]
+    turn = np.empty(len(units), np.int64)
+    turn[order] = np.arange(len(units)) - np.searchsorted(ordered, ordered)
+    return turn
+
+
+def _along(vector: tf.Tensor, axis: int, rank: int) -> tf.Tensor:
+    return tf.reshape(vector, [-1 if i == axis else 1 for i in range(rank)])

@@ -1,0 +1,335 @@
+"""CentripetalSGD against the paper's formula, its law, and keras.optimizers.SGD."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from nets import NETS, example_inputs, randomise, residual
+
+import keras_nisp as kn
+from keras_nisp.cluster_mean import ClusterMean
+from keras_nisp.contraction import deviation_curve, largest_stable_pull
+
+
+def every_kind():
+    """Kernels of all kinds, biases, scales and offsets, in one network."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", name="conv")(inputs)
+    x = layers.BatchNormalization(name="bn")(x)
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", name="depthwise")(x)
+    x = layers.SeparableConv2D(6, 3, padding="same", name="separable")(x)
+    x = layers.Conv2DTranspose(6, 3, padding="same", name="transposed")(x)
+    x = layers.Conv2D(12, 3, groups=3, name="grouped")(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(10, activation="tanh", name="dense")(x)
+    return keras.Model(inputs, layers.Dense(4, name="head")(x))
+
+
+def fit(model, optimizer, steps, seed=0, **compile_arguments):
+    """Trains on random data, one batch per step."""
+    rng = np.random.default_rng(seed)
+    x = example_inputs(model, 8, seed)
+    y = rng.normal(size=(8, *model.output_shape[1:])).astype("float32")
+    arguments = {"loss": "mse", "jit_compile": False, **compile_arguments}
+    model.compile(optimizer, **arguments)
+    model.fit(tf.data.Dataset.from_tensors((x, y)).repeat(steps), verbose=0)
+    return model
+
+
+def gradients(model, seed=0):
+    rng = np.random.default_rng(seed)
+    x = example_inputs(model, 8, seed)
+    y = rng.normal(size=(8, *model.output_shape[1:])).astype("float32")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
+    found = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    return [np.asarray(g, np.float64) for g in found]
+
+
+def matrices(labels, decay, strength):
+    """Gamma and Lambda of the paper, entry by entry."""
+    count = len(labels)
+    gamma, lambda_ = np.zeros((count, count)), np.zeros((count, count))
+    for m in range(count):
+        size = sum(label == labels[m] for label in labels)
+        for n in range(count):
+            if labels[m] == labels[n]:
+                gamma[m, n] = 1 / size
+                lambda_[m, n] = decay + (1 - 1 / size) * strength if m == n else -strength / size
+    return gamma, lambda_
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_a_step_is_the_matrix_form(preset, momentum, nesterov):
+    model = randomise(every_kind())
+    plan = kn.plan_merging(model, ratio=0.5)
+    rate, decay, strength = 0.05, 0.01, 0.3
+    before = [np.asarray(v, np.float64) for v in model.trainable_variables]
+    found = gradients(model)
+    optimizer = kn.CentripetalSGD(
+        rate, momentum, nesterov, decay, plan=plan, strength=strength, preset=preset
+    )
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([tf.constant(g, tf.float32) for g in found])
+    kinds = set()
+    for variable, w, g, row in zip(
+        model.trainable_variables, before, found, plan.variables, strict=True
+    ):
+        if not row.clusters:
+            step = g * rate * (1 + momentum if nesterov else 1)
+            expected = w * (1 - rate * decay) - step
+        else:
+            ((axis, labels),) = row.clusters.items()
+            vector = preset == "reference" and not row.is_kernel
+            gamma, lambda_ = matrices(
+                labels, 0.0 if vector else decay, strength * (0.1 if vector else 1)
+            )
+            rows = [np.moveaxis(a, axis, 0).reshape(len(labels), -1) for a in (w, g)]
+            step = gamma @ rows[1] + lambda_ @ rows[0]
+            step *= rate * (1 + momentum if nesterov else 1)
+            shape = np.moveaxis(w, axis, 0).shape
+            expected = np.moveaxis((rows[0] - step).reshape(shape), 0, axis)
+            kinds.add(variable.path)
+        np.testing.assert_allclose(variable, expected, atol=1e-6)
+    assert len(kinds) == len(plan.variables) - 2 == 15  # all but the classifier
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize("strength", [0.02, "auto"])
+def test_the_deviation_follows_the_law(momentum, nesterov, strength):
+    """Over 500 steps with a schedule, to 1e-3, in float64 (float32 rounds to 1e-7)."""
+    keras.config.set_floatx("float64")
+    try:
+        model = keras.Sequential(
+            [keras.Input((5,)), layers.Dense(8, activation="relu"), layers.Dense(3)]
+        )
+        plan = kn.plan_merging(model, ratio=0.5)
+        schedule = keras.optimizers.schedules.CosineDecay(0.05, 600)
+        optimizer = kn.CentripetalSGD(
+            schedule, momentum, nesterov, 1e-3, plan=plan, strength=strength, steps=500
+        )
+        first = kn.deviation(model, plan)
+        predicted = optimizer.forecast(500)
+        fit(model, optimizer, 500)
+        last = kn.deviation(model, plan)
+    finally:
+        keras.config.set_floatx("float32")
+    for before, after in zip(first.variables, last.variables, strict=True):
+        curve = predicted.kernels if before.is_kernel else predicted.vectors
+        if before.squares:
+            assert np.sqrt(after.squares / before.squares) == pytest.approx(abs(curve[-1]), rel=1e-3)
+    if strength == "auto":
+        assert predicted.reached == pytest.approx(400, rel=0.06)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_without_clusters_it_is_sgd_bit_for_bit(momentum, nesterov):
+    model = randomise(every_kind())
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    plan = kn.plan_merging(model, ratio=0.5)
+    alone = [tuple((i,) for i in range(row.channels)) for row in plan.creators]
+    plan = as_if_unmerged(plan, alone)
+    settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": 0.01}
+    fit(model, kn.CentripetalSGD(0.05, **settings, plan=plan, strength=0.1), 5)
+    fit(twin, keras.optimizers.SGD(0.05, **settings), 5)
+    for ours, theirs in zip(model.weights, twin.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def as_if_unmerged(plan, clusters):
+    """The plan with clusters of size one."""
+    import dataclasses
+
+    creators = tuple(
+        dataclasses.replace(row, removed=(), clusters=c)
+        for row, c in zip(plan.creators, clusters, strict=True)
+    )
+    variables = tuple(dataclasses.replace(row, clusters={}) for row in plan.variables)
+    return dataclasses.replace(plan, creators=creators, variables=variables)
+
+
+def test_both_forms_of_the_mean_agree(rng):
+    for shape, axis in [((7, 300), 1), ((300,), 0), ((2, 3, 300, 4), 2), ((3, 3, 5, 300), 3)]:
+        labels = rng.integers(0, 90, 300)
+        tensor = tf.constant(rng.normal(size=shape), tf.float32)
+        matrix = ClusterMean({axis: labels}, by_matrix=True)(tensor)
+        segments = ClusterMean({axis: labels})(tensor)
+        np.testing.assert_allclose(matrix, segments, atol=1e-6)
+        for position in (0, 17):
+            same = np.flatnonzero(labels == labels[position])
+            want = np.asarray(tensor).take(same, axis).mean(axis)
+            np.testing.assert_allclose(np.asarray(segments).take(position, axis), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_the_stated_bound_is_the_bound(momentum, nesterov):
+    bound = largest_stable_pull(momentum, nesterov)
+    below, above = (
+        np.abs(deviation_curve(np.full(3000, bound * factor), momentum, nesterov)[-1])
+        for factor in (0.99, 1.01)
+    )
+    assert below < 1e-3
+    assert above > 1e3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clipnorm": 0.5},
+        {"global_clipnorm": 0.5},
+        {"clipvalue": 0.01},
+        {"gradient_accumulation_steps": 2},
+        {"use_ema": True, "ema_momentum": 0.9},
+        {"loss_scale_factor": 128.0},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_of_sgd(settings):
+    model = randomise(residual())
+    plan = kn.plan_merging(model, ratio=0.5)
+    optimizer = kn.CentripetalSGD(0.02, 0.9, plan=plan, steps=400, **settings)
+    fit(model, optimizer, 400 * settings.get("gradient_accumulation_steps", 1))
+    assert kn.deviation(model, plan).relative < 1e-5
+    kn.rebuild(model, plan, verbose=0)
+
+
+@pytest.mark.parametrize("how", ["jit_compile", "run_eagerly", "steps_per_execution"])
+def test_ways_to_compile(how):
+    model = randomise(residual())
+    plan = kn.plan_merging(model, ratio=0.5)
+    arguments = {how: 5 if how == "steps_per_execution" else True}
+    steps = 60 if how == "run_eagerly" else 200
+    optimizer = kn.CentripetalSGD(0.02, 0.5, plan=plan, steps=steps)
+    first = kn.deviation(model, plan).relative
+    fit(model, optimizer, steps, **arguments)
+    assert kn.deviation(model, plan).relative < 2e-5 * first + 1e-6
+
+
+def test_wide_layers_under_jit():
+    """Sums of rows, which layers wider than the matrix form take, compile too."""
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(600), layers.Dense(2)])
+    plan = kn.plan_merging(model, ratio=0.5, clustering="even")
+    fit(model, kn.CentripetalSGD(0.01, plan=plan, steps=50), 60, jit_compile=True)
+    assert kn.deviation(model, plan).relative < 1e-5
+
+
+def test_mixed_precision_with_loss_scaling():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = randomise(residual())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    plan = kn.plan_merging(model, ratio=0.5)
+    optimizer = kn.CentripetalSGD(0.02, 0.9, plan=plan, steps=300)
+    fit(model, keras.optimizers.LossScaleOptimizer(optimizer), 300)
+    assert kn.deviation(model, plan).relative < 1e-5
+    small = kn.rebuild(model, plan, verbose=0, optimizer_state=True)
+    assert type(small.optimizer.inner_optimizer) is keras.optimizers.SGD
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.Adam(1e-3),
+        lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.1),
+        lambda: keras.optimizers.RMSprop(1e-3, momentum=0.5),
+        lambda: keras.optimizers.Lion(1e-4),
+        lambda: keras.optimizers.Muon(1e-3),
+        lambda: keras.optimizers.SGD(0.01, 0.9, clipnorm=1.0),
+        lambda: keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2),
+    ],
+    ids=["adam", "adamw", "rmsprop", "lion", "muon", "sgd", "accumulation"],
+)
+def test_other_optimizers(make):
+    model = randomise(residual())
+    plan = kn.plan_merging(model, ratio=0.5)
+    first = kn.deviation(model, plan).relative
+    fit(model, kn.Centripetal(make(), plan, steps=300), 300)
+    assert kn.deviation(model, plan).relative < 3e-5 * first + 1e-6
+    small = kn.rebuild(model, plan, verbose=0, force=True, optimizer_state=True)
+    assert type(small.optimizer) is type(make())
+    assert int(small.optimizer._iterations) == 300
+
+
+def test_adam_needs_the_wrapper():
+    """What the wrapper is for: Adam on the mean gradient follows the law, step by step."""
+    model = randomise(residual())
+    plan = kn.plan_merging(model, ratio=0.5)
+    first = kn.deviation(model, plan)
+    fit(model, kn.Centripetal(keras.optimizers.Adam(0.01), plan, strength=2.0), 100)
+    last = kn.deviation(model, plan)
+    for before, after in zip(first.variables, last.variables, strict=True):
+        if before.squares:
+            assert np.sqrt(after.squares / before.squares) == pytest.approx(0.98**100, rel=1e-3)
+
+
+def test_mirrored_strategy():
+    """Two replicas in a process of their own: devices are split before TensorFlow starts."""
+    import subprocess
+    import sys
+
+    code = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, numpy as np, keras_nisp as kn
+from nets import residual, randomise
+for wrap in (False, True):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = randomise(residual())
+        plan = kn.plan_merging(model, ratio=0.5)
+        if wrap:
+            optimizer = kn.Centripetal(keras.optimizers.Adam(1e-3), plan, steps=60)
+        else:
+            optimizer = kn.CentripetalSGD(0.02, 0.5, plan=plan, steps=60, weight_decay=1e-3)
+        model.compile(optimizer, "mse", jit_compile=False)
+    x = np.random.default_rng(0).normal(size=(8, 11, 11, 3)).astype("float32")
+    data = tf.data.Dataset.from_tensors((x, np.ones((8, 4), "float32"))).repeat(80)
+    model.fit(data, verbose=0)
+    assert kn.deviation(model, plan).relative < 1e-4, kn.deviation(model, plan)
+    small = kn.rebuild(model, plan, verbose=0)
+    print("replicas agree", strategy.num_replicas_in_sync)
+"""
+    import os
+    from pathlib import Path
+
+    tests = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": tests, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("replicas agree 2") == 2
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_merging_collapsed_clusters_changes_nothing(net):
+    """Members are set to their mean by hand, and the plain models compared."""
+    model = randomise(net())
+    if net.__name__ == "layer_norm":
+        plan = kn.plan_merging(model, ratios={"b": 0.5})
+    else:
+        plan = kn.plan_merging(model, ratio=0.5)
+    collapse(model, plan)
+    small = kn.rebuild(model, plan, verbose=0)
+    x = example_inputs(model)
+    for a, b in zip(*map(keras.tree.flatten, (model(x), small(x))), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+    assert small.count_params() == plan.after.parameters
+
+
+def collapse(model, plan):
+    """Gives all members of a cluster the mean of it, statistics too."""
+    channel_map = kn.trace(model)
+    unit_map = plan.unit_map(channel_map)
+    for binding in channel_map.bindings.values():
+        for axis, units in binding.axes.items():
+            if axis not in binding.read:
+                binding.variable.assign(
+                    unit_map.level(tf.convert_to_tensor(binding.variable), axis, units)
+                )
