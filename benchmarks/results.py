@@ -8,6 +8,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+PATHS = ("data_dir", "weights", "out")  # say nothing on another machine
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -19,7 +20,7 @@ def save_results(name: str, results: dict, args: argparse.Namespace | None = Non
         results: figures.
         args: the command's arguments; paths are left out.
     """
-    arguments = {k: v for k, v in vars(args).items() if "dir" not in k} if args else {}
+    arguments = {k: v for k, v in vars(args).items() if k not in PATHS} if args else {}
     record = {
         "benchmark": name,
         "arguments": arguments,

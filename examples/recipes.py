@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
@@ -98,6 +99,24 @@ def compile_for(model: keras.Model, steps: int, rate: float = 0.05) -> keras.Mod
         jit_compile=False,  # on a CPU, training is faster without
     )
     return model
+
+
+def augmented(x, y, batch_size: int, seed: int = 0) -> tf.data.Dataset:
+    """Shuffled batches of flipped images, moved by up to 4 pixels."""
+    size = x.shape[1:]
+
+    def move(images, labels):
+        images = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]])
+        count = tf.shape(images)[0]
+        flip = tf.random.uniform([count, 1, 1, 1]) < 0.5
+        images = tf.where(flip, images[:, :, ::-1], images)
+        # One offset for a part of the batch each: a crop of its own per image is slow on a CPU.
+        parts = [tf.image.random_crop(p, [tf.shape(p)[0], *size]) for p in tf.split(images, 8)]
+        return tf.concat(parts, 0), labels
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
+    data = data.batch(batch_size, drop_remainder=True)
+    return data.map(move, tf.data.AUTOTUNE).prefetch(4)
 
 
 def accuracy(model: keras.Model, x, y) -> float:

@@ -182,20 +182,29 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        if index in self._clustered:
-            is_kernel, mean = self._clustered[index]
-            decayed = super()._use_weight_decay(variable)
-            gradient = self._centripetal(
-                tf.cast(tf.convert_to_tensor(gradient), variable.dtype),
-                tf.convert_to_tensor(variable),
-                tf.cast(learning_rate, variable.dtype),
-                mean,
-                is_kernel,
-                self.settings.decay(is_kernel) if decayed else 0.0,
-            )
-        super().update_step(gradient, variable, learning_rate)
+        if index not in self._clustered:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        is_kernel, mean = self._clustered[index]
+        rate = tf.cast(learning_rate, variable.dtype)
+        decay = self.settings.decay(is_kernel) if super()._use_weight_decay(variable) else 0.0
+        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
+        step = self._step(gradient, tf.convert_to_tensor(variable), rate, mean, is_kernel, decay)
+        if not self.momentum:
+            variable.assign_sub(rate * step)
+            return
+        # What keras.optimizers.SGD does with its momentum, in one pass over the memory: with
+        # wide layers that outweighs what the means cost.
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[index].value.handle,
+            lr=rate,
+            grad=step,
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
 
-    def _centripetal(self, gradient, weights, rate, mean, is_kernel, decay):
+    def _step(self, gradient, weights, rate, mean, is_kernel, decay):
         """mean(gradient) + decay * weights + strength * (weights - mean(weights))."""
         if self.settings.automatic:
             pull = tf.constant(self.settings.constant_pull(), weights.dtype)

@@ -260,12 +260,12 @@ def optimizer_of(model: keras.Model) -> keras.optimizers.Optimizer:
 def learning_rate_of(optimizer: keras.optimizers.Optimizer):
     """An optimizer's schedule, or its learning rate as a float."""
     rate = optimizer._learning_rate
-    return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
+    return float(keras.ops.convert_to_tensor(rate)) if isinstance(rate, keras.Variable) else rate
 
 
 def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     """Number of batches, also of those whose gradients were only accumulated."""
-    return int(optimizer._iterations)
+    return int(keras.ops.convert_to_tensor(optimizer._iterations))
 
 
 def build_recording_references(optimizer, variables: list) -> dict[int, keras.Variable]:

@@ -1,4 +1,4 @@
-"""`plan_merging`: which channels C-SGD makes identical, and `deviations` from that."""
+"""`plan_merging`: which channels C-SGD makes identical."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_nisp.budget import Budget, Solver
 from keras_nisp.channels import Binding, ChannelMap
@@ -185,6 +186,21 @@ def owned_axes(binding: Binding, unit_map: UnitMap) -> list[int]:
         for axis, units in binding.axes.items()
         if axis not in binding.read and unit_map.merged[units].any()
     ]
+
+
+def level_statistics(model: keras.Model, plan: Plan) -> None:
+    """Gives members of a cluster the mean of their running statistics, in place.
+
+    No optimizer moves them: they become equal only as fast as a moving average forgets.
+    """
+    channel_map = trace(model)
+    unit_map = plan.unit_map(channel_map)
+    trained = set(map(id, model.trainable_variables))
+    for binding in channel_map.bindings.values():
+        if id(binding.variable) not in trained:
+            for axis in owned_axes(binding, unit_map):
+                value = tf.convert_to_tensor(binding.variable)
+                binding.variable.assign(unit_map.level(value, axis, binding.axes[axis]))
 
 
 def _with_reasons(plan: Plan, channel_map: ChannelMap, mixed: np.ndarray) -> Plan:

@@ -10,6 +10,7 @@ from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.cluster_mean import ClusteredVariables
 from keras_nisp.contraction import Forecast
 from keras_nisp.deviation import Deviation, deviation_of
+from keras_nisp.merging import level_statistics
 from keras_nisp.plan import Plan
 
 # float32 keeps about so much of a deviation from the mean, and no less.
@@ -18,6 +19,9 @@ ROUNDING = 1e-7
 
 class CentripetalMonitor(keras.callbacks.Callback):
     """Reports how far clusters are from identical, and whether they will be in time.
+
+    Once they are, it also gives the members of a cluster the mean of their BatchNormalization
+    statistics, which else become equal only as fast as a moving average forgets.
 
     At the end of each epoch it adds to the logs, and so to the progress bar and the history,
     `deviation` (free of scale: the root of the squared differences from the cluster means
@@ -123,8 +127,10 @@ class CentripetalMonitor(keras.callbacks.Callback):
                 logs.update({f"deviation/{k}": v for k, v in measured.layers.items()})
         if predicted is not None and measured.relative > 10 * predicted + ROUNDING:
             self._warn(measured, predicted)
-        if self.stop_when_collapsed and measured.relative <= self._optimizer.settings.tolerance:
-            self.model.stop_training = True
+        if measured.relative <= self._optimizer.settings.tolerance:
+            level_statistics(self.model, self.plan)
+            if self.stop_when_collapsed:
+                self.model.stop_training = True
 
     def _predict(self, step: int, measured: Deviation) -> float | None:
         """What the law makes of the first deviation, over the present weights."""

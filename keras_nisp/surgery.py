@@ -83,6 +83,7 @@ def rebuild(
     change = output_change(channel_map, small, random_samples(model, plan.input_shapes))
     text = f"{measured}; outputs change by {change.relative:.1e} of their scale"
     if not change.ok and not force:
+        text += " (BatchNormalization statistics differ still; CentripetalMonitor levels them)"
         raise NotCollapsedError(_not_collapsed(model, text))
     if verbose:
         print(f"{model.name} merged: {text}")
@@ -277,7 +278,11 @@ def _fresh_optimizer(model, given):
     optimizer = optimizer or graph.optimizer_of(model)
     if isinstance(optimizer, (CentripetalSGD, Centripetal)):
         return optimizer.plain()  # its plan is for the wide model
-    return type(optimizer).from_config(optimizer.get_config())
+    config = optimizer.get_config()
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = _fresh_optimizer(model, optimizer.inner_optimizer)
+        return type(optimizer)(**{**config, "inner_optimizer": inner})
+    return type(optimizer).from_config(config)
 
 
 def _fresh_metric(metric):

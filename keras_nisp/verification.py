@@ -116,7 +116,8 @@ def verify(
 def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples) -> Verification:
     """Compares a merged model with the traced one as it is."""
     nothing = UnitMap(np.arange(channel_map.count))  # the original as it is
-    return verify_traced(channel_map, nothing, small, samples, LOSSLESS_CHANGE)
+    limit = max(LOSSLESS_CHANGE, _default_tolerance(channel_map))
+    return verify_traced(channel_map, nothing, small, samples, limit)
 
 
 def verify_traced(
