@@ -40,6 +40,7 @@ from keras_nisp.schedules import PolynomialSchedule  # noqa: E402
 from keras_nisp.surgery import prune, rebuild  # noqa: E402
 from keras_nisp.tracing import trace  # noqa: E402
 from keras_nisp.verification import verify  # noqa: E402
+from keras_nisp.widening import widen  # noqa: E402
 
 __all__ = [
     "BNScale",
@@ -78,4 +79,5 @@ __all__ = [
     "register_rule",
     "trace",
     "verify",
+    "widen",
 ]

@@ -143,7 +143,8 @@ class Solver:
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
         self.excluded = _excluded(channel_map, budget.exclude)
         self.wanted_widths = _wanted_widths(channel_map, budget.widths)
-        self.group_ratios = _group_ratios(channel_map, budget.ratios, self.wanted_widths)
+        self.group_ratios = _group_ratios(channel_map, budget.ratios)
+        self.block_shares = _block_shares(channel_map, self.wanted_widths)
 
     def select(self, scores: np.ndarray) -> np.ndarray:
         """The units to remove, as a boolean array.
@@ -152,10 +153,10 @@ class Solver:
             BudgetError: the reduction cannot be reached; the message says what can.
         """
         steps, budget = self._steps(scores), self.budget
-        if budget.kind in ("ratios", "widths"):
+        if budget.kind == "widths":
+            chosen = self._reach_widths(scores)
+        elif budget.kind == "ratios":
             chosen = steps.of(steps.priority < self.group_ratios[steps.groups])
-            if budget.kind == "widths":
-                self._check_widths(chosen)
         elif budget.kind == "ratio" and budget.ranking == "local":
             chosen = steps.of(steps.priority < budget.ratio)
         else:
@@ -177,17 +178,25 @@ class Solver:
                     held[left[np.argmax(scores[left])]] = True
         return held
 
-    def _check_widths(self, removed: np.ndarray) -> None:
-        removed = self.channel_map.seen(removed)
+    def _reach_widths(self, scores: np.ndarray) -> np.ndarray:
+        """The units of least score in each block, as many as the given widths want."""
+        stay, chosen = self.excluded | self._held(scores), [np.array([], int)]
+        for group in self.channel_map.groups:
+            for units in self.channel_map.blocks(group):
+                able = units[~stay[units] & ~np.isnan(scores[units])]
+                able = able[np.lexsort((scores[able], ~self.removed[able]))]
+                chosen.append(able[: round(self.block_shares[units[0]] * len(units))])
+        removed = self.channel_map.seen(np.concatenate(chosen))
         for creator in self.channel_map.creators:
             wanted = self.wanted_widths.get(creator.layer)
             left = int(np.count_nonzero(~removed[creator.units]))
             if wanted is not None and left != wanted:
                 raise BudgetError(
                     f"Expected a width of '{creator.layer}' that can be reached. Received: "
-                    f"{wanted} of {len(creator.units)} channels, but {left} is the nearest that "
-                    "coupled layers and `exclude`, `min_channels` and `round_to` allow."
+                    f"{wanted} of {len(creator.units)} channels, but {left} is what coupled "
+                    "layers, fixed channels and `exclude` allow (see `plan.explain`)."
                 )
+        return np.flatnonzero(removed)
 
     def _steps(self, scores: np.ndarray) -> Steps:
         groups, stay = enumerate(self.channel_map.groups), self.excluded | self._held(scores)
@@ -317,9 +326,7 @@ def _wanted_widths(channel_map: ChannelMap, widths: Mapping[str, int] | None) ->
     return wanted
 
 
-def _group_ratios(
-    channel_map: ChannelMap, ratios: Mapping[str, float] | None, widths: dict[str, int]
-) -> np.ndarray:
+def _group_ratios(channel_map: ChannelMap, ratios: Mapping[str, float] | None) -> np.ndarray:
     """The ratio of each group: that of its layers, 0 where none is given."""
     result = np.zeros(len(channel_map.groups))
     given: dict[int, str] = {}
@@ -328,14 +335,6 @@ def _group_ratios(
         for g, group in enumerate(channel_map.groups)
         for i in group.creators
     }
-
-    def give(group, ratio, name):
-        if group in given and result[group] != ratio:
-            raise ValueError(
-                f"Expected one ratio for coupled layers. Received: {given[group]!r}: "
-                f"{result[group]:g} and {name!r}: {ratio:g}, whose layers share channels."
-            )
-        given[group], result[group] = name, ratio
 
     for pattern, ratio in (ratios or {}).items():
         layers = matching(channel_map, pattern, "ratios")
@@ -347,18 +346,30 @@ def _group_ratios(
                 "are fixed (see `plan.explain`)."
             )
         for group in groups:
-            give(group, ratio, pattern)
-    for creator in channel_map.creators:
-        if creator.layer in widths and creator.layer in group_of:
-            group = group_of[creator.layer]
-            give(
-                group, _ratio_for(channel_map, creator, group, widths[creator.layer]), creator.layer
-            )
+            if group in given and result[group] != ratio:
+                raise ValueError(
+                    f"Expected one ratio for coupled layers. Received: {given[group]!r}: "
+                    f"{result[group]:g} and {pattern!r}: {ratio:g}, whose layers share channels."
+                )
+            given[group], result[group] = pattern, ratio
     return result
 
 
-def _ratio_for(channel_map: ChannelMap, creator, group: int, width: int) -> float:
-    """The share of a group that must go for a layer to have this width."""
-    free = channel_map.free[creator.units]
-    least = len(free) - int(free.sum())
-    return (len(free) - width) / max(len(free) - least, 1)
+def _block_shares(channel_map: ChannelMap, widths: dict[str, int]) -> np.ndarray:
+    """For each unit the share of its block that must go for layers to have their widths.
+
+    A layer that creates several blocks has less to say than those that create one alone.
+    """
+    shares = np.zeros(channel_map.count)
+    creators = [c for c in channel_map.creators if c.layer in widths]
+    blocks = [units for group in channel_map.groups for units in channel_map.blocks(group)]
+    block_of = np.full(channel_map.count, -1)
+    for index, units in enumerate(blocks):
+        block_of[units] = index
+    for alone in (False, True):
+        for creator in creators:
+            free = creator.units[channel_map.free[creator.units]]
+            if len(free) and (len(np.unique(block_of[free])) == 1) == alone:
+                share = (len(creator.units) - widths[creator.layer]) / len(free)
+                shares[np.isin(block_of, block_of[free]) & (block_of >= 0)] = min(share, 1)
+    return shares

@@ -72,11 +72,12 @@ class _Clustered:
         store["plan"] = np.frombuffer(text, np.uint8)
 
     def load_own_variables(self, store):
-        names = [name for name in store if name != "plan"]
-        super().load_own_variables({name: store[name] for name in names})
-        if "plan" not in store:
+        values = {name: store[name] for name in store.keys()}  # noqa: SIM118
+        plan = values.pop("plan", None)
+        super().load_own_variables(values)
+        if plan is None:
             return
-        saved = Plan.from_dict(json.loads(np.asarray(store["plan"]).tobytes()))
+        saved = Plan.from_dict(json.loads(np.asarray(plan).tobytes()))
         if saved.creators != self.plan.creators:
             warnings.warn(
                 "Training goes on with the clusters that were saved with the optimizer, not with "

@@ -117,8 +117,8 @@ def match_variables(plan: Plan, variables: Sequence[keras.Variable]) -> list[Var
         name = f"'{missing[0]}'" if missing else "one of them"
         raise PlanMismatchError(
             f"Expected the trainable variables of '{plan.model}', for which the plan was made. "
-            f"Received {len(variables)} variables, among which {name} is not found in its shape: the "
-            "model has another structure, or this layer is not trained. Make a new plan, with "
+            f"Received {len(variables)} variables, among which {name} is not found in its shape: "
+            "the model has another structure, or this layer is not trained. Make a new plan, with "
             "`exclude=` for layers that are not trained."
         )
     return found

@@ -39,7 +39,7 @@ def kmeans(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
-        labels = KMeans(clusters, n_init=3, random_state=seed).fit(features).labels_
+        labels = KMeans(clusters, n_init=5, random_state=seed).fit(features).labels_
     return _without_empty(labels, clusters)
 
 

@@ -253,7 +253,9 @@ def learning_rates(learning_rate: float | Callable, steps: int) -> np.ndarray:
     if not callable(learning_rate):
         rates = np.full(steps, float(learning_rate))
     else:
-        points = np.unique(np.linspace(0, steps - 1, min(steps, SAMPLED_STEPS)).astype(np.int64))
+        spread = np.linspace(0, steps - 1, min(steps, SAMPLED_STEPS)).astype(np.int64)
+        early = np.arange(min(steps, SAMPLED_STEPS // 4))  # where schedules warm up
+        points = np.union1d(early, spread)
         values = tf.function(
             lambda t: tf.map_fn(
                 lambda step: tf.cast(learning_rate(step), tf.float32),

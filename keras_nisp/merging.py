@@ -125,9 +125,10 @@ def _check_mergeable(channel_map: ChannelMap, budget: Budget, mixed: np.ndarray)
             "inputs, outputs, enter a layer that takes statistics over channels, or touch layers "
             "without a rule."
         )
-    named = Solver(channel_map, budget).group_ratios
-    for group, ratio in zip(groups, named, strict=True):
-        if ratio and mixed[group.units].any():
+    named = Solver(channel_map, budget)
+    for group, ratio in zip(groups, named.group_ratios, strict=True):
+        wanted = ratio > 0 or (named.block_shares[group.units] > 0).any()
+        if wanted and mixed[group.units].any():
             layer = channel_map.creators[group.creators[0]].layer
             raise ValueError(
                 f"Expected `{budget.kind}` to name layers whose channels can be merged. Received: "

@@ -45,7 +45,7 @@ class UnitMap:
         keep = self.keep[units]
         if not self.merged[units].any():
             return np.where(keep, np.cumsum(keep) - 1, DROPPED)
-        turn = _occurrences(units)
+        turn = occurrences(units)
         turns = turn.max() + 1
         kept = np.flatnonzero(keep)
         keys = units[kept] * turns + turn[kept]
@@ -91,7 +91,7 @@ def segment_sum(value: tf.Tensor, labels: np.ndarray, count: int, axis: int) -> 
     return tf.transpose(total, np.argsort(order)) if axis else total
 
 
-def _occurrences(units: np.ndarray) -> np.ndarray:
+def occurrences(units: np.ndarray) -> np.ndarray:
     """How many times each unit was met before: 0, 1, 2..."""
     order = np.argsort(units, kind="stable")
     ordered = units[order]
