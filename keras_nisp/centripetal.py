@@ -39,8 +39,10 @@ class _Clustered:
 
         See `Plan.check`.
         """
-        rate = graph.learning_rate_of(self._stepper())
-        return forecast(self.settings, rate, steps or self.steps, start)
+        steps = steps or self.steps
+        if not steps:
+            raise ValueError(f"Expected `steps`, the number of training steps. Received: {steps}")
+        return forecast(self.settings, graph.learning_rate_of(self._stepper()), steps, start)
 
     def pulls(self, batches: int) -> int:
         """How many steps move clusters in a number of batches."""
@@ -215,10 +217,9 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
         return mean(gradient - strength * weights) + (decay + strength) * weights
 
     def _use_weight_decay(self, variable):
-        # What is clustered decays inside the formula.
-        return self._get_variable_index(
-            variable
-        ) not in self._clustered and super()._use_weight_decay(variable)
+        if self._get_variable_index(variable) in self._clustered:
+            return False  # it decays inside the formula
+        return super()._use_weight_decay(variable)
 
     def _batches_per_pull(self):
         return self.gradient_accumulation_steps or 1

@@ -87,11 +87,12 @@ def plan_merging(
         exclude=exclude,
     )
     channel_map = trace(model, input_shape)
-    mixed = _mixed_units(channel_map)
-    _check_mergeable(channel_map, budget, mixed)
-    clusters = Clustering(channel_map, clustering, owners, calibration, seed)
+    obstacles = _obstacles(channel_map)
     solver = Solver(channel_map, budget)
-    solver.excluded |= mixed
+    _check_mergeable(channel_map, solver, obstacles)
+    clusters = Clustering(channel_map, clustering, owners, calibration, seed)
+    for held in obstacles.values():
+        solver.excluded |= held
     scores = _even_scores(channel_map)
     unit_map = _merge(channel_map, solver.select(scores), clusters, solver.excluded)
     plan = describe(
@@ -103,45 +104,57 @@ def plan_merging(
         scores,
         _variables(model, channel_map, unit_map),
     )
-    return _with_reasons(plan, channel_map, mixed)
+    return _with_reasons(plan, channel_map, obstacles)
 
 
-def _mixed_units(channel_map: ChannelMap) -> np.ndarray:
-    """Boolean per unit: whether a layer takes statistics over its channels."""
-    mixed = np.zeros(channel_map.count, bool)
+def _obstacles(channel_map: ChannelMap) -> dict[str, np.ndarray]:
+    """Why units cannot be merged: a boolean per unit for each reason."""
+    obstacles = {}
     for call in channel_map.calls:
         if call.rule.mixes_channels:
-            for tensor in (*call.inputs, *call.outputs):
-                mixed[tensor.names] = True
-    return mixed
+            held = [tensor.names for tensor in (*call.inputs, *call.outputs)]
+            reason = f"'{call.path}' takes statistics over these channels"
+        elif not getattr(call.layer, "trainable", True):
+            held = _owned_units(channel_map, call.layer)
+            reason = f"'{call.path}' is not trained"
+        else:
+            continue
+        if held:
+            obstacles[reason] = channel_map.seen(np.concatenate([u.ravel() for u in held]))
+    return obstacles
 
 
-def _check_mergeable(channel_map: ChannelMap, budget: Budget, mixed: np.ndarray) -> None:
+def _owned_units(channel_map: ChannelMap, layer: keras.Layer) -> list[np.ndarray]:
+    bindings = (channel_map.bindings.get(id(weight)) for weight in layer.weights)
+    return [
+        units
+        for binding in bindings
+        if binding is not None
+        for axis, units in binding.axes.items()
+        if axis not in binding.read
+    ]
+
+
+def _check_mergeable(channel_map: ChannelMap, solver: Solver, obstacles: dict) -> None:
     """Raises if nothing can be merged, or if a layer is named that cannot."""
-    groups = channel_map.groups
-    if not any(len(group.units) > 1 and not mixed[group.units].all() for group in groups):
+    able = channel_map.free.copy()
+    for held in obstacles.values():
+        able &= ~held
+    if not any(able[group.units].sum() > 1 for group in channel_map.groups):
         raise ValueError(
             f"Model '{channel_map.model.name}' has no channels that can be merged: all of them are "
-            "inputs, outputs, enter a layer that takes statistics over channels, or touch layers "
-            "without a rule."
+            "inputs, outputs, enter a layer that takes statistics over channels, are not trained, "
+            "or touch layers without a rule."
         )
-    named = Solver(channel_map, budget)
-    for group, ratio in zip(groups, named.group_ratios, strict=True):
-        wanted = ratio > 0 or (named.block_shares[group.units] > 0).any()
-        if wanted and mixed[group.units].any():
-            layer = channel_map.creators[group.creators[0]].layer
-            raise ValueError(
-                f"Expected `{budget.kind}` to name layers whose channels can be merged. Received: "
-                f"'{layer}', but {_mixer(channel_map, group.units)} takes statistics over these "
-                "channels, which merging would change. Leave it out, or use `plan_pruning`."
-            )
-
-
-def _mixer(channel_map: ChannelMap, units: np.ndarray) -> str:
-    for call in channel_map.calls:
-        if call.rule.mixes_channels and any(np.isin(t.names, units).any() for t in call.inputs):
-            return f"'{call.path}'"
-    return "a layer"
+    for group, ratio in zip(channel_map.groups, solver.group_ratios, strict=True):
+        named = ratio > 0 or (solver.block_shares[group.units] > 0).any()
+        for reason, held in obstacles.items():
+            if named and held[group.units].any():
+                layer = channel_map.creators[group.creators[0]].layer
+                raise ValueError(
+                    f"Expected `{solver.budget.kind}` to name layers whose channels can be merged. "
+                    f"Received: '{layer}', but {reason}. Leave it out, or use `plan_pruning`."
+                )
 
 
 def _even_scores(channel_map: ChannelMap) -> np.ndarray:
@@ -204,14 +217,13 @@ def level_statistics(model: keras.Model, plan: Plan) -> None:
                 binding.variable.assign(unit_map.level(value, axis, binding.axes[axis]))
 
 
-def _with_reasons(plan: Plan, channel_map: ChannelMap, mixed: np.ndarray) -> Plan:
+def _with_reasons(plan: Plan, channel_map: ChannelMap, obstacles: dict) -> Plan:
     """Says of layers that could not be merged why."""
     rows = []
     for row, creator in zip(plan.creators, channel_map.creators, strict=True):
-        if row.group >= 0 and mixed[creator.units].any():
-            mixer = _mixer(channel_map, creator.units)
-            reasons = [r for r in row.reasons if r != "excluded"]
-            reasons.append(f"{mixer} takes statistics over these channels")
-            row = dataclasses.replace(row, reasons=tuple(reasons))
+        why = [reason for reason, held in obstacles.items() if held[creator.units].any()]
+        if why and row.group >= 0:
+            others = [reason for reason in row.reasons if reason != "excluded"]
+            row = dataclasses.replace(row, reasons=(*others, *why))
         rows.append(row)
     return dataclasses.replace(plan, creators=tuple(rows))

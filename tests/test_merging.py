@@ -398,7 +398,10 @@ def test_frozen_layers():
     model.compile(kn.CentripetalSGD(0.1, plan=plan, steps=10), "mse")
     with pytest.raises(kn.PlanMismatchError, match="inner0/kernel"):
         model.fit(example_inputs(model), np.ones((4, 4)), verbose=0)
-    plan = kn.plan_merging(model, ratio=0.5, exclude="inner0")
+    plan = kn.plan_merging(model, ratio=0.5)  # which sees that it is frozen
+    assert "'inner0' is not trained" in plan.explain("inner0")
+    with pytest.raises(ValueError, match="'inner0' is not trained"):
+        kn.plan_merging(model, widths={"inner0": 3})
     model.compile(kn.CentripetalSGD(0.1, plan=plan, steps=10), "mse")
     model.fit(example_inputs(model), np.ones((4, 4)), verbose=0)
 
