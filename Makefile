@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo demo-centripetal test test-slow lint format clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py $(ARGS)
+
+demo-centripetal: $(VENV)/.examples
+	$(BIN)/python examples/centripetal.py $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -86,7 +86,7 @@ def densenet(growth=12, blocks=12, input_shape=(32, 32, 3), classes=10):
             x = layers.Concatenate(name=f"stage{stage}_concat{block}")([x, y])
         if stage < 3:
             x = _bn_relu_conv(x, x.shape[-1], 1, f"transition{stage}")
-            x = layers.AveragePooling2D(name=f"transition{stage}_pool")(x)
+            x = layers.AveragePooling2D(2, name=f"transition{stage}_pool")(x)
     x = layers.ReLU(name="last_relu")(layers.BatchNormalization(epsilon=1e-5, name="last_bn")(x))
     return _classifier(inputs, x, classes, f"densenet{3 * blocks + 4}")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import keras.src.ops.numpy as _numpy_operations
+import tensorflow as tf
 from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa: F401
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer  # noqa: F401
 from keras.src.models.functional import Functional, functional_like_constructor
@@ -260,12 +261,12 @@ def optimizer_of(model: keras.Model) -> keras.optimizers.Optimizer:
 def learning_rate_of(optimizer: keras.optimizers.Optimizer):
     """An optimizer's schedule, or its learning rate as a float."""
     rate = optimizer._learning_rate
-    return float(keras.ops.convert_to_tensor(rate)) if isinstance(rate, keras.Variable) else rate
+    return float(tf.convert_to_tensor(rate)) if isinstance(rate, keras.Variable) else rate
 
 
 def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     """Number of batches, also of those whose gradients were only accumulated."""
-    return int(keras.ops.convert_to_tensor(optimizer._iterations))
+    return int(tf.convert_to_tensor(optimizer._iterations))
 
 
 def build_recording_references(optimizer, variables: list) -> dict[int, keras.Variable]:

@@ -234,6 +234,8 @@ class Plan:
 
     def _explain_creator(self, creator: CreatorPlan) -> str:
         text = f"'{creator.layer}' keeps {creator.kept} of {creator.channels} channels."
+        if creator.clusters:
+            text = f"'{creator.layer}' merges {creator.channels} channels into {creator.kept}."
         if creator.group >= 0:
             others = [n for n in self.groups[creator.group].creators if n != creator.layer]
             if others:
