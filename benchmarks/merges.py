@@ -15,7 +15,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -26,7 +25,7 @@ from recipes import load
 from results import save_results
 
 import keras_nisp as kn
-from keras_nisp.merging import owned_axes
+from keras_nisp.merging import level
 
 NETWORKS = {
     "resnet20": lambda: networks.resnet(20),
@@ -40,22 +39,12 @@ NETWORKS = {
 }
 
 
-def collapse(model, plan):
-    """Gives all members of a cluster its mean, running statistics too."""
-    channel_map = kn.trace(model)
-    unit_map = plan.unit_map(channel_map)
-    for binding in channel_map.bindings.values():
-        for axis in owned_axes(binding, unit_map):
-            value = tf.convert_to_tensor(binding.variable)
-            binding.variable.assign(unit_map.level(value, axis, binding.axes[axis]))
-
-
 def measure(name, images, labels):
     model = randomise(NETWORKS[name]())
     started = time.perf_counter()
     plan = kn.plan_merging(model, ratio=3 / 8)
     seconds = time.perf_counter() - started
-    collapse(model, plan)
+    level(model, plan)
     small = kn.rebuild(model, plan)
     before, after = (net.predict(images, batch_size=100, verbose=0) for net in (model, small))
     row = {

@@ -323,19 +323,15 @@ class Centripetal(_Clustered, keras.optimizers.Optimizer):
                 clustered.append((variable, is_kernel, mean))
                 if merged[at] is not None:
                     merged[at] = mean(tf.convert_to_tensor(merged[at]))
-        tf.__internal__.distribute.interim.maybe_merge_call(
-            self._pull, self._distribution_strategy, clustered, self.learning_rate
-        )
-        self.inner_optimizer.apply(merged, variables)
+        rate = self.learning_rate
 
-    def _pull(self, distribution, clustered, rate):
         def pull(variable, is_kernel, mean):
             weights = tf.convert_to_tensor(variable)
             share = self._share(is_kernel, rate, weights.dtype)
             variable.assign_sub(share * (weights - mean(weights)))
 
-        for variable, is_kernel, mean in clustered:
-            distribution.extended.update(variable.value, pull, (is_kernel, mean), group=False)
+        graph.update_replicas(self, pull, clustered)
+        self.inner_optimizer.apply(merged, variables)
 
     def _share(self, is_kernel, rate, dtype):
         if self.settings.automatic:

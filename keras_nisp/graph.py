@@ -269,6 +269,19 @@ def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     return int(tf.convert_to_tensor(optimizer._iterations))
 
 
+def update_replicas(optimizer, update: Callable, rows: list[tuple]) -> None:
+    """Runs `update(variable, *arguments)` for each row on every replica's own variable.
+
+    As Keras' optimizers do it, in and outside of a `tf.distribute` strategy.
+    """
+
+    def run(distribution, rows):
+        for variable, *arguments in rows:
+            distribution.extended.update(variable.value, update, tuple(arguments), group=False)
+
+    tf.__internal__.distribute.interim.maybe_merge_call(run, optimizer._distribution_strategy, rows)
+
+
 def build_recording_references(optimizer, variables: list) -> dict[int, keras.Variable]:
     """Builds an optimizer and notes which weight each slot belongs to.
 

@@ -202,14 +202,18 @@ def owned_axes(binding: Binding, unit_map: UnitMap) -> list[int]:
     ]
 
 
-def level_statistics(model: keras.Model, plan: Plan) -> None:
-    """Gives members of a cluster the mean of their running statistics, in place.
+def level(model: keras.Model, plan: Plan, only_statistics: bool = False) -> None:
+    """Gives members of a cluster the mean of what they own, in place.
 
-    No optimizer moves them: they become equal only as fast as a moving average forgets.
+    Args:
+        model: the plan's model.
+        plan: from `plan_merging`.
+        only_statistics: leave trainable variables alone. No optimizer moves running
+            statistics: they become equal only as fast as a moving average forgets.
     """
     channel_map = trace(model)
     unit_map = plan.unit_map(channel_map)
-    trained = set(map(id, model.trainable_variables))
+    trained = set(map(id, model.trainable_variables)) if only_statistics else set()
     for binding in channel_map.bindings.values():
         if id(binding.variable) not in trained:
             for axis in owned_axes(binding, unit_map):

@@ -10,7 +10,7 @@ from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.cluster_mean import ClusteredVariables
 from keras_nisp.contraction import Forecast
 from keras_nisp.deviation import Deviation, deviation_of
-from keras_nisp.merging import level_statistics
+from keras_nisp.merging import level
 from keras_nisp.plan import Plan
 
 # float32 keeps about so much of a deviation from the mean, and no less.
@@ -128,7 +128,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         if predicted is not None and measured.relative > 10 * predicted + ROUNDING:
             self._warn(measured, predicted)
         if measured.relative <= self._optimizer.settings.tolerance:
-            level_statistics(self.model, self.plan)
+            level(self.model, self.plan, only_statistics=True)
             if self.stop_when_collapsed:
                 self.model.stop_training = True
 

@@ -10,6 +10,7 @@ from nets import NETS, example_inputs, randomise, residual
 import keras_nisp as kn
 from keras_nisp.cluster_mean import ClusterMean
 from keras_nisp.contraction import deviation_curve, largest_stable_pull
+from keras_nisp.merging import level
 
 
 def every_kind():
@@ -322,21 +323,9 @@ def test_merging_collapsed_clusters_changes_nothing(net):
         plan = kn.plan_merging(model, ratios={"b": 0.5})
     else:
         plan = kn.plan_merging(model, ratio=0.5)
-    collapse(model, plan)
+    level(model, plan)
     small = kn.rebuild(model, plan, verbose=0)
     x = example_inputs(model)
     for a, b in zip(*map(keras.tree.flatten, (model(x), small(x))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
     assert small.count_params() == plan.after.parameters
-
-
-def collapse(model, plan):
-    """Gives all members of a cluster the mean of it, statistics too."""
-    channel_map = kn.trace(model)
-    unit_map = plan.unit_map(channel_map)
-    for binding in channel_map.bindings.values():
-        for axis, units in binding.axes.items():
-            if axis not in binding.read:
-                binding.variable.assign(
-                    unit_map.level(tf.convert_to_tensor(binding.variable), axis, units)
-                )

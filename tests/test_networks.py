@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import networks
 
 import keras_nisp as kn
-from keras_nisp.merging import owned_axes
+from keras_nisp.merging import level
 
 SMALL = {
     "resnet8": lambda: networks.resnet(8, (16, 16, 3)),
@@ -24,22 +24,12 @@ SMALL = {
 }
 
 
-def collapsed(model, plan):
-    channel_map = kn.trace(model)
-    unit_map = plan.unit_map(channel_map)
-    for binding in channel_map.bindings.values():
-        for axis in owned_axes(binding, unit_map):
-            level = unit_map.level(binding.variable.value, axis, binding.axes[axis])
-            binding.variable.assign(level)
-    return model
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_merged_and_unmerged_agree(name):
     model = randomise(SMALL[name]())
     plan = kn.plan_merging(model, ratio=3 / 8)
     assert all(row.clusters for row in plan.creators[:-1])  # every layer but the classifier
-    collapsed(model, plan)
+    level(model, plan)
     small = kn.rebuild(model, plan, verbose=0)
     x = example_inputs(model, 32)
     before, after = (np.asarray(net(x)) for net in (model, small))
