@@ -34,12 +34,17 @@ def kmeans(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """
     if clusters == len(features):
         return np.arange(clusters)
+    if features.shape[1] > len(features):
+        # Turned into as many dimensions as there are rows: all distances stay.
+        rotated, scale, _ = np.linalg.svd(features, full_matrices=False)
+        features = rotated * scale
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
-        labels = KMeans(clusters, n_init=5, random_state=seed).fit(features).labels_
+        starts = max(1, 256 // len(features))  # few rows may start badly, many take long
+        labels = KMeans(clusters, n_init=starts, random_state=seed).fit(features).labels_
     return _without_empty(labels, clusters)
 
 
@@ -60,7 +65,7 @@ def kernel_features(channel_map: ChannelMap, units: np.ndarray, layers: set | No
 
     Args:
         channel_map: the traced model.
-        units: of one block.
+        units: of one block, ascending.
         layers: paths of the layers whose kernels count; all by default.
     """
     parts = []
@@ -68,16 +73,14 @@ def kernel_features(channel_map: ChannelMap, units: np.ndarray, layers: set | No
         for axis in binding.create:
             if layers is not None and binding.layer not in layers:
                 continue
-            rows = _rows(np.asarray(binding.variable, np.float32), axis)
-            at = [np.flatnonzero(binding.axes[axis] == unit) for unit in units]
-            if len(at[0]):
-                part = np.stack([rows[positions].ravel() for positions in at])
+            at = np.flatnonzero(np.isin(binding.axes[axis], units))
+            if len(at):
+                # One row after another of each unit: all lie here equally often.
+                at = at[np.argsort(binding.axes[axis][at], kind="stable")]
+                rows = np.moveaxis(np.asarray(binding.variable, np.float32), axis, 0)[at]
+                part = rows.reshape(len(units), -1)
                 parts.append(part / (part.std() or 1.0) / np.sqrt(part.shape[1]))
     return np.concatenate(parts, 1)
-
-
-def _rows(kernel: np.ndarray, axis: int) -> np.ndarray:
-    return np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
 
 
 def activation_features(channel_map: ChannelMap, calibration: Calibration) -> np.ndarray:

@@ -20,7 +20,7 @@ def plan_pruning(
     *,
     ratio: float | None = None,
     ratios: Mapping[str, float] | None = None,
-    widths: Mapping[str, int] | None = None,
+    widths: Mapping[str, int] | keras.Model | None = None,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
     ranking: str = "local",
@@ -157,7 +157,10 @@ def inexact_layers(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
 
 
 def _budget_text(budget: Budget) -> str:
-    limits = [f"{budget.kind}={budget.amount}", f"ranking={budget.ranking}"]
+    amount = budget.amount
+    if budget.kind == "widths" and len(amount) > 4:
+        amount = f"those of {len(amount)} layers"
+    limits = [f"{budget.kind}={amount}", f"ranking={budget.ranking}"]
     if budget.round_to > 1:
         limits.append(f"round_to={budget.round_to}")
     if budget.min_channels != 1:
