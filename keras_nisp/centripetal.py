@@ -121,8 +121,8 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
         tolerance: for `"auto"`.
         vector_strength: the strength for biases, scales and offsets, if it is to differ.
         preset: `"paper"` treats all clustered variables alike; `"reference"` is the
-            authors' code: biases, scales and offsets have 0.1 of the strength and
-            no decay.
+            authors' code: biases, scales and offsets have 0.1 of the strength (not with
+            `"auto"`, which pulls all alike) and no decay.
         **kwargs: of `keras.optimizers.SGD`: clipping, EMA, gradient accumulation...
 
     Raises:

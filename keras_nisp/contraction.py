@@ -92,6 +92,11 @@ class Settings:
             if isinstance(value, (str, bool)) or not value > 0:
                 extra = ' or "auto"' if name == "strength" else ""
                 raise ValueError(f"Expected `{name}` above 0{extra}. Received: {value!r}")
+        if self.automatic and self.vector_strength is not None:
+            raise ValueError(
+                "Expected `vector_strength` with a fixed `strength` only: 'auto' pulls all "
+                f"variables alike. Received: {self.vector_strength}"
+            )
         if self.preset not in PRESETS:
             raise ValueError(f"Expected `preset` to be one of {PRESETS}. Received: {self.preset!r}")
         if not 0 < self.tolerance < 1:
@@ -272,7 +277,8 @@ def _evaluated(schedule: Callable, steps: np.ndarray) -> np.ndarray:
     evaluate = tf.function(
         lambda t: tf.map_fn(rate, t, fn_output_signature=tf.float32), autograph=False
     )
-    return np.asarray(evaluate(tf.constant(steps)), np.float64)
+    steps = tf.constant(steps)
+    return np.asarray(evaluate.get_concrete_function(steps)(steps), np.float64)
 
 
 def _shrinkage_of(pull: float, settings: Settings) -> float:

@@ -413,6 +413,7 @@ def test_frozen_layers():
         ({"strength": -1.0}, ValueError, "`strength` above 0"),
         ({"strength": "strong"}, ValueError, "`strength` above 0"),
         ({"strength": 0.1, "vector_strength": 99.0}, ValueError, "`vector_strength` below"),
+        ({"strength": "auto", "vector_strength": 0.1}, ValueError, "fixed `strength` only"),
         ({"preset": "code"}, ValueError, "`preset`"),
         ({"steps": 0}, ValueError, "`steps`"),
         ({"tolerance": 2}, ValueError, "`tolerance`"),
