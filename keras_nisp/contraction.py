@@ -97,6 +97,8 @@ class Settings:
                 "Expected `vector_strength` with a fixed `strength` only: 'auto' pulls all "
                 f"variables alike. Received: {self.vector_strength}"
             )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"Expected `momentum` in [0, 1). Received: {self.momentum}")
         if self.preset not in PRESETS:
             raise ValueError(f"Expected `preset` to be one of {PRESETS}. Received: {self.preset!r}")
         if not 0 < self.tolerance < 1:
