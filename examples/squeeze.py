@@ -9,9 +9,7 @@ that width matters.
 """
 
 import argparse
-import json
 import os
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -63,7 +61,7 @@ def train_wide_and_squeeze(data, args, epochs):
     return wide_accuracy, accuracy(small, *test)
 
 
-def main():
+def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="digits", choices=DATASETS)
     parser.add_argument("--data-dir", help="TFDS data directory; default: download")
@@ -72,22 +70,28 @@ def main():
     parser.add_argument("--epochs", type=int, help="in all; default: by dataset")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for results")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args()
+
+
+def run(args):
+    """Accuracies of the three networks for each seed."""
     data = load(args.dataset, args.data_dir)
-    epochs = args.epochs or EPOCHS[args.dataset]
+    args.epochs = args.epochs or EPOCHS[args.dataset]
     rows = []
     for seed in range(args.seeds):
         keras.utils.set_random_seed(seed)
-        at_width = train_narrow(data, args, epochs)
+        at_width = train_narrow(data, args, args.epochs)
         keras.utils.set_random_seed(seed)
-        wide, squeezed = train_wide_and_squeeze(data, args, epochs)
+        wide, squeezed = train_wide_and_squeeze(data, args, args.epochs)
         rows.append({"seed": seed, "at_width": at_width, "wide": wide, "squeezed": squeezed})
         print(rows[-1], flush=True)
-    title = f"{args.dataset}: test accuracy, {epochs} epochs in all, mean of {args.seeds} seeds"
+    return rows
+
+
+def show(rows, args):
+    title = f"{args.dataset}: test accuracy, {args.epochs} epochs in all, {args.seeds} seeds"
     table = Table(title=title)
-    for column in ("network", "accuracy", "standard deviation"):
+    for column in ("network", "mean", "standard deviation"):
         table.add_column(column, justify="left" if column == "network" else "right")
     names = {
         "at_width": "trained at the original width",
@@ -98,9 +102,8 @@ def main():
         values = [row[key] for row in rows]
         table.add_row(name, f"{np.mean(values):.4f}", f"{np.std(values):.4f}")
     Console().print(table)
-    result = {"dataset": args.dataset, "epochs": epochs, "width": args.width, "rows": rows}
-    (args.out / "squeeze.json").write_text(json.dumps({**result, "factor": args.factor}, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parse()
+    show(run(arguments), arguments)
