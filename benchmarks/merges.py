@@ -10,7 +10,6 @@ the end of C-SGD; the merged network is compared with the unmerged one on test i
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import keras
@@ -41,9 +40,7 @@ NETWORKS = {
 
 def measure(name, images, labels):
     model = randomise(NETWORKS[name]())
-    started = time.perf_counter()
     plan = kn.plan_merging(model, ratio=3 / 8)
-    seconds = time.perf_counter() - started
     level(model, plan)
     small = kn.rebuild(model, plan)
     before, after = (net.predict(images, batch_size=100, verbose=0) for net in (model, small))
@@ -54,7 +51,6 @@ def measure(name, images, labels):
         "parameters_removed": plan.params_reduction,
         "difference": float(np.abs(before - after).max() / np.abs(before).max()),
         "same_prediction": float((before.argmax(-1) == after.argmax(-1)).mean()),
-        "plan_seconds": seconds,
     }
     if labels is not None:
         for key, outputs in (("unmerged", before), ("merged", after)):
