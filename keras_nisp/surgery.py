@@ -20,10 +20,7 @@ from keras_nisp.planning import plan_pruning
 from keras_nisp.recalibration import recalibrate
 from keras_nisp.tracing import trace
 from keras_nisp.unit_map import UnitMap
-from keras_nisp.verification import output_change, verify_traced
-
-# A relative deviation and a relative change of the outputs that count as lossless.
-LOSSLESS = 1e-3
+from keras_nisp.verification import LOSSLESS, output_change, verify_traced
 
 
 def rebuild(
@@ -83,7 +80,7 @@ def rebuild(
     change = output_change(channel_map, small, random_samples(model, plan.input_shapes))
     text = f"{measured}; outputs change by {change.relative:.1e} of their scale"
     if not change.ok and not force:
-        text += " (BatchNormalization statistics differ still; CentripetalMonitor levels them)"
+        text += " (BatchNormalization statistics may differ still; CentripetalMonitor levels them)"
         raise NotCollapsedError(_not_collapsed(model, text))
     if verbose:
         print(f"{model.name} merged: {text}")

@@ -17,8 +17,8 @@ from keras_nisp.tracing import trace
 from keras_nisp.unit_map import DROPPED, UnitMap
 
 TOLERANCE = 1e-4
-# Up to here the change of the outputs by a merge counts as none.
-LOSSLESS_CHANGE = 1e-3
+# A merge is lossless up to this relative deviation and this relative change of the outputs.
+LOSSLESS = 1e-3
 # However much a network amplifies rounding errors, more than this is an error of the surgery.
 LARGEST_TOLERANCE = 0.05
 
@@ -116,7 +116,7 @@ def verify(
 def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples) -> Verification:
     """Compares a merged model with the traced one as it is."""
     nothing = UnitMap(np.arange(channel_map.count))  # the original as it is
-    limit = max(LOSSLESS_CHANGE, _default_tolerance(channel_map))
+    limit = max(LOSSLESS, _default_tolerance(channel_map))
     return verify_traced(channel_map, nothing, small, samples, limit)
 
 
