@@ -287,6 +287,10 @@ def matching(channel_map: ChannelMap, entry: Any, argument: str) -> list[str]:
             or fnmatch.fnmatchcase(call.layer.name, entry)
             or call.path.startswith(entry + "/")
         ]
+        # Channels that no tensor shows have names of their own: "attention:heads".
+        known = {call.path for call in calls}
+        hidden = [creator.layer for creator in channel_map.creators if creator.layer not in known]
+        paths += [path for path in hidden if fnmatch.fnmatchcase(path, entry)]
     if not paths:
         near = difflib.get_close_matches(str(entry), [call.path for call in calls], 3, 0.4)
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""

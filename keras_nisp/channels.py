@@ -26,14 +26,22 @@ class Traced:
     Attributes:
         names: integer array that broadcasts to `shape`.
         shape: the tensor's shape without the batch axis.
+        batch: how many entries of the batch axis one sample takes: more than one where
+            positions were moved into it (windows, time steps).
     """
 
     names: np.ndarray
     shape: tuple[int, ...]
+    batch: int = 1
 
     @property
     def rank(self) -> int:
         return len(self.shape)
+
+    def line(self, axis: int) -> np.ndarray:
+        """The names along one axis, at the first position of all others: one per position."""
+        names = np.moveaxis(self.names, axis, -1)
+        return np.broadcast_to(names.reshape(-1, names.shape[-1])[0], (self.shape[axis],))
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,7 +49,7 @@ class Binding:
     """What the axes of one variable mean.
 
     Attributes:
-        variable: the `keras.Variable`.
+        variable: the `keras.Variable`, or a constant array that an operation takes.
         layer: path of its layer.
         axes: names (after the trace: units) along each bound axis.
         read: axes that read channels, such as the input axis of a kernel; the others
@@ -51,7 +59,7 @@ class Binding:
             kernel's FLOPs are its size times this. 0 for what is not a kernel.
     """
 
-    variable: keras.Variable
+    variable: keras.Variable | np.ndarray
     layer: str
     axes: dict[int, np.ndarray]
     read: frozenset[int] = frozenset()
@@ -87,6 +95,7 @@ class ChannelMap:
         model: the traced model.
         calls: the calls of its layers, in the order of the walk.
         bindings: by `id` of the variable.
+        constants: bindings of constant arrays that operations take.
         creators: the layers that create channels, in the order of the walk.
         groups: the coupled groups, in the order of the walk.
         count: number of units.
@@ -104,8 +113,11 @@ class ChannelMap:
         self.model_inputs = model_inputs
         self.count = int(units.max(initial=-1)) + 1
         self.bindings = tracer.bindings
-        for binding in self.bindings.values():
+        self.constants = [binding for call in calls for binding in call.constants.values()]
+        for binding in (*self.bindings.values(), *self.constants):
             binding.axes = {axis: units[names] for axis, names in binding.axes.items()}
+        for call in calls:
+            call.hidden = {label: units[names] for label, names in call.hidden.items()}
         tensors = [t for call in calls for t in (*call.inputs, *call.outputs)]
         for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
             tensor.names = compact(units[tensor.names])
@@ -126,7 +138,7 @@ class ChannelMap:
         digest = hashlib.sha256()
         for call in self.calls:
             digest.update(type(call.layer).__name__.encode())
-        for binding in self.bindings.values():
+        for binding in (*self.bindings.values(), *self.constants):
             digest.update(repr(tuple(binding.variable.shape)).encode())
             for axis, units in sorted(binding.axes.items()):
                 digest.update(repr((axis, axis in binding.read)).encode())
@@ -149,7 +161,7 @@ class ChannelMap:
         """A number per unit that says along which axes it lies, and how often."""
         rng = np.random.default_rng(0)
         signatures = np.zeros(self.count, np.uint64)
-        for binding in self.bindings.values():
+        for binding in (*self.bindings.values(), *self.constants):
             for units in binding.axes.values():
                 mark = rng.integers(2**63, dtype=np.uint64)
                 np.add.at(signatures, units, mark)

@@ -5,22 +5,34 @@ are the same walk with another meaning for each layer.
 """
 
 import dataclasses
+import inspect
 import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
-import keras.src.ops.numpy as _numpy_operations
 import tensorflow as tf
 from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa: F401
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer  # noqa: F401
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # noqa: F401
 from keras.src.models.functional import Functional, functional_like_constructor
 
 from keras_nisp._environment import legacy_keras_hint
+from keras_nisp.wrappers import is_wrapper, take_apart
 
-AddOperation = _numpy_operations.Add
-MultiplyOperation = _numpy_operations.Multiply
+
+def operation_class(name: str) -> type | None:
+    """The class behind a function of `keras.ops`, which stands in a graph in its place."""
+    function = keras.ops
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    function = inspect.unwrap(function) if function is not None else None
+    for used in getattr(getattr(function, "__code__", None), "co_names", ()):
+        found = function.__globals__.get(used)
+        if inspect.isclass(found) and issubclass(found, keras.Operation):
+            return found
+    return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +51,11 @@ class Site:
     path: str
     node_inputs: list
     node_outputs: list
+
+    @property
+    def place(self) -> int | None:
+        """Identifies the call; `None` for one inside a wrapper."""
+        return id(self.node_outputs[0]) if self.node_outputs else None
 
 
 def is_graph(operation: Any) -> bool:
@@ -123,14 +140,21 @@ def walk(
         The values of the model's outputs, in its own structure.
     """
 
-    def step(node, args, kwargs):
-        operation, path = node.operation, prefix + node.operation.name
+    def call(operation, path, args, kwargs, inputs=(), outputs=()):
         if is_graph(operation):
             nested = keras.tree.flatten(args[0] if args else kwargs["inputs"])
             enter(operation, nested)
-            return walk(operation, nested, visit, enter, path + "/")
-        site = Site(operation, path, node.input_tensors, node.outputs)
-        return visit(site, args, kwargs)
+            values = walk(operation, nested, visit, enter, path + "/")
+        elif is_wrapper(operation, kwargs):
+            values = take_apart(operation, path, args, kwargs, call)
+        else:
+            values = visit(Site(operation, path, list(inputs), list(outputs)), args, kwargs)
+        return keras.tree.flatten(values)
+
+    def step(node, args, kwargs):
+        operation = node.operation
+        path = prefix + operation.name
+        return call(operation, path, args, kwargs, node.input_tensors, node.outputs)
 
     return replay(model, inputs, step)
 
@@ -158,7 +182,7 @@ def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> 
         shape = shape_of(value)
         if shape is None:
             return value
-        return keras.KerasTensor((None, *shape), dtype=next(dtypes))
+        return keras.KerasTensor((None, *shape), dtype=next(dtypes, keras.backend.floatx()))
 
     args, kwargs = keras.tree.map_structure(symbolic, (args, kwargs))
     outputs = site.operation.compute_output_spec(*args, **kwargs)
@@ -206,7 +230,21 @@ def layer_config(layer: keras.Operation) -> dict:
     """The layer's config, without Keras' warning that it holds a lambda."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*includes a `lambda`")
-        return layer.get_config()
+        return _without_builds(layer.get_config())
+
+
+def _without_builds(config: Any) -> Any:
+    """A config whose wrapped layers are not built at their old sizes."""
+    if isinstance(config, dict):
+        return {k: _without_builds(v) for k, v in config.items() if k != "build_config"}
+    return [_without_builds(v) for v in config] if isinstance(config, list) else config
+
+
+def infer(layer: keras.Operation, *args, **kwargs) -> Any:
+    """Calls a layer in inference mode."""
+    if getattr(layer, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": False}
+    return layer(*args, **kwargs)
 
 
 def new_inputs(model: keras.Model, shapes: list) -> list:

@@ -111,9 +111,13 @@ def _obstacles(channel_map: ChannelMap) -> dict[str, np.ndarray]:
     """Why units cannot be merged: a boolean per unit for each reason."""
     obstacles = {}
     for call in channel_map.calls:
-        if call.rule.mixes_channels:
+        if call.mixes_channels or call.sums_channels:
             held = [tensor.names for tensor in (*call.inputs, *call.outputs)]
-            reason = f"'{call.path}' takes statistics over these channels"
+            word = "takes statistics over" if call.mixes_channels else "adds up"
+            reason = f"'{call.path}' {word} these channels"
+        elif call.constants:
+            held = [u for b in call.constants.values() for u in b.axes.values()]
+            reason = f"'{call.path}' holds a constant for each of these channels"
         elif not getattr(call.layer, "trainable", True):
             held = _owned_units(channel_map, call.layer)
             reason = f"'{call.path}' is not trained"

@@ -77,7 +77,7 @@ def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int
 
     def visit(call, args, kwargs):
         if not isinstance(call.layer, keras.layers.BatchNormalization):
-            return call.layer(*args, **kwargs)
+            return call.infer(*args, **kwargs)
         x, layer = args[0], call.layer
         axes = [axis for axis in range(len(x.shape)) if axis != layer.axis % len(x.shape)]
         mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes)

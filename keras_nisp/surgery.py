@@ -21,6 +21,7 @@ from keras_nisp.recalibration import recalibrate
 from keras_nisp.tracing import trace
 from keras_nisp.unit_map import UnitMap
 from keras_nisp.verification import LOSSLESS, output_change, verify_traced
+from keras_nisp.wrappers import WRAPPED, is_wrapper, rewrap
 
 
 def rebuild(
@@ -156,7 +157,7 @@ def prune(
 
 def rebuild_traced(channel_map: ChannelMap, unit_map: UnitMap, optimizer_state: bool):
     """`rebuild` for a traced model and what becomes of its units."""
-    surgeon = Surgeon(channel_map, lambda units: int(np.count_nonzero(unit_map.keep[units])))
+    surgeon = Surgeon(channel_map, lambda units: np.flatnonzero(unit_map.keep[units]))
     small = surgeon.operate()
 
     def resize(variable, value):
@@ -176,14 +177,20 @@ class Surgeon:
 
     Args:
         channel_map: the traced model.
-        width: `width(units)` is how many positions an axis with these units gets.
+        positions: `positions(units)` gives, for each new position of an axis with these units,
+            the old one.
     """
 
-    def __init__(self, channel_map: ChannelMap, width: Callable[[np.ndarray], int]):
+    def __init__(self, channel_map: ChannelMap, positions: Callable[[np.ndarray], np.ndarray]):
         self.map = channel_map
-        self.width = width
+        self.positions = positions
         self.calls = {id(call.layer): call for call in reversed(channel_map.calls)}
+        self.places = {call.place: call for call in reversed(channel_map.calls)}
         self.clones: dict[int, keras.Operation] = {}
+
+    def width(self, units: np.ndarray) -> int:
+        """How many positions an axis with these units gets."""
+        return len(self.positions(units.ravel()))
 
     def operate(self) -> keras.Model:
         """The model at its new widths, with fresh weights."""
@@ -192,14 +199,30 @@ class Surgeon:
 
     def clone_model(self, model, shapes):
         inputs = graph.new_inputs(model, shapes)
-        return graph.clone_model(
-            model, inputs, self.clone, lambda node, layer, args, kwargs: layer(*args, **kwargs)
-        )
+        return graph.clone_model(model, inputs, self.clone, self._call)
+
+    def _call(self, node, layer, args, kwargs):
+        """Calls a clone; constants and sizes among its arguments change with the channels."""
+        call = self.places.get(id(node.outputs[0]))
+        if call is None:
+            return layer(*args, **kwargs)
+        args = list(args)
+        for place, binding in call.constants.items():
+            if isinstance(place, int):
+                args[place] = binding.variable
+                for axis, units in binding.axes.items():
+                    args[place] = args[place].take(self.positions(units), axis)
+        args, kwargs = call.rule.arguments(call, tuple(args), kwargs, self.width)
+        return layer(*args, **kwargs)
 
     def clone(self, operation):
         if id(operation) not in self.clones:
             if graph.is_graph(operation):
                 clone = self.clone_model(operation, self._nested_shapes(operation))
+            elif id(operation) not in self.calls and is_wrapper(operation):
+                clone = rewrap(operation, self.clone)
+                for name in WRAPPED[type(operation)]:
+                    self.clones[id(getattr(operation, name))] = getattr(clone, name)
             else:
                 clone = self._clone_layer(operation)
             self.clones[id(operation)] = clone
@@ -214,9 +237,7 @@ class Surgeon:
             shape = list(tensor.shape)
             for axis, size in enumerate(traced.names.shape):
                 if size > 1:
-                    index = [0] * traced.names.ndim
-                    index[axis] = slice(None)
-                    shape[axis + 1] = self.width(traced.names[tuple(index)])
+                    shape[axis + 1] = self.width(traced.line(axis))
             shapes.append(tuple(shape))
         return shapes
 
@@ -233,14 +254,18 @@ class Surgeon:
             ) from error
 
     def pairs(self):
-        """Old and new variable of every layer."""
+        """Call, old and new variable of every layer."""
         for call in self.calls.values():
-            yield from graph.paired_variables(call.layer, self.clones[id(call.layer)])
+            clone = self.clones.get(id(call.layer))
+            if clone is not None:  # what a wrapper does between its layers has none
+                for old, new in graph.paired_variables(call.layer, clone):
+                    yield call, old, new
 
     def transfer(self, resize: Callable) -> None:
         """Gives the clones `resize(variable, value)` of each variable."""
-        for old, new in self.pairs():
+        for call, old, new in self.pairs():
             value = resize(old, tf.convert_to_tensor(old))
+            value = call.rule.convert(call, old, value, self.width)
             if value.shape != new.shape:
                 raise ValueError(
                     f"Variable '{old.path}' would become {tuple(value.shape)}, but the rebuilt "
@@ -294,7 +319,7 @@ def _carry_slots(old, small, surgeon: Surgeon, resize: Callable) -> None:
         old = old.inner_optimizer
     if not old.built:
         return
-    originals = {id(new): variable for variable, new in surgeon.pairs()}
+    originals = {id(new): variable for _, variable, new in surgeon.pairs()}
     optimizer = graph.optimizer_of(small)
     references = graph.build_recording_references(optimizer, small.trainable_variables)
     for before, after in zip(old.variables, optimizer.variables, strict=True):

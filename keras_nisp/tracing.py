@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from keras_nisp import graph
 from keras_nisp.channels import Binding, ChannelMap, Traced, compact
 from keras_nisp.errors import UnknownLayerWarning
-from keras_nisp.rules.base import BARRIER, WITHOUT_RULE, meaningful, rule_for
+from keras_nisp.rules.base import Barrier, meaningful, rule_for
 
 ASSUMED_SIZE = 224  # for input axes whose size the model leaves open
 
@@ -27,7 +27,11 @@ class Call:
         rule: the rule that knows its family.
         inputs, outputs: `Traced` tensors, flat.
         reads: whether a kernel reads the inputs: they are consumption edges, where
-            NISP reads its scores (DESIGN: the tensor that a kernel takes in).
+            NISP reads its scores (the tensor that a kernel takes in).
+        mixes_channels, sums_channels: whether this call does; see `Rule`.
+        constants: arrays among the arguments that hold channels, by their position.
+        hidden: channels that no tensor shows (heads of an attention), by label.
+        place: identifies the call in the graph.
     """
 
     layer: keras.Operation
@@ -38,6 +42,14 @@ class Call:
     tracer: "Tracer | None"
     outputs: list[Traced] = dataclasses.field(default_factory=list)
     reads: bool = False
+    constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
+    hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    place: int | None = None
+
+    def __post_init__(self):
+        self.mixes_channels = self.rule.mixes_channels
+        self.sums_channels = self.rule.sums_channels
+        self.batch = max((tensor.batch for tensor in self.inputs), default=1)
 
     # What a rule's `trace` may say. ------------------------------------------------
 
@@ -52,6 +64,30 @@ class Call:
         creates on several axes tells them apart by `label`.
         """
         return self.tracer.create(self, count, label)
+
+    def block(self, reason: str) -> list[np.ndarray]:
+        """Says that the rule does not reach this call: nothing it touches may be removed."""
+        self.rule = Barrier(reason)
+        self.mixes_channels = self.sums_channels = self.reads = False
+        self.constants, self.hidden = {}, {}
+        return self.rule.trace(self)
+
+    def fresh(self, shape: tuple[int, ...], reason: str) -> np.ndarray:
+        """Names along the last axis of a tensor for values that may not be removed."""
+        return self.fix(self.tracer.fresh_last(shape), reason)
+
+    def single(self, reason: str) -> np.ndarray:
+        """One name for an output whose axes hold no channels."""
+        names = np.full((1,) * len(self.output_shape), self.tracer.fresh(1)[0])
+        return self.fix(names, reason)
+
+    def hide(self, count: int, label: str) -> np.ndarray:
+        """Names for `count` channels that the layer creates and no tensor shows (1-D).
+
+        In `absolute`, `call.tap(label, tensor, axis)` says where their scores are read.
+        """
+        self.hidden[label] = self.create(count, f":{label}")
+        return self.hidden[label]
 
     def fix(self, names: np.ndarray, reason: str) -> np.ndarray:
         """Says that these channels may not be removed, and why."""
@@ -99,9 +135,32 @@ class Call:
             positions: for kernels, at how many positions each element is applied.
         """
         if isinstance(variable, keras.Variable):
-            self.tracer.bind(self, variable, own or {}, read or {}, create or {}, positions)
+            applied = positions * self.batch
+            self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)
         if read:
             self.reads = True
+
+    def hold(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
+        """Says which names lie along the axes of a constant array among the arguments.
+
+        Args:
+            position: of the argument.
+            array: the constant.
+            axes: axis -> names.
+        """
+        array = np.asarray(array)
+        axes = {axis % array.ndim: names for axis, names in axes.items()}
+        self.constants[position] = Binding(array, self.path, axes)
+
+    def infer(self, *args, **kwargs) -> Any:
+        """Calls the layer, in inference mode."""
+        return graph.infer(self.layer, *args, **kwargs)
+
+    # What a rule's `absolute` may say. ---------------------------------------------
+
+    def tap(self, label: str, tensor: Any, axis: int) -> Any:
+        """Reads the scores of hidden channels here: those along one axis of a tensor."""
+        return tensor
 
 
 class Tracer:
@@ -137,6 +196,22 @@ class Tracer:
         first, second = np.broadcast_arrays(first, second)
         self.first.append(first.ravel())
         self.second.append(second.ravel())
+
+    def boxed(self, names: np.ndarray) -> np.ndarray:
+        """Names that vary along one axis at most, so that a tensor is a box after any removal.
+
+        Names that vary along several (a Dense layer reshaped to a feature map) would leave
+        holes: positions that share the last of these axes become one channel.
+        """
+        names = compact(names)
+        varying = [axis for axis, size in enumerate(names.shape) if size > 1]
+        if len(varying) < 2:
+            return names
+        rows = np.moveaxis(names, varying[-1], -1)
+        shape = [-1 if axis == varying[-1] else 1 for axis in range(names.ndim)]
+        rows = rows.reshape(-1, rows.shape[-1])
+        self.join(rows[:1], rows[1:])
+        return rows[0].reshape(shape)
 
     def bind(self, call, variable, own, read, create, positions) -> None:
         rank = len(variable.shape)
@@ -200,10 +275,11 @@ def trace(model: keras.Model, input_shape=None) -> ChannelMap:
         flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
         shapes = graph.output_shapes(site, args, kwargs, _shape_of)
         rule = rule_for(site.operation, kwargs)
-        call = Call(site.operation, site.path, rule, flat, shapes, tracer)
+        call = Call(site.operation, site.path, rule, flat, shapes, tracer, place=site.place)
         names = _trace_call(call, args, kwargs)
         call.outputs = [
-            Traced(compact(np.asarray(n)), shape) for n, shape in zip(names, shapes, strict=True)
+            Traced(tracer.boxed(np.asarray(n)), shape, call.batch)
+            for n, shape in zip(names, shapes, strict=True)
         ]
         calls.append(call)
         return call.outputs
@@ -218,7 +294,6 @@ def trace(model: keras.Model, input_shape=None) -> ChannelMap:
     outputs = keras.tree.flatten(graph.walk(model, inputs, visit, enter))
     for tensor, name in zip(outputs, graph.output_names(model), strict=True):
         tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
-    _join_ragged(tracer, calls)
     for call in calls:
         call.tracer = None
     channel_map = ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
@@ -263,7 +338,7 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     """The names of a call's outputs, by its rule; fixed where the rule does not reach."""
     names = call.rule.trace(call, *args, **kwargs)
     names = list(names) if isinstance(names, (list, tuple)) else [names]
-    if call.rule is BARRIER:
+    if isinstance(call.rule, Barrier):
         return names
     unbound = [
         w.path for w in getattr(call.layer, "weights", ()) if id(w) not in call.tracer.bindings
@@ -280,29 +355,20 @@ def _warn_of_barriers(channel_map: ChannelMap) -> None:
     created = np.zeros(channel_map.count, bool)
     for creator in channel_map.creators:
         created[creator.units] = True
-    for call in channel_map.calls:
-        held = f"enters '{call.path}', {WITHOUT_RULE}"
+    barriers = [call for call in channel_map.calls if getattr(call.rule, "warns", False)]
+    endings = tuple({call.rule.reason for call in barriers})
+    for call in barriers:
+        held = f"enters '{call.path}', {call.rule.reason}"
         units = np.concatenate([tensor.names.ravel() for tensor in call.inputs])
         units = np.unique(units[created[units] & ~channel_map.free[units]]).tolist()
         reasons = [channel_map.reasons[unit] for unit in units]
-        if any(held in r and all(WITHOUT_RULE in reason for reason in r) for r in reasons):
+        if any(held in r and all(reason.endswith(endings) for reason in r) for r in reasons):
             kind = type(call.layer).__name__
             warnings.warn(
-                f"Layer '{call.path}' ({kind}) has no rule: the channels that enter and leave it "
-                f"stay as they are. Register one with `@keras_nisp.register_rule({kind})`.",
+                f"Layer '{call.path}' ({kind}) is {call.rule.reason}: the channels that enter and "
+                "leave it stay as they are. Register a rule with "
+                f"`@keras_nisp.register_rule({kind})`, or write it out in layers and operations "
+                "of Keras, with `keras_nisp.as_functional`.",
                 UnknownLayerWarning,
                 stacklevel=3,
             )
-
-
-def _join_ragged(tracer: Tracer, calls: list[Call]) -> None:
-    """Makes every tensor a box again after any removal.
-
-    Names that vary along several axes (a Dense layer reshaped to a feature map) would
-    leave holes: positions that share the last axis become one channel.
-    """
-    for call in calls:
-        for tensor in call.outputs:
-            if sum(size > 1 for size in tensor.names.shape) > 1:
-                rows = tensor.names.reshape(-1, tensor.names.shape[-1])
-                tracer.join(rows[:1], rows[1:])

@@ -13,6 +13,7 @@ from keras_nisp.data import Samples, collect, random_samples
 from keras_nisp.errors import VerificationError
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
+from keras_nisp.rules.base import meaningful
 from keras_nisp.tracing import trace
 from keras_nisp.unit_map import DROPPED, UnitMap
 
@@ -193,16 +194,17 @@ def oracle(channel_map: ChannelMap, unit_map: UnitMap, inputs: list) -> Any:
     keep = unit_map.into != DROPPED
 
     def visit(call, args, kwargs):
-        if call.rule.mixes_channels and any(not keep[t.names].all() for t in call.inputs):
-            kept = tf.constant(keep[call.inputs[0].names][None], args[0].dtype)
-            return call.rule.masked(call, kept, *args)
+        statistics = call.mixes_channels or call.sums_channels
+        if statistics and any(not keep[t.names].all() for t in call.inputs):
+            kept = [tf.constant(keep[t.names][None], tf.float32) for t in call.inputs]
+            return call.rule.masked(call, kept, *args, **meaningful(kwargs))
         changed = []
         for weight in getattr(call.layer, "weights", ()):
             binding = channel_map.bindings.get(id(weight))
             if binding is not None:
                 changed.append((weight, _as_if(binding, unit_map, keep)))
         with keras.StatelessScope(state_mapping=changed):
-            return call.layer(*args, **kwargs)
+            return call.infer(*args, **kwargs)
 
     return channel_map.walk(inputs, visit)
 

@@ -82,7 +82,7 @@ def widen(
     copies = _copies(channel_map, _factors(channel_map, factor, exclude), rng)
     if init == "preserve":
         _check_statistics(channel_map, copies)
-    surgeon = Surgeon(channel_map, lambda units: int(copies[units].sum()))
+    surgeon = Surgeon(channel_map, lambda units: np.repeat(np.arange(len(units)), copies[units]))
     wide = surgeon.operate()
     if init == "preserve":
         _copy_weights(channel_map, trace(wide), copies, noise, rng, surgeon)
@@ -135,9 +135,12 @@ def _copies(channel_map: ChannelMap, factors: np.ndarray, rng) -> np.ndarray:
 
 def _check_statistics(channel_map: ChannelMap, copies: np.ndarray) -> None:
     for call in channel_map.calls:
-        if call.rule.mixes_channels and len(np.unique(copies[call.inputs[0].names])) > 1:
+        counts = [np.unique(copies[tensor.names]) for tensor in call.inputs]
+        unequal = call.mixes_channels and any(len(count) > 1 for count in counts)
+        if unequal or (call.sums_channels and any(count.max() > 1 for count in counts)):
+            word = "takes statistics over" if unequal else "adds up"
             raise ValueError(
-                f"'{call.path}' takes statistics over channels, of which some would count more "
+                f"'{call.path}' {word} channels, of which some would count more "
                 "often than others: the outputs would change. Take an integer `factor`, `exclude` "
                 "the layers before it, or init='fresh'."
             )
@@ -157,7 +160,7 @@ def _copy_weights(channel_map, wide_map, copies, noise, rng, surgeon) -> None:
                 value *= _divided(value, axis, at, noise, rng)
         return value
 
-    twins = {id(old): new for old, new in surgeon.pairs()}
+    twins = {id(old): new for _, old, new in surgeon.pairs()}
     surgeon.transfer(enlarge)
 
 

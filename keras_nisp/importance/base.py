@@ -115,7 +115,7 @@ def run(channel_map: ChannelMap, inputs: list, on_read: Callable | None = None):
             args, kwargs = map_tensors(
                 lambda index, tensor: on_read(call, index, tensor), args, kwargs
             )
-        return call.layer(*args, **kwargs)
+        return call.infer(*args, **kwargs)
 
     outputs = channel_map.walk(inputs, visit)
     single = isinstance(outputs, (list, tuple)) and len(outputs) == 1

@@ -99,7 +99,7 @@ def _at(classifier, capture):
 
 def _run_until(channel_map, inputs, traced, capture):
     def visit(call, args, kwargs):
-        outputs = call.layer(*args, **kwargs)
+        outputs = call.infer(*args, **kwargs)
         if any(tensor is traced for tensor in call.outputs):
             capture(outputs)
         return outputs

@@ -16,7 +16,7 @@ from keras_nisp.importance.final_response import (
     find_final_responses,
 )
 from keras_nisp.importance.inf_fs import inf_fs
-from keras_nisp.rules.base import absolute, meaningful
+from keras_nisp.rules.base import absolute, meaningful, spread
 from keras_nisp.tracing import Call
 
 
@@ -182,7 +182,8 @@ def propagate(
 
     Returns:
         Float64 array with one score per unit, scaled to a mean of 1 in each coupled
-        group; NaN for units from which no path leads to a final response.
+        group; NaN for units from which no path leads to a final response, 0 for those that
+        nothing reads.
 
     Source: Yu et al., CVPR 2018, section 3.4; recursion s_k = |w_{k+1}|^T s_{k+1}.
     """
@@ -211,7 +212,8 @@ def propagate(
         cotangent = tf.constant(ranking.cotangent(channel_map.count)[None], tf.float64)
         full = tf.broadcast_to(cotangent, (1, *ranking.final.tensor.shape))
         shares.append((ranking.final.tensor.names, full, 0.0))
-    return _sum_shares(channel_map, shares)
+    consumed = channel_map.seen(np.concatenate([names.ravel() for names, *_ in edges + shares]))
+    return np.where(consumed, _sum_shares(channel_map, shares), 0.0)
 
 
 class _AbsoluteNetwork:
@@ -238,8 +240,14 @@ class _AbsoluteNetwork:
                 value = self._tap(call.inputs[index].names, value, log)
             return value
 
+        def tap(label, tensor, axis):
+            names = spread(call.hidden[label], axis, len(tensor.shape) - 1)
+            return self._tap(names, tensor, log)
+
         args, kwargs = map_tensors(enter, args, meaningful(kwargs), _is_scaled)
+        call.tap = tap
         values = keras.tree.flatten(call.rule.absolute(call, *args, **kwargs))
+        del call.tap
         outputs = [_Scaled(value, log) for value in values]
         if getattr(call.layer, "weights", ()):
             outputs = [output.normalised() for output in outputs]

@@ -2,12 +2,18 @@
 
 from keras_nisp.rules import (  # noqa: F401
     activation,
+    attention,
+    contraction,
     convolution,
     dense,
+    fixes,
     merging,
+    moving,
     normalization,
     pooling,
-    reshaping,
+    preprocessing,
+    recurrent,
+    reduction,
 )
 from keras_nisp.rules.base import BARRIER, PassThrough, Rule, register_rule, rule_for
 

@@ -1,10 +1,10 @@
 """Activations, dropout, noise and what else works on each element alone."""
 
-import keras
+import numpy as np
 from keras import activations, layers
 
 from keras_nisp import graph
-from keras_nisp.rules.base import PassThrough, register_rule
+from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule
 
 # Everything in keras.activations that mixes no elements; softmax, log_softmax,
 # sparsemax and glu are left out.
@@ -53,12 +53,6 @@ class Activation(PassThrough):
         return fix_unless_elementwise(call, x.names)
 
 
-@register_rule(layers.Softmax)
-class Softmax(PassThrough):
-    def trace(self, call, x):
-        return call.fix(x.names, f"'{call.path}' mixes channels")
-
-
 register_rule(
     layers.ReLU,
     layers.LeakyReLU,
@@ -72,15 +66,60 @@ register_rule(
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
     layers.ActivityRegularization,
+    layers.Masking,
     graph.StochasticDepth,
+)(PassThrough)
+
+
+register_operations(
+    *("absolute", "negative", "sign", "signbit", "square", "sqrt", "rsqrt", "cbrt", "reciprocal"),
+    *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc", "erfinv", "sinc"),
+    *("sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh"),
+    *("arccosh", "arctanh", "deg2rad", "rad2deg", "floor", "ceil", "round", "trunc", "clip"),
+    *("fabs", "nan_to_num", "i0", "isnan", "isinf", "isfinite", "isneginf", "isposinf", "isreal"),
+    *("logical_not", "bitwise_not", "bitwise_invert", "cast", "saturate_cast", "copy"),
+    *("convert_to_tensor", "stop_gradient", "conjugate", "real", "imag", "angle"),
+    *("zeros_like", "ones_like", "full_like", "empty_like"),
+    *("celu", "elu", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh"),
+    *("leaky_relu", "log_sigmoid", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink"),
+    *("softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh_shrink"),
+    "threshold",
 )(PassThrough)
 
 
 @register_rule(layers.Rescaling)
 class Rescaling(PassThrough):
-    """One factor for all channels passes; one for each would have to shrink with them."""
+    """One factor for all channels, or one for each, which shrinks with them."""
 
     def trace(self, call, x):
-        if keras.ops.ndim(call.layer.scale) or keras.ops.ndim(call.layer.offset):
-            call.fix(x.names, f"'{call.path}' has a constant for each channel")
+        for key in ("scale", "offset"):
+            value = getattr(call.layer, key)
+            if np.ndim(value) > 1:
+                return call.block("which has a constant for each position")
+            if np.size(value) > 1:
+                call.hold(key, value, {0: call.along(x, -1)})
         return x.names
+
+    def resize(self, call, config, kept):
+        for key, binding in call.constants.items():
+            units = binding.axes[0]
+            counts = [kept(units[i : i + 1]) for i in range(len(units))]
+            config[key] = np.repeat(np.ravel(config[key]), counts).tolist()
+        return config
+
+    def absolute(self, call, x):
+        return x * np.abs(np.asarray(call.layer.scale, np.float32))
+
+
+@register_rule(layers.PReLU)
+class PReLU(Rule):
+    """A slope for each channel, or for each position of a channel; importance passes."""
+
+    def trace(self, call, x):
+        alpha = call.layer.alpha
+        axes = [i for i in range(x.rank) if alpha.shape[i] > 1 and x.names.shape[i] > 1]
+        call.bind(alpha, own={axis: call.along(x, axis) for axis in axes})
+        return x.names
+
+    def absolute(self, call, x):
+        return x

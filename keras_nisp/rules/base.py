@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp import graph
+
 WITHOUT_RULE = "a layer without a rule"
 _RULES: dict[type, "Rule"] = {}
 
@@ -18,9 +20,13 @@ class Rule:
     `trace`) or a `tf.Tensor` (elsewhere) for each tensor.
 
     Attributes:
+        does: what happens to names: `"creates"`, `"passes"`, `"moves"`, `"joins"` or
+            `"fixes"`. For docs/coverage.md.
         mixes_channels: whether statistics over the channels make a model from which
             channels are removed differ from one in which they are zero; `masked` must
-            then be given.
+            then be given. A trace may decide it for its call: `call.mixes_channels = False`.
+        sums_channels: whether channels are added up without a kernel (a dot product): they
+            are removed if they are zero. A trace may decide it, likewise.
 
     Example: a custom layer that scales every channel.
 
@@ -38,7 +44,9 @@ class Rule:
     ...         return x * tf.abs(tf.convert_to_tensor(call.layer.scale))
     """
 
+    does = "passes"
     mixes_channels = False
+    sums_channels = False
 
     def trace(self, call, *args, **kwargs):
         """Says what happens to names.
@@ -75,16 +83,41 @@ class Rule:
         """
         return config
 
-    def masked(self, call, keep, *args, **kwargs):
-        """The layer on the original width, with removed channels left out of statistics.
-
-        Only for rules with `mixes_channels`. Where no channel is removed it must give
-        exactly what the layer gives.
+    def arguments(self, call, args: tuple, kwargs: dict, kept) -> tuple[tuple, dict]:
+        """The arguments of a call after a removal, for operations that take sizes there.
 
         Args:
-            keep: float tensor of 0 and 1 that broadcasts to the input.
+            call: the `Call`.
+            args, kwargs: with symbolic tensors of the new sizes.
+            kept: as for `resize`.
         """
-        raise NotImplementedError
+        return args, kwargs
+
+    def convert(self, call, variable, value, kept):
+        """A variable's new value, for layers that compute with the number of channels.
+
+        Args:
+            call: the first `Call` of the layer.
+            variable: the original variable.
+            value: its value at the new size.
+            kept: as for `resize`.
+        """
+        return value
+
+    def masked(self, call, keep: list, *args, **kwargs):
+        """The layer on the original width, with removed channels left out of statistics.
+
+        Only for rules with `mixes_channels` or `sums_channels`. Where no channel is removed it
+        must give exactly what the layer gives. By default the removed channels are zero.
+
+        Args:
+            keep: for each input a float tensor of 0 and 1 that broadcasts to it.
+        """
+        masks = iter(keep)
+        args, kwargs = keras.tree.map_structure(
+            lambda x: x * tf.cast(next(masks), x.dtype) if tf.is_tensor(x) else x, (args, kwargs)
+        )
+        return call.infer(*args, **kwargs)
 
 
 class PassThrough(Rule):
@@ -102,25 +135,28 @@ class PassThrough(Rule):
 
 
 class Barrier(Rule):
-    """What has no rule: nothing that enters or leaves may be removed."""
+    """What has no rule, or none on purpose: nothing that enters or leaves may be removed."""
+
+    does = "fixes"
+
+    def __init__(self, reason: str = WITHOUT_RULE, warns: bool = False):
+        self.reason = reason
+        self.warns = warns
 
     def trace(self, call, *args, **kwargs):
         for tensor in call.inputs:
-            call.fix(tensor.names, f"enters '{call.path}', {WITHOUT_RULE}")
-        outputs = []
-        for shape in call.output_shapes:
-            names = call.tracer.fresh_last(shape)
-            outputs.append(call.fix(names, f"leaves '{call.path}', {WITHOUT_RULE}"))
-        return outputs
+            call.fix(tensor.names, f"enters '{call.path}', {self.reason}")
+        reason = f"leaves '{call.path}', {self.reason}"
+        return [call.fresh(shape, reason) for shape in call.output_shapes]
 
     def absolute(self, call, *args, **kwargs):
         # Nothing is known of where importance comes from: spread it evenly.
         tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
         mean = tf.add_n([tf.reduce_mean(x) for x in tensors])
-        return [tf.fill((1, *out.shape), mean) for out in call.outputs]
+        return [tf.fill((out.batch, *out.shape), mean) for out in call.outputs]
 
 
-BARRIER = Barrier()
+BARRIER = Barrier(warns=True)
 
 
 def register_rule(*classes: type):
@@ -152,6 +188,37 @@ def register_rule(*classes: type):
     return register
 
 
+def operations(*names: str) -> list[type]:
+    """The classes behind functions of `keras.ops`; those that this Keras lacks are left out."""
+    classes = (graph.operation_class(name) for name in names)
+    return [cls for cls in classes if cls is not None]
+
+
+def named_layers(*names: str) -> list[type]:
+    """Classes of `keras.layers`; those that this Keras lacks are left out."""
+    return [getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)]
+
+
+def register_operations(*names: str):
+    """`register_rule` for functions of `keras.ops`, by name."""
+    return register_rule(*operations(*names))
+
+
+def fix_deliberately(reason: str, *classes: type, warns: bool = False) -> None:
+    """Registers a barrier with a reason for what channels cannot be followed through."""
+    for cls in classes:
+        _RULES[cls] = Barrier(reason, warns)
+
+
+def registered(cls: type) -> Rule | None:
+    """The rule of a class of layers or operations, or `None`."""
+    for base in cls.__mro__:
+        # A subclass with its own `call` computes something that the rule does not know.
+        if base in _RULES and cls.call is base.call:
+            return _RULES[base]
+    return None
+
+
 def rule_for(operation: keras.Operation, kwargs: dict | None = None) -> Rule:
     """The rule for a call of a layer or operation: `BARRIER` if there is none.
 
@@ -160,14 +227,13 @@ def rule_for(operation: keras.Operation, kwargs: dict | None = None) -> Rule:
         kwargs: keyword arguments of the call; a rule that does not take them (an
             explicit mask, say) does not know what the call does.
     """
-    cls = type(operation)
-    for base in cls.__mro__:
-        # A subclass with its own `call` computes something that the rule does not know.
-        if base in _RULES and cls.call is base.call:
-            accepted = inspect.signature(_RULES[base].trace).parameters
-            known = set(accepted) >= set(kwargs or ())
-            return _RULES[base] if known else BARRIER
-    return BARRIER
+    rule = registered(type(operation))
+    if rule is None:
+        return BARRIER
+    accepted = inspect.signature(rule.trace).parameters.values()
+    known = {p.name for p in accepted}
+    anything = any(p.kind is p.VAR_KEYWORD for p in accepted)
+    return rule if anything or known >= set(kwargs or ()) else BARRIER
 
 
 def meaningful(kwargs: dict) -> dict:

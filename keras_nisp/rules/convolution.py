@@ -35,7 +35,7 @@ class _Convolution(Rule):
         raise NotImplementedError
 
     def resize(self, call, config, kept):
-        return {**config, "filters": kept(call.outputs[0].names)}
+        return {**config, "filters": kept(_line(call, call.outputs[0]))}
 
     def absolute(self, call, x):
         # TensorFlow's convolutions are differentiable on a CPU in channels_last only.
@@ -48,6 +48,11 @@ class _Convolution(Rule):
     def convolve(self, layer, x):
         """The absolute convolution in channels_last."""
         raise NotImplementedError
+
+
+def _line(call, x) -> np.ndarray:
+    """The names along the channel axis of a tensor."""
+    return x.line(channel_axis(call.layer, x.rank))
 
 
 def _settings(layer) -> dict:
@@ -134,7 +139,7 @@ class Convolution(_Convolution):
     def resize(self, call, config, kept):
         layer = call.layer
         if layer.groups > 1 and layer.kernel.shape[-2] == 1:
-            config["groups"] = kept(call.inputs[0].names)
+            config["groups"] = kept(_line(call, call.inputs[0]))
         return super().resize(call, config, kept)
 
     def convolve(self, layer, x):

@@ -1,15 +1,27 @@
-"""Dense layers."""
+"""Dense layers and embeddings."""
+
+import math
 
 import tensorflow as tf
 from keras import layers
 
 from keras_nisp.rules.activation import fix_unless_elementwise
-from keras_nisp.rules.base import Rule, absolute, positions, register_rule, spread
+from keras_nisp.rules.base import (
+    Rule,
+    absolute,
+    named_layers,
+    positions,
+    register_rule,
+    spread,
+)
+from keras_nisp.rules.contraction import parse
 
 
 @register_rule(layers.Dense)
 class Dense(Rule):
     """Reads the last axis and creates a new one, at every position of the others."""
+
+    does = "creates"
 
     def trace(self, call, x):
         layer = call.layer
@@ -21,7 +33,106 @@ class Dense(Rule):
         return spread(outputs, -1, x.rank)
 
     def resize(self, call, config, kept):
-        return {**config, "units": kept(call.outputs[0].names)}
+        return {**config, "units": kept(call.outputs[0].line(-1))}
 
     def absolute(self, call, x):
         return tf.tensordot(x, absolute(call.layer.kernel), 1)
+
+
+@register_rule(layers.EinsumDense)
+class EinsumDense(Rule):
+    """Creates channels on the last axis that comes from the kernel, and keeps the others whole."""
+
+    does = "creates"
+
+    def trace(self, call, x):
+        layer = call.layer
+        (tensor, kernel), output = parse(layer.equation, [x.rank + 1, len(layer.kernel.shape)])
+        made = [letter for letter in output if letter in kernel and letter not in tensor]
+        shared = [c for c in kernel if c in tensor and c in output]
+        if not made or tensor[0] != output[0] or tensor[0] in kernel:
+            return call.block("whose equation creates no channels")
+        if any(x.names.shape[tensor.index(c) - 1] > 1 for c in (*shared, *_passed(tensor, kernel))):
+            return call.block("whose equation keeps channels apart")
+        names = call.create(layer.kernel.shape[kernel.index(made[-1])])
+        read = {
+            kernel.index(c): call.along(x, tensor.index(c) - 1)
+            for c in kernel
+            if c in tensor and c not in output and x.names.shape[tensor.index(c) - 1] > 1
+        }
+        create = {kernel.index(made[-1]): names}
+        sizes = dict(zip(output[1:], call.output_shape, strict=True))
+        applied = math.prod(n for c, n in sizes.items() if c not in kernel)
+        call.bind(layer.kernel, read=read, create=create, positions=applied)
+        call.reads = True
+        axes = [c for c in output if c in (layer.bias_axes or "")]
+        held = {axes.index(made[-1]): names} if made[-1] in axes else {}
+        call.bind(layer.bias, own=held)
+        fix_unless_elementwise(call, names)
+        return spread(names, output.index(made[-1]) - 1, len(output) - 1)
+
+    def resize(self, call, config, kept):
+        output = call.outputs[0]
+        shape = list(call.layer.partial_output_shape)
+        for axis, size in enumerate(output.names.shape):
+            place = len(shape) - output.rank + axis  # the shape may begin at a later axis
+            if size > 1 and place >= 0 and shape[place] is not None:
+                shape[place] = kept(output.line(axis))
+        return {**config, "output_shape": tuple(shape)}
+
+    def absolute(self, call, x):
+        return tf.einsum(call.layer.equation, x, absolute(call.layer.kernel))
+
+
+def _passed(tensor: str, kernel: str) -> list[str]:
+    """Letters of the input's axes that the kernel does not see, without the batch axis."""
+    return [letter for letter in tensor[1:] if letter not in kernel]
+
+
+@register_rule(layers.Embedding)
+class Embedding(Rule):
+    """A row for each index; importance spreads evenly over the vocabulary."""
+
+    does = "creates"
+
+    def trace(self, call, x):
+        names = call.create(call.layer.output_dim)
+        call.fix(x.names, f"is an index for '{call.path}'")
+        call.bind(call.layer.embeddings, create={1: names})
+        return spread(names, -1, x.rank + 1)
+
+    def resize(self, call, config, kept):
+        return {**config, "output_dim": kept(call.outputs[0].line(-1))}
+
+    def absolute(self, call, x):
+        return x[..., None] * tf.reduce_mean(absolute(call.layer.embeddings), 0)
+
+
+@register_rule(*named_layers("ReversibleEmbedding"))
+class ReversibleEmbedding(Embedding):
+    """An embedding; backwards, a dense layer with the same weights onto the vocabulary."""
+
+    def trace(self, call, x, reverse=False):
+        layer = call.layer
+        names = call.hidden["embedding"] = call.create(layer.output_dim)
+        call.bind(layer.embeddings, create={1: names})
+        other = getattr(layer, "reverse_embeddings", None)
+        call.bind(other, read={0: names})
+        if not reverse:
+            call.fix(x.names, f"is an index for '{call.path}'")
+            return spread(names, -1, x.rank + 1)
+        call.join(names, call.along(x, -1))
+        call.sums_channels = call.reads = True
+        return call.single(f"'{call.path}' gives one value for each index")
+
+    def resize(self, call, config, kept):
+        return {**config, "output_dim": kept(call.hidden["embedding"])}
+
+    def absolute(self, call, x, reverse=False):
+        if not reverse:
+            return super().absolute(call, x)
+        kernel = getattr(call.layer, "reverse_embeddings", None)
+        kernel = (
+            tf.transpose(absolute(call.layer.embeddings)) if kernel is None else absolute(kernel)
+        )
+        return tf.tensordot(x, kernel, 1)

@@ -1,4 +1,4 @@
-"""Layers and operators that bring tensors together."""
+"""Layers and operators that bring tensors together, element by element or side by side."""
 
 import keras
 import numpy as np
@@ -7,26 +7,67 @@ from keras import layers
 
 from keras_nisp import graph
 from keras_nisp.channels import Traced
-from keras_nisp.rules.base import BARRIER, Rule, register_rule
+from keras_nisp.rules.base import Rule, absolute, register_operations, register_rule
+from keras_nisp.wrappers import PairDirections
+
+
+def join(call, operands):
+    """Position by position, the names of broadcast operands become one.
+
+    Args:
+        call: the `Call`.
+        operands: tensors, constant arrays and numbers, in the order of the arguments.
+    """
+    tensors = [x for x in operands if isinstance(x, Traced)]
+    rank = tensors[0].rank
+    if any(tensor.rank != rank for tensor in tensors):
+        return call.block("which joins tensors of different ranks")
+    names, shape = _join_tensors(call, tensors)
+    for position, operand in enumerate(operands):
+        if isinstance(operand, keras.Variable):
+            return call.block("which uses a variable outside of layers")
+        if not isinstance(operand, Traced) and np.size(operand) > 1:
+            axes = _constant_axes(call, np.shape(operand), Traced(names, shape))
+            if axes is None:
+                return call.block("which holds a constant for each sample")
+            if axes:
+                call.hold(position, operand, axes)
+    return names
 
 
 def _join_tensors(call, tensors):
-    """Position by position, the names of broadcast tensors become one."""
-    rank = tensors[0].rank
-    if any(tensor.rank != rank for tensor in tensors):
-        return BARRIER.trace(call)
+    """The common names of tensors of the same rank, and their shape."""
     shape = np.broadcast_shapes(*(tensor.shape for tensor in tensors))
     joined = []
     for tensor in tensors:
         others = np.broadcast_shapes(*(t.names.shape for t in tensors if t is not tensor))
+        others = (1,) * (tensor.rank - len(others)) + others
         # One value that serves many channels (a spatial gate) is none of them.
-        if any(tensor.shape[i] == 1 < shape[i] and others[i] > 1 for i in range(rank)):
+        if any(tensor.shape[i] == 1 < shape[i] and others[i] > 1 for i in range(tensor.rank)):
             call.fix(tensor.names, f"serves many channels in '{call.path}'")
         else:
             joined.append(tensor.names)
     for names in joined[1:]:
         call.join(joined[0], names)
-    return np.broadcast_arrays(*joined)[0] if joined else tensors[0].names
+    return (np.broadcast_arrays(*joined)[0] if joined else tensors[0].names), shape
+
+
+def _constant_axes(call, shape, tensor) -> dict[int, np.ndarray] | None:
+    """The names along the axes of a constant of this shape that meets a tensor.
+
+    `None` if the constant has entries for single samples.
+    """
+    axes, offset = {}, tensor.rank - len(shape)
+    for axis, size in enumerate(shape):
+        if size == 1:
+            continue
+        if axis + offset < 0:
+            return None
+        if tensor.shape[axis + offset] == 1:
+            call.fix(tensor.names, f"serves many channels in '{call.path}'")
+        elif tensor.names.shape[axis + offset] > 1:
+            axes[axis] = call.along(tensor, axis + offset)
+    return axes
 
 
 def _sum(tensors):
@@ -46,13 +87,12 @@ def _sum(tensors):
     layers.Minimum,
 )
 class Joining(Rule):
-    """Element by element: sums, gates, maxima.
+    """Element by element. A product passes the score to both factors; an average divides it."""
 
-    A product passes the score to both factors. An average divides it.
-    """
+    does = "joins"
 
     def trace(self, call, tensors):
-        return _join_tensors(call, tensors)
+        return join(call, tensors)
 
     def absolute(self, call, tensors):
         total = _sum(tensors)
@@ -67,26 +107,46 @@ class ScaledSum(Joining):
         return tensors[0] + abs(call.layer.scale) * tensors[1]
 
 
-@register_rule(graph.AddOperation, graph.MultiplyOperation)
+PRODUCTS = {graph.operation_class("multiply")}
+QUOTIENTS = {graph.operation_class(name) for name in ("divide", "true_divide", "divide_no_nan")}
+
+
+@register_operations(
+    *("add", "subtract", "multiply", "divide", "true_divide", "divide_no_nan", "floor_divide"),
+    *("maximum", "minimum", "fmax", "fmin", "power", "mod", "fmod", "arctan2", "hypot"),
+    *("logaddexp", "logaddexp2", "heaviside", "ldexp", "nextafter", "gcd", "lcm"),
+    *("equal", "not_equal", "greater", "greater_equal", "less", "less_equal", "isclose"),
+    *("logical_and", "logical_or", "logical_xor", "left_shift", "right_shift"),
+    *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift"),
+    "where",
+)
 class Operator(Rule):
-    """`x + y` and `x * y`, with a tensor or a number."""
+    """Element by element, with tensors, numbers or constant arrays (which shrink as well).
 
-    def trace(self, call, first, second):
-        operands = [first, second]
-        tensors = [x for x in operands if isinstance(x, Traced)]
-        constants = [x for x in operands if not isinstance(x, Traced)]
-        if any(keras.ops.size(x) > 1 for x in constants):
-            return BARRIER.trace(call)
-        return _join_tensors(call, tensors)
+    Every operand gets the whole score; a constant factor multiplies it.
+    """
 
-    def absolute(self, call, first, second):
-        tensors = [x for x in (first, second) if tf.is_tensor(x)]
-        if len(tensors) == 2:
-            return _sum(tensors)
-        constant = second if tensors[0] is first else first
-        if isinstance(call.layer, graph.AddOperation):
-            return tensors[0]
-        return tensors[0] * tf.abs(tf.cast(constant, tf.float32))
+    does = "joins"
+
+    def trace(self, call, *operands, **settings):
+        return join(call, operands)
+
+    def absolute(self, call, *operands, **settings):
+        tensors = [x for x in operands if tf.is_tensor(x)]
+        kind = type(call.layer)
+        total = _sum(
+            tensors[1:] if isinstance(call.layer, _Where) and len(tensors) > 1 else tensors
+        )
+        for constant in (x for x in operands if x is not None and not tf.is_tensor(x)):
+            factor = np.abs(np.asarray(constant, np.float32))
+            if kind in PRODUCTS:
+                total = total * factor
+            elif kind in QUOTIENTS and tf.is_tensor(operands[0]):
+                total = tf.math.divide_no_nan(total, factor)
+        return total
+
+
+_Where = graph.operation_class("where")
 
 
 @register_rule(graph.LayerScale)
@@ -98,19 +158,39 @@ class LayerScale(Rule):
         return x.names
 
     def resize(self, call, config, kept):
-        return {**config, "projection_dim": kept(call.outputs[0].names)}
+        return {**config, "projection_dim": kept(call.outputs[0].line(-1))}
 
     def absolute(self, call, x):
-        return x * tf.abs(tf.cast(tf.convert_to_tensor(call.layer.gamma), tf.float32))
+        return x * absolute(call.layer.gamma)
+
+
+@register_rule(PairDirections)
+class PairedDirections(Rule):
+    """Keras takes both directions of a `Bidirectional` to be equally wide."""
+
+    does = "joins"
+
+    def trace(self, call, forward, backward):
+        call.join(forward.names, backward.names)
+        return [forward.names, backward.names]
+
+    def absolute(self, call, forward, backward):
+        return [forward, backward]
 
 
 @register_rule(layers.Concatenate)
+@register_operations("concatenate")
 class Concatenate(Rule):
+    """Names side by side. Constants that stand among the tensors stay whole."""
+
+    does = "moves"
+
     def trace(self, call, tensors):
+        tensors = [t if isinstance(t, Traced) else _constant(call, t) for t in tensors]
         rank = tensors[0].rank
         axis = call.layer.axis % (rank + 1) - 1
         if axis < 0:
-            return BARRIER.trace(call)
+            return call.block("which joins samples")
         extents = [list(tensor.names.shape) for tensor in tensors]
         for extent, tensor in zip(extents, tensors, strict=True):
             extent[axis] = tensor.shape[axis]
@@ -122,4 +202,10 @@ class Concatenate(Rule):
         return np.concatenate(parts, axis)
 
     def absolute(self, call, tensors):
+        tensors = [tf.cast(tensor, tf.float32) for tensor in tensors]
         return tf.concat(tensors, call.layer.axis)
+
+
+def _constant(call, array) -> Traced:
+    shape = np.shape(array)[1:]
+    return Traced(call.fresh(shape, f"is a constant in '{call.path}'"), shape)

@@ -1,34 +1,34 @@
 """Normalisation layers."""
 
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.base import PassThrough, Rule, absolute, register_rule, spread
+from keras_nisp.rules.base import PassThrough, Rule, absolute, register_rule, rule_for, spread
+from keras_nisp.rules.reduction import holds_channels
 
 
 @register_rule(layers.BatchNormalization)
 class BatchNormalization(Rule):
     """Each channel alone: importance is multiplied by |gamma| / sqrt(variance + epsilon)."""
 
-    def trace(self, call, x):
+    def trace(self, call, x, mask=None):
         layer, axis = call.layer, _channel_axis(call.layer.axis, x.rank)
         names = call.along(x, axis)
         for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
             call.bind(variable, own={0: names})
         return spread(names, axis, x.rank)
 
-    def absolute(self, call, x):
+    def absolute(self, call, x, mask=None):
         layer = call.layer
         factor = tf.math.rsqrt(absolute(layer.moving_variance) + layer.epsilon)
         if layer.scale:
             factor *= absolute(layer.gamma)
-        rank = len(x.shape)
-        return x * tf.reshape(factor, [-1 if i == layer.axis % rank else 1 for i in range(rank)])
+        return x * _laid_along(factor, layer.axis, len(x.shape))
 
 
-@register_rule(layers.LayerNormalization)
-class LayerNormalization(Rule):
-    """Over the channels: statistics are taken over fewer of them after a removal.
+class _Statistics(Rule):
+    """Over channels: statistics are taken over fewer of them after a removal.
 
     The deviation depends on the data; as one scalar for all channels it is left out
     of the importance, like the Lipschitz constants in the paper.
@@ -37,34 +37,156 @@ class LayerNormalization(Rule):
     mixes_channels = True
 
     def trace(self, call, x):
-        layer = call.layer
-        axes = [_channel_axis(axis, x.rank) for axis in _as_list(layer.axis)]
-        if axes != [x.rank - 1]:
-            return call.fix(x.names, f"'{call.path}' normalises over several axes")
-        names = call.along(x, -1)
-        for variable in (layer.gamma, layer.beta):
-            call.bind(variable, own={0: names})
-        return spread(names, -1, x.rank)
+        axes = self.axes(call, x.rank)
+        call.mixes_channels = holds_channels(x, axes)
+        held = {i: axis for i, axis in enumerate(axes) if x.names.shape[axis] > 1}
+        for variable in self.vectors(call.layer):
+            call.bind(variable, own={i: call.along(x, axis) for i, axis in held.items()})
+        return x.names
+
+    def axes(self, call, rank) -> list[int]:
+        """The axes over which statistics are taken, batch axis not counted."""
+        return [_channel_axis(int(axis), rank) for axis in np.ravel(call.layer.axis)]
+
+    def vectors(self, layer) -> tuple:
+        """The scale, and the offset."""
+        return layer.gamma, layer.beta
 
     def absolute(self, call, x):
-        return x * absolute(call.layer.gamma) if call.layer.gamma is not None else x
+        scale = self.vectors(call.layer)[0]
+        return x if scale is None else x * self.laid_out(call, absolute(scale))
+
+    def laid_out(self, call, vector):
+        """A scale or offset in a shape that broadcasts to the batched input."""
+        shape, axes = call.inputs[0].shape, self.axes(call, call.inputs[0].rank)
+        return tf.reshape(vector, [1, *(n if i in axes else 1 for i, n in enumerate(shape))])
 
     def masked(self, call, keep, x):
-        layer = call.layer
-        count = tf.reduce_sum(keep, -1, keepdims=True)
-        mean = tf.reduce_sum(x * keep, -1, keepdims=True) / count
-        variance = tf.reduce_sum(keep * (x - mean) ** 2, -1, keepdims=True) / count
-        y = (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
-        if layer.gamma is not None:
-            y *= tf.convert_to_tensor(layer.gamma)
-        if layer.beta is not None:
-            y += tf.convert_to_tensor(layer.beta)
-        return y
+        axes = [axis + 1 for axis in self.axes(call, call.inputs[0].rank)]
+        keep = tf.broadcast_to(tf.cast(keep[0], x.dtype), (1, *x.shape[1:]))
+        scale, offset = (None if v is None else v + 0 for v in self.vectors(call.layer))
+        y = self.normalise(call.layer, x, keep, axes)
+        y = y if scale is None else y * self.laid_out(call, scale)
+        return y if offset is None else y + self.laid_out(call, offset)
+
+    def normalise(self, layer, x, keep, axes):
+        """The input over its deviation, both taken where `keep` is 1."""
+        raise NotImplementedError
+
+
+def _mean(x, keep, axes):
+    return tf.reduce_sum(x * keep, axes, True) / tf.reduce_sum(keep, axes, True)
+
+
+@register_rule(layers.LayerNormalization)
+class LayerNormalization(_Statistics):
+    """Mean and variance over the channels that are kept; importance is multiplied by |gamma|."""
+
+    def normalise(self, layer, x, keep, axes):
+        mean = _mean(x, keep, axes)
+        variance = _mean((x - mean) ** 2, keep, axes)
+        centred = x if layer.rms_scaling else x - mean
+        return centred * tf.math.rsqrt(variance + layer.epsilon)
+
+
+@register_rule(layers.RMSNormalization)
+class RMSNormalization(_Statistics):
+    """The root mean square over the channels that are kept; importance times |scale|."""
+
+    def vectors(self, layer):
+        return layer.scale, None
+
+    def normalise(self, layer, x, keep, axes):
+        return x * tf.math.rsqrt(_mean(x * x, keep, axes) + layer.epsilon)
+
+
+@register_rule(layers.GroupNormalization)
+class GroupNormalization(_Statistics):
+    """Every group loses as many channels; with one channel in each, whole groups go, exactly."""
+
+    def trace(self, call, x):
+        axis, groups = self.axes(call, x.rank)[0], call.layer.groups
+        names = call.along(x, axis)
+        alone = groups == len(names)
+        call.mixes_channels = not alone and x.names.shape[axis] > 1
+        if not alone:
+            rows = names.reshape(groups, -1)
+            call.join(rows[:1], rows[1:])
+        for variable in self.vectors(call.layer):
+            call.bind(variable, own={0: names})
+        return spread(names, axis, x.rank)
+
+    def resize(self, call, config, kept):
+        x = call.inputs[0]
+        names = x.line(self.axes(call, x.rank)[0])
+        return {**config, "groups": kept(names)} if config["groups"] == len(names) else config
+
+    def masked(self, call, keep, x):
+        axis, shape = self.axes(call, call.inputs[0].rank)[0] + 1, x.shape
+        groups = call.layer.groups
+        apart = [-1, *shape[1:axis], groups, shape[axis] // groups, *shape[axis + 1 :]]
+        axes = [i for i in range(1, len(apart)) if i != axis]
+        keep = tf.broadcast_to(tf.cast(keep[0], x.dtype), (1, *shape[1:]))
+        x, keep = tf.reshape(x, apart), tf.reshape(keep, [1, *apart[1:]])
+        mean = _mean(x, keep, axes)
+        variance = _mean((x - mean) ** 2, keep, axes)
+        y = tf.reshape((x - mean) * tf.math.rsqrt(variance + call.layer.epsilon), [-1, *shape[1:]])
+        scale, offset = self.vectors(call.layer)
+        y = y if scale is None else y * self.laid_out(call, scale + 0)
+        return y if offset is None else y + self.laid_out(call, offset + 0)
+
+
+@register_rule(layers.UnitNormalization)
+class UnitNormalization(PassThrough):
+    """The norm of what is kept is that of all with zeros: exact."""
+
+    sums_channels = True
+
+    def trace(self, call, x):
+        axes = [_channel_axis(int(axis), x.rank) for axis in np.ravel(call.layer.axis)]
+        call.sums_channels = holds_channels(x, axes)
+        return x.names
+
+
+@register_rule(layers.SpectralNormalization)
+class SpectralNormalization(Rule):
+    """In inference it is the layer that it wraps. Its vector lies along that one's outputs."""
+
+    does = "creates"
+
+    def trace(self, call, *args, **kwargs):
+        inner = self.inner(call)
+        names = inner.rule.trace(inner, *args, **kwargs)
+        call.reads, call.mixes_channels = inner.reads, inner.mixes_channels
+        kernel = call.tracer.bindings.get(id(call.layer.kernel))
+        last = len(call.layer.kernel.shape) - 1
+        if kernel is None or last not in kernel.axes:
+            return call.block("whose kernel has no outputs on its last axis")
+        call.bind(call.layer.vector_u, own={1: kernel.axes[last]})
+        return names
+
+    def inner(self, call):
+        """The call of the wrapped layer."""
+        layer = call.layer.layer
+        inner = type(call)(layer, call.path, rule_for(layer), call.inputs, call.output_shapes, None)
+        inner.tracer, inner.outputs = call.tracer, call.outputs
+        return inner
+
+    def resize(self, call, config, kept):
+        inner, wrapped = self.inner(call), config["layer"]
+        wrapped["config"] = inner.rule.resize(inner, wrapped["config"], kept)
+        return config
+
+    def absolute(self, call, *args, **kwargs):
+        inner = self.inner(call)
+        return inner.rule.absolute(inner, *args, **kwargs)
 
 
 @register_rule(layers.Normalization)
 class Normalization(PassThrough):
     """Standardises model inputs, whose channels stay anyway."""
+
+    does = "fixes"
 
     def trace(self, call, x):
         return call.fix(x.names, f"'{call.path}' has a constant for each channel")
@@ -75,5 +197,5 @@ def _channel_axis(axis: int, rank: int) -> int:
     return axis % (rank + 1) - 1
 
 
-def _as_list(axis) -> list[int]:
-    return list(axis) if isinstance(axis, (list, tuple)) else [axis]
+def _laid_along(vector, axis: int, rank: int):
+    return tf.reshape(vector, [-1 if i == axis % rank else 1 for i in range(rank)])

@@ -1,0 +1,144 @@
+"""Attention with weights of its own: heads, and key and value channels, can be removed."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp.rules.base import Rule, absolute, positions, register_rule, spread
+from keras_nisp.rules.contraction import attend
+
+
+class _Projected(Rule):
+    """Kernels `(inputs, heads, channels)` make queries, keys and values; one reads the result.
+
+    Removing a key channel means that the queries do not read it, so the query's kernel reads
+    what the key's kernel creates. Scores by products of queries and keys are divided by the
+    root of the number of key channels: queries are multiplied to make up for a change of it.
+    """
+
+    does = "creates"
+
+    def trace(
+        self,
+        call,
+        query,
+        value,
+        key=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        return_attention_scores=False,
+        use_causal_mask=False,
+    ):
+        layer = call.layer
+        if len(_dense(layer, "output").kernel.shape) != 3:
+            return call.block("whose output has several axes")
+        query_line, value_line = call.along(query, -1), call.along(value, -1)
+        key_line = value_line if key is None else call.along(key, -1)
+        heads, pairs, keys, values = self.hide(call)
+        steps, others = positions(query.shape, -1), positions(value.shape, -1)
+        self._project(call, "query", query_line, steps, read={2: keys}, create={1: heads})
+        self._project(call, "key", key_line, others, create={1: pairs, 2: keys})
+        self._project(call, "value", value_line, others, create={1: pairs, 2: values})
+        if hasattr(layer, "_gate_dense"):
+            self._project(call, "gate", query_line, steps, create={1: heads}, own={2: values})
+        output = _dense(layer, "output")
+        names = call.create(output.kernel.shape[-1])
+        read, create = {0: heads, 1: values}, {2: names}
+        call.bind(output.kernel, read=read, create=create, positions=steps)
+        call.bind(output.bias, own={0: names})
+        self.couple(call, query_line, value_line, names)
+        outputs = [spread(names, -1, len(call.output_shapes[0]))]
+        if return_attention_scores:
+            outputs.append(spread(heads, 0, len(call.output_shapes[1])))
+        return outputs
+
+    def _project(self, call, which, inputs, steps, read=None, own=None, create=None):
+        """Binds the kernel and bias that make queries, keys, values or gates."""
+        dense, read, own = _dense(call.layer, which), read or {}, own or {}
+        call.bind(dense.kernel, own=own, read={0: inputs, **read}, create=create, positions=steps)
+        own = {axis - 1: names for axis, names in {**own, **create}.items()}
+        call.bind(dense.bias, own=own, read={axis - 1: names for axis, names in read.items()})
+
+    def hide(self, call):
+        """Names of query heads, of key and value heads, of key channels and of value channels."""
+        raise NotImplementedError
+
+    def couple(self, call, query, value, output) -> None:
+        """What holds between the channels of query, value and output."""
+
+    def convert(self, call, variable, value, kept):
+        dense, keys = _dense(call.layer, "query"), call.hidden["key"]
+        if not any(variable is weight for weight in dense.weights):
+            return value
+        return value * math.sqrt(kept(keys) / len(keys))
+
+    def absolute(self, call, query, value, key=None, return_attention_scores=False, **settings):
+        key = value if key is None else key
+        tensors = {"query": query, "key": key, "value": value}
+        query, key, value = (self._mean(call, word, x) for word, x in tensors.items())
+        key = call.tap("key", key, -1)
+        y = attend(*(x[..., None, :] for x in (query, key, value)))[..., 0, :]
+        y = call.tap("value", call.tap("heads", y, -2), -1)
+        y = tf.einsum("bhv,hvo->bo", y, absolute(_dense(call.layer, "output").kernel))
+        shape = call.outputs[0].shape
+        y = tf.reshape(y, [-1, *(1 for _ in shape[:-1]), y.shape[-1]])
+        outputs = [tf.broadcast_to(y, (y.shape[0], *shape))]
+        return outputs + [tf.ones((y.shape[0], *out.shape)) for out in call.outputs[1:]]
+
+    def _mean(self, call, word, x):
+        """The mean over positions of a projection, one for each query head."""
+        x = tf.reduce_mean(x, list(range(1, len(x.shape) - 1)))
+        return tf.einsum("bi,ihc->bhc", x, absolute(_dense(call.layer, word).kernel))
+
+
+def _dense(layer, which: str):
+    """The layer that makes queries, keys, values or gates, or the output."""
+    return getattr(layer, f"_{which}_dense")
+
+
+@register_rule(layers.MultiHeadAttention)
+class MultiHeadAttention(_Projected):
+    """Heads, key channels and value channels, the same in each head; outputs are created.
+
+    In the absolute network attention is even; queries and keys get scores through their product.
+    """
+
+    def hide(self, call):
+        layer = call.layer
+        heads = call.hide(layer.num_heads, "heads")
+        return heads, heads, call.hide(layer.key_dim, "key"), call.hide(layer.value_dim, "value")
+
+    def resize(self, call, config, kept):
+        config["num_heads"] = kept(call.hidden["heads"])
+        config["key_dim"] = kept(call.hidden["key"])
+        config["value_dim"] = kept(call.hidden["value"])
+        return {**config, "output_shape": (kept(call.outputs[0].line(-1)),)}
+
+
+@register_rule(layers.GroupQueryAttention)
+class GroupQueryAttention(_Projected):
+    """Key-value heads with all their query heads, and channels of heads. Query, value and output
+    are equally wide."""
+
+    def hide(self, call):
+        layer = call.layer
+        pairs = call.hide(layer.num_key_value_heads, "heads")
+        channels = call.hidden["value"] = call.hide(layer.head_dim, "key")
+        return np.repeat(pairs, layer.num_repeats), pairs, channels, channels
+
+    def couple(self, call, query, value, output):
+        call.join(query, value)
+        call.join(query, output)
+
+    def resize(self, call, config, kept):
+        heads = kept(call.hidden["heads"])
+        config["num_query_heads"] = heads * call.layer.num_repeats
+        return {**config, "num_key_value_heads": heads, "head_dim": kept(call.hidden["key"])}
+
+    def _mean(self, call, word, x):
+        x = super()._mean(call, word, x)
+        return x if word == "query" else tf.repeat(x, call.layer.num_repeats, axis=1)

@@ -1,0 +1,70 @@
+"""What is fixed on purpose, and why."""
+
+from keras_nisp.rules.base import fix_deliberately, named_layers, operations
+
+fix_deliberately(
+    "which works on the colours of an image",
+    *named_layers("AugMix", "AutoContrast", "CutMix", "Equalization", "MixUp", "RandAugment"),
+    *named_layers("ContrastLimitedAdaptiveHistogramEqualization", "Pipeline", "Solarization"),
+    *named_layers("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter"),
+    *named_layers("RandomContrast", "RandomGrayscale", "RandomHue", "RandomInvert"),
+    *named_layers("RandomPosterization", "RandomSaturation", "MaxNumBoundingBoxes"),
+    *operations("image.rgb_to_grayscale", "image.rgb_to_hsv", "image.hsv_to_rgb", "image.ssim"),
+    *operations("image.sobel_edges", "psnr"),
+)
+fix_deliberately(
+    "which turns values into indices",
+    *named_layers("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing"),
+    *named_layers("IntegerLookup", "StringLookup", "TextVectorization"),
+    *operations("one_hot", "multi_hot", "bincount", "digitize", "searchsorted", "in_top_k"),
+    *operations("histogram", "unravel_index", "nonzero", "isin"),
+)
+fix_deliberately(
+    "which turns signals into spectra",
+    *named_layers("MelSpectrogram", "STFTSpectrogram"),
+    *operations("fft", "fft2", "ifft2", "irfft", "istft", "rfft", "stft", "extract_sequences"),
+)
+fix_deliberately(
+    "a layer that runs code of its own",
+    *named_layers("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper"),
+    warns=True,
+)
+fix_deliberately(
+    "which runs a function",
+    *operations("associative_scan", "cond", "fori_loop", "jvp", "map", "scan", "switch"),
+    *operations("vectorized_map", "while_loop"),
+)
+fix_deliberately(
+    "whose weights belong to no layer",
+    *operations("batch_normalization", "conv", "conv_transpose", "depthwise_conv"),
+    *operations("layer_normalization", "rms_normalization", "separable_conv"),
+)
+fix_deliberately(
+    "which mixes channels by linear algebra",
+    *operations("cdist", "cholesky", "cholesky_inverse", "corrcoef", "correlate", "cross", "det"),
+    *operations("eig", "eigh", "inv", "kron", "logdet", "lstsq", "lu_factor", "matrix_rank"),
+    *operations("pinv", "qr", "slogdet", "solve", "solve_triangular", "svd"),
+)
+fix_deliberately(
+    "whose product is not followed (use matmul or einsum)",
+    *operations("dot", "inner", "outer", "tensordot", "vdot"),
+)
+fix_deliberately(
+    "whose movement depends on values",
+    *operations("argpartition", "scatter", "scatter_update", "segment_max", "segment_min"),
+    *operations("segment_prod", "segment_sum", "select", "slice_update", "take_along_axis"),
+    *operations("top_k", "unique", "ctc_decode", "image.map_coordinates"),
+    *operations("image.scale_and_translate"),
+)
+fix_deliberately(
+    "whose movement is not followed",
+    *operations("diag", "diagflat", "diagonal", "dsplit", "fold", "glu", "hsplit", "slice"),
+    *operations("image.extract_patches", "meshgrid", "rearrange", "trace", "tril", "triu"),
+    *operations("unfold", "vander", "view", "view_as_complex", "view_as_real", "vsplit"),
+    *operations("polar", "trapezoid"),
+)
+fix_deliberately(
+    "which computes a loss or a comparison",
+    *operations("allclose", "binary_crossentropy", "categorical_crossentropy", "ctc_loss"),
+    *operations("moments", "sparse_categorical_crossentropy"),
+)

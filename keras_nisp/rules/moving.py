@@ -1,0 +1,280 @@
+"""Layers and operations that move values: names make the same movement."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp import wrappers
+from keras_nisp.channels import Traced
+from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule
+from keras_nisp.rules.pooling import _Pooling
+
+
+@register_rule(layers.Flatten, layers.Permute, layers.RepeatVector)
+@register_operations(
+    *("transpose", "moveaxis", "swapaxes", "squeeze", "expand_dims", "flip", "rot90", "ravel"),
+    *("fliplr", "flipud", "hstack", "vstack", "dstack", "append", "tile", "repeat"),
+    *("depth_to_space", "space_to_depth"),
+)
+class Movement(Rule):
+    """The operation itself is run on the array of names."""
+
+    does = "moves"
+
+    def trace(self, call, *args, **kwargs):
+        settings = call.layer.__dict__.get("repeats", 1), call.layer.__dict__.get("axis")
+        if np.size(settings[0]) > 1:
+            return call.block("which repeats channels unequally")
+        return move(call, args, kwargs)
+
+    def absolute(self, call, *args, **kwargs):
+        return _as_float(call.infer(*args, **kwargs))
+
+
+def move(call, args, kwargs) -> list[np.ndarray]:
+    """The names of the outputs of an operation that moves values."""
+
+    def laid_out(x):
+        if not isinstance(x, Traced):
+            return x
+        return tf.constant(np.broadcast_to(x.names, (x.batch, *x.shape)), tf.int32)
+
+    moved = call.infer(*keras.tree.map_structure(laid_out, args), **kwargs)
+    outputs = [np.asarray(output) for output in keras.tree.flatten(moved)]
+    for output, shape in zip(outputs, call.output_shapes, strict=True):
+        if output.shape[1:] != shape or (output != output[:1]).any():
+            return call.block("which moves channels into the batch axis")
+    call.batch = len(outputs[0])
+    return [output[0] for output in outputs]
+
+
+def _as_float(outputs):
+    return keras.tree.map_structure(lambda x: tf.cast(x, tf.float32), outputs)
+
+
+def varies(x, axis: int) -> bool:
+    """Whether names differ along an axis of a `Traced` tensor (batch axis counted)."""
+    return axis % (x.rank + 1) > 0 and x.names.shape[axis % (x.rank + 1) - 1] > 1
+
+
+@register_operations("stack")
+class Stack(Movement):
+    """What is stacked has the same channels, so that the new axis holds none."""
+
+    def trace(self, call, tensors):
+        axis = call.layer.axis % (tensors[0].rank + 2) - 1
+        if axis < 0 or not all(isinstance(x, Traced) for x in tensors):
+            return call.block("which stacks samples or constants")
+        for other in tensors[1:]:
+            call.join(tensors[0].names, other.names)
+        return np.expand_dims(tensors[0].names, axis)
+
+
+@register_rule(layers.Reshape)
+@register_operations("reshape", "broadcast_to")
+class Reshape(Movement):
+    """The new target shape is measured: along axes on which names vary, what is kept."""
+
+    def resize(self, call, config, kept):
+        (key,) = {"target_shape", "newshape", "shape"} & set(config)
+        output, target = call.outputs[0], list(config[key])
+        batch = len(target) - output.rank  # operations count the batch axis
+        for axis, size in enumerate(output.names.shape):
+            if size > 1 and target[axis + batch] not in (-1, None):
+                target[axis + batch] = kept(output.line(axis))
+        return {**config, key: tuple(target)}
+
+
+@register_operations("split", "array_split")
+class Split(Movement):
+    """Where channels are split, the new places are given one by one."""
+
+    def resize(self, call, config, kept):
+        axis = config["axis"] % (call.inputs[0].rank + 1)
+        if not varies(call.inputs[0], axis):
+            return config
+        widths = [kept(out.line(axis - 1)) for out in call.outputs]
+        return {**config, "indices_or_sections": np.cumsum(widths)[:-1].tolist()}
+
+
+@register_operations("unstack")
+class Unstack(Movement):
+    """Along an axis without channels."""
+
+    def trace(self, call, x):
+        if varies(x, call.layer.axis):
+            return call.block("which takes channels apart")
+        return move(call, (x,), {})
+
+
+@register_operations("roll")
+class Roll(Movement):
+    """Along axes without channels."""
+
+    def trace(self, call, x):
+        axes = call.layer.axis
+        if axes is None or any(varies(x, axis) for axis in np.ravel(axes)):
+            return call.block("which rolls channels")
+        return x.names
+
+
+@register_operations("take")
+class Take(Movement):
+    """Channels at constant places: the new places are counted."""
+
+    def trace(self, call, x, indices):
+        if not isinstance(x, Traced) or isinstance(indices, Traced) or call.layer.axis is None:
+            return call.block("which looks values up")
+        if np.ndim(indices) > 1 and varies(x, call.layer.axis):
+            return call.block("which takes channels into several axes")
+        if np.ndim(indices) == 0 and varies(x, call.layer.axis):
+            axis = call.layer.axis % (x.rank + 1) - 1
+            call.fix(np.take(x.names, indices, axis), f"is taken alone by '{call.path}'")
+        return move(call, (x, indices), {})
+
+    def arguments(self, call, args, kwargs, kept):
+        x, indices = args
+        traced = call.inputs[0]
+        if not varies(traced, call.layer.axis):
+            return args, kwargs
+        names = traced.line(call.layer.axis % (traced.rank + 1) - 1)
+        indices = np.asarray(indices) % len(names)
+        places = np.cumsum([0, *(kept(names[i : i + 1]) for i in range(len(names)))])
+        new = [np.arange(places[i], places[i + 1]) for i in np.ravel(indices)]
+        return (x, int(new[0][0]) if indices.ndim == 0 else np.concatenate(new)), kwargs
+
+
+@register_operations("get_item")
+class GetItem(Movement):
+    """`x[..., a:b]`: where channels are sliced, the new bounds are counted."""
+
+    def trace(self, call, x, key):
+        for axis, entry in _entries(key, x.rank + 1):
+            if not isinstance(entry, (int, slice, np.integer)):
+                return call.block("which is indexed by an array")
+            if not varies(x, axis):
+                continue
+            if not isinstance(entry, slice):
+                chosen = np.take(x.names, entry, axis - 1)
+                call.fix(chosen, f"is taken alone by '{call.path}'")
+            elif entry.step not in (None, 1) and entry != slice(None, None, -1):
+                return call.block("which takes channels in steps")
+        return move(call, (x, key), {})
+
+    def arguments(self, call, args, kwargs, kept):
+        x, key = args
+        traced, changed = call.inputs[0], list(key) if isinstance(key, tuple) else [key]
+        for place, (axis, entry) in zip(_places(key), _entries(key, traced.rank + 1), strict=True):
+            if varies(traced, axis) and entry not in (slice(None), slice(None, None, -1)):
+                names = traced.line(axis - 1)
+                if isinstance(entry, slice):
+                    start, stop, _ = entry.indices(len(names))
+                    changed[place] = slice(kept(names[:start]), kept(names[:stop]))
+                else:
+                    changed[place] = kept(names[: entry % len(names)])
+        return (x, tuple(changed)), kwargs
+
+
+def _places(key) -> list[int]:
+    """Where in an index the entries stand that take an axis of the tensor."""
+    key = key if isinstance(key, tuple) else (key,)
+    return [i for i, entry in enumerate(key) if entry is not Ellipsis and entry is not None]
+
+
+def _entries(key, rank: int) -> list[tuple]:
+    """Axis and entry for each of `_places`."""
+    key = key if isinstance(key, tuple) else (key,)
+    places, found = _places(key), []
+    for index, place in enumerate(places):
+        after = any(entry is Ellipsis for entry in key[:place])
+        found.append((rank - len(places) + index if after else index, key[place]))
+    return found
+
+
+@register_operations("pad")
+class Pad(Movement):
+    """Zero channels hold nothing: they go with the channels that they meet."""
+
+    def trace(self, call, x, constant_values=None):
+        names = x.names
+        for axis, (before, after) in enumerate(
+            np.broadcast_to(call.layer.pad_width, (x.rank + 1, 2))
+        ):
+            if (before or after) and axis == 0:
+                return call.block("which pads the batch axis")
+            if (before or after) and varies(x, axis):
+                if call.layer.mode != "constant":
+                    return call.block("which pads channels with others")
+                shape = [-1 if i == axis - 1 else 1 for i in range(x.rank)]
+                ends = [call.tracer.fresh(count).reshape(shape) for count in (before, after)]
+                sides = [
+                    np.broadcast_to(end, _with(names.shape, axis - 1, end.size)) for end in ends
+                ]
+                names = np.concatenate([sides[0], names, sides[1]], axis - 1)
+        return names
+
+    def resize(self, call, config, kept):
+        source, output = call.inputs[0], call.outputs[0]
+        widths = np.broadcast_to(config["pad_width"], (source.rank + 1, 2)).tolist()
+        for axis, (before, after) in enumerate(widths):
+            if (before or after) and varies(source, axis):
+                row = output.line(axis - 1)
+                widths[axis] = [kept(row[:before]), kept(row[len(row) - after :])]
+        return {**config, "pad_width": widths}
+
+
+def _with(shape, axis: int, size: int) -> list[int]:
+    return [size if i == axis else n for i, n in enumerate(shape)]
+
+
+@register_rule(
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+    layers.ZeroPadding3D,
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.Cropping3D,
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.UpSampling3D,
+)
+class Spatial(_Pooling):
+    """Pads, crops, scales or repeats positions; channels stay where they are."""
+
+    def absolute(self, call, x):
+        return _as_float(call.infer(x))
+
+
+@register_rule(wrappers.FoldTime)
+class Fold(Rule):
+    """Time steps become entries of the batch: the same channels in all of them."""
+
+    does = "moves"
+
+    def trace(self, call, x):
+        call.join(x.names[:1], x.names)
+        call.batch = x.batch * x.shape[0]
+        return x.names[0]
+
+    def absolute(self, call, x):
+        return call.infer(x)
+
+
+@register_rule(wrappers.UnfoldTime)
+class Unfold(Rule):
+    does = "moves"
+
+    def trace(self, call, x, like):
+        call.batch = like.batch
+        return x.names[None]
+
+    def absolute(self, call, x, like):
+        return call.infer(x, like)
+
+
+@register_rule(wrappers.FlipTime)
+class Flip(PassThrough):
+    def trace(self, call, x):
+        call.join(x.names[:1], x.names)
+        return x.names[:1]

@@ -1,0 +1,13 @@
+"""Preprocessing and augmentation: what moves positions passes, what mixes colours fixes."""
+
+from keras_nisp.rules.base import named_layers, operations, register_rule
+from keras_nisp.rules.moving import Spatial
+
+register_rule(
+    *named_layers("Resizing", "CenterCrop", "RandomCrop", "RandomFlip", "RandomRotation"),
+    *named_layers("RandomTranslation", "RandomZoom", "RandomShear", "RandomPerspective"),
+    *named_layers("RandomElasticTransform", "RandomErasing", "RandomGaussianBlur"),
+    *named_layers("RandomSharpness"),
+    *operations("image.resize", "image.crop_images", "image.pad_images", "image.affine_transform"),
+    *operations("image.perspective_transform", "image.gaussian_blur", "image.elastic_transform"),
+)(Spatial)

@@ -1,0 +1,173 @@
+"""Recurrent layers: hidden units are channels."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp import graph
+from keras_nisp.channels import Traced
+from keras_nisp.rules.activation import ELEMENTWISE
+from keras_nisp.rules.base import Rule, absolute, positions, register_rule, spread
+
+# How many gates of a cell lie side by side in its kernels.
+GATES = {
+    layers.SimpleRNNCell: 1,
+    layers.GRUCell: 3,
+    layers.LSTMCell: 4,
+    graph.ConvLSTMCell: 4,
+}
+
+
+@register_rule(
+    layers.RNN,
+    layers.SimpleRNN,
+    layers.GRU,
+    layers.LSTM,
+    layers.ConvLSTM1D,
+    layers.ConvLSTM2D,
+    layers.ConvLSTM3D,
+)
+class Recurrent(Rule):
+    """All gates of a unit, and what reads it a step later, go together.
+
+    In the absolute network the state is what all gates read of the mean over time, and what they
+    read of that through the recurrent kernel: one step back in time.
+    """
+
+    does = "creates"
+
+    def trace(self, call, x, initial_state=None, mask=None):
+        cells = _cells(call.layer)
+        if any(type(cell) not in GATES for cell in cells):
+            return call.block("whose cell is not one of Keras")
+        axis = _channel_axis(call.layer, x.rank)
+        names, states = call.along(x, axis), []
+        for index, cell in enumerate(cells):
+            label = f":{index}" if len(cells) > 1 else ""
+            names = self._bind_cell(call, cell, names, label)
+            states += [names] * len(np.atleast_1d(_state_size(cell)))
+        given = keras.tree.flatten(initial_state) + keras.tree.flatten(
+            getattr(call.layer, "states", None)
+        )
+        for index, state in enumerate(s for s in given if s is not None):
+            own = states[index % len(states)]
+            if isinstance(state, Traced):
+                call.join(own, call.along(state, _channel_axis(call.layer, state.rank)))
+            elif isinstance(state, keras.Variable):
+                call.bind(state, own={_channel_axis(call.layer, len(state.shape) - 1) + 1: own})
+            else:
+                return call.block("whose initial state is a constant")
+        lines = [names, *states]
+        ranks = [len(shape) for shape in call.output_shapes]
+        return [
+            spread(line, _channel_axis(call.layer, rank), rank)
+            for line, rank in zip(lines, ranks, strict=False)
+        ]
+
+    def _bind_cell(self, call, cell, inputs, label) -> np.ndarray:
+        """Binds a cell's kernels and gives the names of its units."""
+        names = call.hidden[f"units{label}"] = call.create(_units(cell), label)
+        gates = np.tile(names, GATES[type(cell)])
+        applied = call.inputs[0].shape[0]
+        if isinstance(cell, graph.ConvLSTMCell):
+            state = call.output_shapes[0][-len(call.inputs[0].shape) + 1 :]
+            applied *= positions(state, _channel_axis(call.layer, len(state)))
+        call.bind(cell.kernel, read={-2: inputs}, create={-1: gates}, positions=applied)
+        call.bind(cell.recurrent_kernel, read={-2: names}, own={-1: gates}, positions=applied)
+        call.bind(cell.bias, own={-1: gates})
+        for key in ("activation", "recurrent_activation"):
+            function = getattr(cell, key, None)
+            if function is not None and function not in ELEMENTWISE:
+                call.fix(names, f"`{key}` of '{call.path}' is not known to be element-wise")
+        return names
+
+    def resize(self, call, config, kept):
+        if "cell" not in config:
+            return _resize_cell(config, kept(call.hidden["units"]))
+        configs = [config["cell"]["config"]]
+        if isinstance(call.layer.cell, layers.StackedRNNCells):
+            configs = [entry["config"] for entry in configs[0]["cells"]]
+        for entry, names in zip(configs, call.hidden.values(), strict=True):
+            _resize_cell(entry, kept(names))
+        return config
+
+    def absolute(self, call, x, initial_state=None, mask=None):
+        layer, cells = call.layer, _cells(call.layer)
+        first = getattr(layer, "data_format", None) == "channels_first"
+        given = [s for s in keras.tree.flatten(initial_state) if s is not None]
+        x = tf.reduce_mean(x, 1)
+        x = _channels_last(x) if first else x
+        states = []
+        for cell, label in zip(cells, call.hidden, strict=True):
+            count = len(np.atleast_1d(_state_size(cell)))
+            own, given = given[:count], given[count:]
+            state = _read(cell, x, cell.kernel, _settings(cell))
+            for start in own:
+                state = state + (_channels_last(start) if first else start)
+            back = call.tap(label, state, -1)
+            x = state + _read(cell, back, cell.recurrent_kernel, {"padding": "same"})
+            states += [x] * count
+        outputs = []
+        for tensor, out in zip([x, *states], call.outputs, strict=False):
+            tensor = _channels_first(tensor) if first else tensor
+            if len(out.shape) == len(tensor.shape):
+                tensor = tensor[:, None]
+            outputs.append(tf.broadcast_to(tensor, (tensor.shape[0], *out.shape)))
+        return outputs
+
+
+def _cells(layer) -> list:
+    cell = layer.cell
+    return list(cell.cells) if isinstance(cell, layers.StackedRNNCells) else [cell]
+
+
+def _units(cell) -> int:
+    return cell.filters if isinstance(cell, graph.ConvLSTMCell) else cell.units
+
+
+def _state_size(cell):
+    """One entry for each state; those of convolutional cells are shapes or counts of channels."""
+    return [0, 0] if isinstance(cell, graph.ConvLSTMCell) else cell.state_size
+
+
+def _resize_cell(config: dict, units: int) -> dict:
+    config["filters" if "filters" in config else "units"] = units
+    return config
+
+
+def _channel_axis(layer, rank: int) -> int:
+    """The channel axis of a state or a sequence, batch axis not counted."""
+    if getattr(layer, "data_format", None) != "channels_first":
+        return rank - 1
+    spatial = layer.rank
+    return rank - spatial - 1
+
+
+def _settings(cell) -> dict:
+    if not isinstance(cell, graph.ConvLSTMCell):
+        return {}
+    return {
+        "strides": tuple(cell.strides),
+        "padding": cell.padding,
+        "dilation_rate": tuple(cell.dilation_rate),
+    }
+
+
+def _read(cell, x, kernel, settings):
+    """What all gates of each unit read, by absolute weights."""
+    weights = absolute(kernel)
+    shape = weights.shape.as_list()
+    gates = GATES[type(cell)]
+    weights = tf.reduce_sum(tf.reshape(weights, [*shape[:-1], gates, shape[-1] // gates]), -2)
+    if not isinstance(cell, graph.ConvLSTMCell):
+        return tf.matmul(x, weights)
+    return keras.ops.conv(x, weights, data_format="channels_last", **settings)
+
+
+def _channels_last(x):
+    return tf.transpose(x, [0, *range(2, len(x.shape)), 1])
+
+
+def _channels_first(x):
+    return tf.transpose(x, [0, len(x.shape) - 1, *range(1, len(x.shape) - 1)])

@@ -1,0 +1,148 @@
+"""Reductions, and operations that run along an axis."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule
+
+
+def reduced_axes(call, x) -> list[int] | None:
+    """The axes that an operation reduces, batch axis not counted; `None` if that is one."""
+    axis = call.layer.axis
+    axes = range(x.rank + 1) if axis is None else [int(a) % (x.rank + 1) for a in np.ravel(axis)]
+    return None if 0 in axes else [a - 1 for a in axes]
+
+
+def holds_channels(x, axes) -> bool:
+    """Whether the names of a tensor vary along any of these axes."""
+    return any(x.names.shape[axis] > 1 for axis in axes)
+
+
+class _Reduction(Rule):
+    """Positions are reduced; a reduction over channels makes one value of them all.
+
+    Importance spreads over all that is reduced, undivided unless it is a mean.
+    """
+
+    def trace(self, call, x):
+        axes = reduced_axes(call, x)
+        call.mixes_channels = call.sums_channels = False
+        if axes is None:
+            return call.block("which reduces the batch axis")
+        if holds_channels(x, axes):
+            reason = self.over_channels(call)
+            if reason:
+                return call.block(reason)
+            call.reads = True
+            return call.single(f"is computed from all channels by '{call.path}'")
+        if getattr(call.layer, "keepdims", False):
+            return x.names
+        return np.squeeze(x.names, tuple(axes))
+
+    def over_channels(self, call) -> str | None:
+        """Says how channels count, or gives the reason why they must stay."""
+        return "which reduces channels"
+
+    def absolute(self, call, x):
+        axis = call.layer.axis
+        keepdims = getattr(call.layer, "keepdims", False)
+        return tf.reduce_sum(x, _listed(axis), keepdims=keepdims)
+
+
+def _listed(axis):
+    return axis if axis is None or np.ndim(axis) == 0 else list(axis)
+
+
+@register_operations("sum", "nansum")
+class Sum(_Reduction):
+    sums_channels = True
+
+    def over_channels(self, call):
+        call.sums_channels = True
+
+
+@register_operations("mean", "nanmean")
+class Mean(_Reduction):
+    """Over channels the mean is taken over those that are kept."""
+
+    mixes_channels = True
+
+    def over_channels(self, call):
+        call.mixes_channels = True
+
+    def absolute(self, call, x):
+        return tf.reduce_mean(x, _listed(call.layer.axis), keepdims=call.layer.keepdims)
+
+    def masked(self, call, keep, x):
+        axis, keep = _listed(call.layer.axis), tf.cast(keep[0], x.dtype)
+        share = tf.reduce_mean(tf.broadcast_to(keep, tf.shape(x)), axis, call.layer.keepdims)
+        return call.infer(x * keep) / share
+
+
+@register_operations("max", "amax", "nanmax", "min", "amin", "nanmin")
+class Extreme(_Reduction):
+    """Over channels the extreme of those that are kept."""
+
+    mixes_channels = True
+
+    def over_channels(self, call):
+        call.mixes_channels = True
+
+    def masked(self, call, keep, x):
+        largest = type(call.layer).__name__.lower().endswith("max")
+        return call.infer(tf.where(keep[0] > 0, x, x.dtype.min if largest else x.dtype.max))
+
+
+@register_operations(
+    *("all", "any", "prod", "nanprod", "std", "nanstd", "var", "nanvar", "median", "nanmedian"),
+    *("ptp", "logsumexp", "count_nonzero", "norm", "argmax", "argmin", "nanargmax", "nanargmin"),
+    *("quantile", "nanquantile", "percentile", "nanpercentile", "average"),
+)
+class PositionsOnly(_Reduction):
+    """Reductions that must not run over channels."""
+
+    def trace(self, call, x, *others):
+        return super().trace(call, x) if not others else call.block("whose weights are a tensor")
+
+
+@register_rule(layers.Softmax)
+@register_operations("softmax")
+class Softmax(Rule):
+    """Over positions names pass; over channels it is taken over those that are kept."""
+
+    mixes_channels = True
+
+    def trace(self, call, x, mask=None):
+        axes = reduced_axes(call, x)
+        if axes is None:
+            return call.block("which runs along the batch axis")
+        call.mixes_channels = holds_channels(x, axes)
+        return x.names
+
+    def absolute(self, call, x, mask=None):
+        return x
+
+    def masked(self, call, keep, x, mask=None):
+        x = tf.where(keep[0] > 0, x, tf.constant(x.dtype.min / 2, x.dtype))
+        return call.infer(x) if mask is None else call.infer(x, mask=mask)
+
+
+@register_operations("log_softmax", "sparsemax", "cumsum", "cumprod", "nancumsum", "nancumprod")
+@register_operations("sort", "argsort", "normalize", "diff")
+class AlongAxis(PassThrough):
+    """Passes where the axis holds no channels."""
+
+    def trace(self, call, x):
+        axes = reduced_axes(call, x)
+        if axes is None or holds_channels(x, axes):
+            return call.block("which mixes channels")
+        return x.names
+
+    def absolute(self, call, x):
+        lengths = keras.tree.map_structure(lambda t: t.shape, call.outputs)
+        if lengths[0] == call.inputs[0].shape:
+            return x
+        mean = tf.reduce_mean(x, _listed(call.layer.axis), keepdims=True)
+        return tf.broadcast_to(mean, (x.shape[0], *lengths[0]))

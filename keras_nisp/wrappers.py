@@ -1,0 +1,117 @@
+"""Wrappers, taken apart: `TimeDistributed` and `Bidirectional` as calls of what they wrap.
+
+So the layers inside need no rules of their own, and may be whole models.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+# The attributes that hold what a wrapper wraps.
+WRAPPED = {
+    layers.TimeDistributed: ("layer",),
+    layers.Bidirectional: ("forward_layer", "backward_layer"),
+}
+MERGES = {
+    "concat": layers.Concatenate,
+    "sum": layers.Add,
+    "ave": layers.Average,
+    "mul": layers.Multiply,
+}
+
+
+class FlipTime(keras.Operation):
+    """Turns the order of time steps around."""
+
+    def call(self, x):
+        return ops.flip(x, axis=1)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+class PairDirections(keras.Operation):
+    """Passes what both directions give: Keras takes them to be equally wide."""
+
+    def call(self, forward, backward):
+        return [forward, backward]
+
+    def compute_output_spec(self, forward, backward):
+        return [keras.KerasTensor(x.shape, x.dtype) for x in (forward, backward)]
+
+
+class FoldTime(keras.Operation):
+    """Moves the time steps into the batch axis."""
+
+    def call(self, x):
+        return ops.reshape(x, (-1, *ops.shape(x)[2:]))
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((None, *x.shape[2:]), x.dtype)
+
+
+class UnfoldTime(keras.Operation):
+    """Moves time steps out of the batch axis again; the second tensor says how many."""
+
+    def call(self, x, like):
+        return ops.reshape(x, (-1, ops.shape(like)[1], *ops.shape(x)[1:]))
+
+    def compute_output_spec(self, x, like):
+        return keras.KerasTensor((None, like.shape[1], *x.shape[1:]), x.dtype)
+
+
+def is_wrapper(operation: keras.Operation, kwargs: dict | None = None) -> bool:
+    """Whether `take_apart` knows this call; a mask over time steps it does not."""
+    masked = type(operation) is layers.TimeDistributed and (kwargs or {}).get("mask") is not None
+    return type(operation) in WRAPPED and not masked
+
+
+def take_apart(wrapper: keras.Layer, path: str, args: tuple, kwargs: dict, call: Callable) -> Any:
+    """Runs what a wrapper does as single calls.
+
+    Args:
+        wrapper: a `TimeDistributed` or `Bidirectional` layer.
+        path: its name, after the names of the models that hold it.
+        args, kwargs: of its call.
+        call: `call(operation, path, args, kwargs)` gives the flat list of outputs.
+    """
+    if isinstance(wrapper, layers.TimeDistributed):
+        sequence = args[0] if args else kwargs["inputs"]
+        folded = call(FoldTime(), f"{path}/fold", (sequence,), {})
+        inner = wrapper.layer
+        (output,) = call(inner, f"{path}/{inner.name}", tuple(folded), {})
+        return call(UnfoldTime(), f"{path}/unfold", (output, sequence), {})
+    return _both_directions(wrapper, path, args, kwargs, call)
+
+
+def _both_directions(wrapper, path, args, kwargs, call) -> list:
+    directions = wrapper.forward_layer, wrapper.backward_layer
+    results = []
+    for index, layer in enumerate(directions):
+        own = dict(kwargs)
+        if own.get("initial_state") is not None:
+            half = len(own["initial_state"]) // 2
+            own["initial_state"] = own["initial_state"][index * half :][:half]
+        results.append(call(layer, f"{path}/{layer.name}", args, own))
+    (forward, *states), (backward, *more) = results
+    if wrapper.return_sequences:
+        (backward,) = call(FlipTime(), f"{path}/flip", (backward,), {})
+    forward, backward = call(PairDirections(), f"{path}/pair", (forward, backward), {})
+    if wrapper.merge_mode is None:
+        return [forward, backward, *states, *more]
+    merge = MERGES[wrapper.merge_mode]()
+    return [
+        *call(merge, f"{path}/{wrapper.merge_mode}", ([forward, backward],), {}),
+        *states,
+        *more,
+    ]
+
+
+def rewrap(wrapper: keras.Layer, clone: Callable) -> keras.Layer:
+    """A wrapper like this one around clones of what it wraps."""
+    names = WRAPPED[type(wrapper)]
+    config = {k: v for k, v in wrapper.get_config().items() if k not in ("layer", *names)}
+    first, *others = (clone(getattr(wrapper, name)) for name in names)
+    return type(wrapper)(first, **dict(zip(names[1:], others, strict=True)), **config)

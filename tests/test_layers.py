@@ -1,0 +1,291 @@
+"""Every family of layers and operations between two others, against the oracle."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from nets import example_inputs, random_plan, randomise
+
+import keras_nisp as kn
+
+EXACT = 1e-5
+SHAPES = {"sequence": (6, 5), "image": (7, 6, 3), "vector": (9,), "volume": (4, 5, 6, 2)}
+
+
+def lstm_with_states(x):
+    y, h, c = layers.LSTM(6, return_state=True, name="encoder")(x)
+    y = layers.RepeatVector(4)(y)
+    y = layers.LSTM(6, return_sequences=True, name="decoder")(y, initial_state=[h, c])
+    return y + layers.Dense(6)(x)[:, :4]
+
+
+def stacked_cells(x):
+    cells = [layers.LSTMCell(6), layers.GRUCell(7), layers.SimpleRNNCell(5)]
+    return layers.RNN(cells, return_sequences=True)(x)
+
+
+def attention_of_two(x):
+    return layers.MultiHeadAttention(3, 4, value_dim=5, name="attention")(
+        layers.Dense(7)(x), layers.Dense(8)(x), layers.Dense(6)(x)
+    )
+
+
+def attention_by_hand(x):
+    query, key, value = (layers.Dense(8, name=name)(x) for name in "qkv")
+    heads = [ops.reshape(t, (-1, 6, 2, 4)) for t in (query, key, value)]
+    query, key, value = (ops.transpose(t, (0, 2, 1, 3)) for t in heads)
+    logits = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / 2.0
+    y = ops.matmul(ops.softmax(logits), value)
+    return ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, 6, 8))
+
+
+def windows(x):
+    """Window partition, a shift, and back, as in Swin."""
+    x = layers.Conv2D(6, 1, padding="same")(x)[:, :6, :6]
+    x = ops.roll(x, (-1, -1), axis=(1, 2))
+    x = ops.reshape(x, (-1, 2, 3, 2, 3, 6))
+    x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, 9, 6))
+    x = layers.Dense(4, name="inside")(x)
+    x = ops.reshape(x, (-1, 2, 2, 3, 3, 4))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, 6, 6, 4))
+
+
+def shuffle(x):
+    """Grouped convolution and channel shuffle, as in ShuffleNet."""
+    x = layers.Conv2D(12, 1, groups=3, name="grouped")(layers.Conv2D(12, 1)(x))
+    x = ops.reshape(x, (-1, 7, 6, 3, 4))
+    x = ops.reshape(ops.transpose(x, (0, 1, 2, 4, 3)), (-1, 7, 6, 12))
+    return layers.Conv2D(9, 1, groups=3, name="regrouped")(x)
+
+
+def ghost(x):
+    x = layers.Conv2D(6, 1, name="primary")(x)
+    x = ops.concatenate([x, layers.DepthwiseConv2D(3, padding="same")(x)], axis=-1)
+    return x[..., :9]
+
+
+def zero_padded_shortcut(x):
+    """ResNet's shortcut without parameters: striding, then channels of zeros."""
+    x = layers.Conv2D(4, 3, padding="same", name="narrow")(x)
+    y = layers.Conv2D(8, 3, strides=2, padding="same", name="wide")(x)
+    return ops.relu(y + ops.pad(x[:, ::2, ::2], [[0, 0], [0, 0], [0, 0], [2, 2]]))
+
+
+def spatial_attention(x):
+    x = layers.Conv2D(8, 1)(x)
+    maps = ops.concatenate([ops.mean(x, -1, keepdims=True), ops.max(x, -1, keepdims=True)], -1)
+    return x * layers.Conv2D(1, 3, padding="same", activation="sigmoid")(maps)
+
+
+def inner_model(x):
+    y = inputs = keras.Input(x.shape[2:])
+    y = layers.Dense(6, activation="relu")(y)
+    inner = keras.Model(inputs, layers.BatchNormalization()(layers.Dense(5)(y)), name="inner")
+    return layers.TimeDistributed(inner)(x)
+
+
+def masked_words(x):
+    tokens = ops.cast(ops.abs(x[..., 0]) * 3, "int32")
+    y = layers.Embedding(12, 8, mask_zero=True)(tokens)
+    y = layers.Bidirectional(layers.LSTM(5, return_sequences=True))(y)
+    return layers.GRU(6)(y)
+
+
+def cross(x):
+    y, z = layers.Dense(6)(x), layers.Dense(6)(x)
+    return layers.Dot(axes=(2, 2))([y, z])
+
+
+CASES = {
+    "lstm": ("sequence", lambda x: layers.LSTM(6)(x)),
+    "gru": ("sequence", lambda x: layers.GRU(6, return_sequences=True)(x)),
+    "gru, reset before": ("sequence", lambda x: layers.GRU(6, reset_after=False)(x)),
+    "simple rnn": ("sequence", lambda x: layers.SimpleRNN(6, go_backwards=True)(x)),
+    "lstm without bias": ("sequence", lambda x: layers.LSTM(6, use_bias=False)(x)),
+    "rnn of a cell": ("sequence", lambda x: layers.RNN(layers.GRUCell(6))(x)),
+    "stacked cells": ("sequence", stacked_cells),
+    "encoder and decoder": ("sequence", lstm_with_states),
+    "bidirectional": ("sequence", lambda x: layers.Bidirectional(layers.LSTM(5))(x)),
+    "bidirectional, sum": (
+        "sequence",
+        lambda x: layers.Bidirectional(layers.GRU(5, return_sequences=True), merge_mode="sum")(x),
+    ),
+    "conv lstm": (
+        "volume",
+        lambda x: layers.ConvLSTM2D(5, 3, padding="same", return_sequences=True)(x),
+    ),
+    "conv lstm 1d": ("image", lambda x: layers.ConvLSTM1D(5, 2, strides=2)(x)),
+    "embedding with a mask": ("sequence", masked_words),
+    "time distributed": ("image", lambda x: layers.TimeDistributed(layers.Conv1D(5, 2))(x)),
+    "time distributed model": ("image", inner_model),
+    "attention": ("sequence", attention_of_two),
+    "self attention": (
+        "sequence",
+        lambda x: x + layers.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True),
+    ),
+    "attention over an image": (
+        "image",
+        lambda x: layers.MultiHeadAttention(2, 3, attention_axes=(1, 2), output_shape=7)(x, x),
+    ),
+    "grouped query attention": (
+        "sequence",
+        lambda x: layers.GroupQueryAttention(4, 6, 3)(layers.Dense(8)(x), layers.Dense(8)(x)),
+    ),
+    "attention by hand": ("sequence", attention_by_hand),
+    "dot attention": (
+        "sequence",
+        lambda x: layers.Attention(use_scale=True)([layers.Dense(6)(x), layers.Dense(6)(x), x]),
+    ),
+    "concat attention": (
+        "sequence",
+        lambda x: layers.Attention(score_mode="concat")([layers.Dense(6)(x), layers.Dense(6)(x)]),
+    ),
+    "additive attention": (
+        "sequence",
+        lambda x: layers.AdditiveAttention()([layers.Dense(6)(x), layers.Dense(6)(x), x]),
+    ),
+    "dot product attention": (
+        "sequence",
+        lambda x: ops.dot_product_attention(
+            *(ops.expand_dims(layers.Dense(6)(x), 2) for _ in range(3)), scale=0.4
+        ),
+    ),
+    "einsum dense": (
+        "sequence",
+        lambda x: layers.EinsumDense("abc,cd->abd", (6, 7), bias_axes="d")(x),
+    ),
+    "einsum dense, heads": (
+        "sequence",
+        lambda x: layers.EinsumDense("...hd,hdo->...o", 7, bias_axes="o")(
+            layers.EinsumDense("...c,chd->...hd", (2, 4), bias_axes="hd")(x)
+        ),
+    ),
+    "einsum": (
+        "sequence",
+        lambda x: ops.einsum("btc,bsc->bts", layers.Dense(6)(x), layers.Dense(6)(x)),
+    ),
+    "einsum with a constant": (
+        "sequence",
+        lambda x: ops.einsum("btc,cd->btd", layers.Dense(6)(x), np.eye(6, 4, 1, "float32")),
+    ),
+    "dot": ("sequence", cross),
+    "dot, normalised": (
+        "vector",
+        lambda x: layers.Dot(1, normalize=True)([layers.Dense(6)(x), layers.Dense(6)(x)]),
+    ),
+    "unit norm": ("sequence", lambda x: layers.UnitNormalization()(layers.Dense(6)(x))),
+    "rms norm": ("sequence", lambda x: layers.RMSNormalization()(layers.Dense(6)(x))),
+    "layer norm": (
+        "image",
+        lambda x: layers.LayerNormalization(axis=[1, 2, 3])(layers.Conv2D(6, 1)(x)),
+    ),
+    "group norm": ("image", lambda x: layers.GroupNormalization(3)(layers.Conv2D(12, 1)(x))),
+    "instance norm": ("image", lambda x: layers.GroupNormalization(-1)(layers.Conv2D(6, 1)(x))),
+    "spectral norm": ("image", lambda x: layers.SpectralNormalization(layers.Conv2D(6, 3))(x)),
+    "prelu": ("image", lambda x: layers.PReLU(shared_axes=[1, 2])(layers.Conv2D(6, 1)(x))),
+    "prelu of positions": ("image", lambda x: layers.PReLU()(layers.Conv2D(6, 1)(x))),
+    "softmax": ("image", lambda x: layers.Softmax()(layers.Conv2D(6, 1)(x))),
+    "softmax over positions": ("sequence", lambda x: layers.Softmax(axis=1)(layers.Dense(6)(x))),
+    "rescaling": ("image", lambda x: layers.Rescaling([1.0, 2, 3, 4], 0.5)(layers.Conv2D(4, 1)(x))),
+    "resizing": ("image", lambda x: layers.Resizing(5, 9)(layers.Conv2D(6, 1)(x))),
+    "augmentation": ("image", lambda x: layers.RandomRotation(0.1)(layers.Conv2D(6, 1)(x))),
+    "adaptive pooling": (
+        "image",
+        lambda x: layers.AdaptiveMaxPooling2D(2)(layers.AdaptiveAveragePooling2D(4)(x)),
+    ),
+    "pooling operations": (
+        "image",
+        lambda x: ops.max_pool(ops.average_pool(layers.Conv2D(6, 1)(x), 2, 1), (2, 2)),
+    ),
+    "constant factor": (
+        "image",
+        lambda x: (
+            layers.Conv2D(4, 1)(x) * np.arange(4.0, dtype="float32") + np.ones((4,), "float32")
+        ),
+    ),
+    "constant of positions": (
+        "sequence",
+        lambda x: (
+            layers.Dense(4)(x) + np.random.default_rng(0).normal(size=(1, 6, 4)).astype("float32")
+        ),
+    ),
+    "where": ("image", lambda x: ops.where(x[..., :1] > 0, layers.Conv2D(4, 1)(x), 0.5)),
+    "take": ("image", lambda x: ops.take(layers.Conv2D(6, 1)(x), [5, 0, 2, 2], axis=-1)),
+    "one channel": ("image", lambda x: layers.Conv2D(6, 1)(x)[..., 2] * 2.0),
+    "split": (
+        "image",
+        lambda x: sum(f * t for f, t in enumerate(ops.split(layers.Conv2D(9, 1)(x), 3, -1))),
+    ),
+    "split, uneven": (
+        "image",
+        lambda x: ops.concatenate(ops.split(layers.Conv2D(9, 1)(x), [2, 5], -1)[::-1], -1),
+    ),
+    "flip": ("image", lambda x: ops.flip(layers.Conv2D(6, 1)(x), -1) + layers.Conv2D(6, 1)(x)),
+    "stack": ("sequence", lambda x: ops.stack([layers.Dense(4)(x), layers.Dense(4)(x)], -1)),
+    "tile and repeat": (
+        "sequence",
+        lambda x: ops.repeat(ops.tile(layers.Dense(4)(x), (1, 2, 2)), 2, -1),
+    ),
+    "repeat vector": ("vector", lambda x: layers.RepeatVector(3)(layers.Dense(5)(x))),
+    "pixel shuffle": ("image", lambda x: ops.depth_to_space(layers.Conv2D(12, 1)(x), 2)),
+    "space to depth": (
+        "image",
+        lambda x: ops.space_to_depth(layers.Conv2D(5, 2, padding="same")(x)[:, :6], 2),
+    ),
+    "moveaxis": ("image", lambda x: ops.moveaxis(layers.Conv2D(5, 1)(x), -1, 1)),
+    "sum over channels": ("image", lambda x: ops.sum(layers.Conv2D(5, 1)(x), -1)),
+    "reductions": ("image", lambda x: ops.std(ops.max(layers.Conv2D(5, 1)(x), 1, True), (1, 2))),
+    "global pooling by hand": ("image", lambda x: ops.mean(layers.Conv2D(5, 1)(x), (1, 2))),
+    "windows": ("image", windows),
+    "shuffle": ("image", shuffle),
+    "ghost": ("image", ghost),
+    "zero-padded shortcut": ("image", zero_padded_shortcut),
+    "spatial attention": ("image", spatial_attention),
+}
+INEXACT = {
+    *("rms norm", "layer norm", "group norm", "softmax", "spatial attention"),
+}
+
+
+def between(name):
+    """A model with a layer before and behind the case."""
+    kind, function = CASES[name]
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(SHAPES[kind])
+    x = layers.Dense(6 if name != "adaptive pooling" else 5, activation="tanh", name="before")(
+        inputs
+    )
+    x = function(x)
+    x = layers.Dense(4, name="behind")(x)
+    outputs = layers.Dense(3, name="head")(layers.Flatten()(x))
+    return randomise(keras.Model(inputs, outputs, name="between"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_removal(name, tmp_path):
+    model = between(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = random_plan(model, 1)
+    small = kn.rebuild(model, plan)
+    result = kn.verify(model, small, plan, tolerance=EXACT)
+    assert result.ok, result
+    assert bool(plan.inexact) == (name in INEXACT)
+    assert small.count_params() == plan.after.parameters < plan.before.parameters
+    assert kn.profile(small).total == plan.after
+    small.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    x = example_inputs(model)
+    np.testing.assert_array_equal(small(x, training=False), loaded(x, training=False))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_importance_passes(name):
+    """NISP gives a finite score to all that may be removed."""
+    model = between(name)
+    channel_map = kn.trace(model)
+    scores = kn.NISP(example_inputs(model, 16))(channel_map)
+    for group in channel_map.groups:
+        assert np.isfinite(scores[group.units]).all(), channel_map.creators[group.creators[0]].layer

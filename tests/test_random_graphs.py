@@ -1,0 +1,100 @@
+"""Random graphs x random plans x the oracle."""
+
+import functools
+import tempfile
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nets import random_plan, randomise
+from random_graphs import build, codes
+
+import keras_nisp as kn
+from keras_nisp import graph
+from keras_nisp.data import random_samples
+
+pytestmark = pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+
+CHECKS = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+ARGUMENTS = {
+    "code": codes(),
+    "seed": st.integers(0, 9),
+    "kind": st.sampled_from(["removal", "merging"]),
+    "saved": st.integers(0, 7).map(lambda number: number == 7),
+}
+
+
+@settings(CHECKS, max_examples=40)
+@given(**ARGUMENTS)
+def test_random_graphs(code, seed, kind, saved):
+    check_once(code, seed, kind, saved)
+
+
+@pytest.mark.slow
+@settings(CHECKS, max_examples=500)
+@given(**ARGUMENTS)
+def test_many_random_graphs(code, seed, kind, saved):
+    check_once(code, seed, kind, saved)
+
+
+def check_once(*example) -> None:
+    """`check` by its memory: while it shrinks, Hypothesis comes back to the same code often."""
+    error = _failure(*example)
+    if error is not None:
+        raise error
+
+
+@functools.cache
+def _failure(*example) -> Exception | None:
+    try:
+        check(*example)
+    except Exception as error:
+        error.add_note(str(example[0]))
+        return error
+
+
+def check(code, seed, kind, saved=False) -> None:
+    """One graph and one plan; in some cases saving, too."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = randomise(build(code), seed)
+    expected = outputs(model)
+    plan = make_plan(model, seed, kind)
+    if plan is None or not np.isfinite(expected).all():
+        return
+    small = kn.rebuild(model, plan, force=True, verbose=0)
+    result = kn.verify(model, small, plan)
+    assert result.ok, result
+    assert small.output_shape == model.output_shape
+    assert model.count_params() == plan.before.parameters
+    assert small.count_params() == plan.after.parameters
+    assert kn.profile(small).total == plan.after
+    if saved:
+        with tempfile.TemporaryDirectory() as folder:
+            small.save(f"{folder}/small.keras")
+            loaded = keras.models.load_model(f"{folder}/small.keras")
+        np.testing.assert_allclose(outputs(loaded), outputs(small), atol=1e-6)
+
+
+def make_plan(model, seed, kind) -> kn.Plan | None:
+    """A random plan, if there is anything to remove or to merge."""
+    ratio = np.random.default_rng(seed).uniform(0.1, 0.9)
+    try:
+        if kind == "removal":
+            return random_plan(model, seed, low=0.1, high=0.9)
+        return kn.plan_merging(model, ratio=ratio, clustering="even")
+    except ValueError as error:
+        if "has no channels that" not in str(error):
+            raise
+        return None
+
+
+def outputs(model) -> np.ndarray:
+    """All outputs for a random sample, in one vector."""
+    inputs = random_samples(model, [tensor.shape[1:] for tensor in model.inputs]).inputs
+    values = model(graph.structured_inputs(model, inputs), training=False)
+    return np.concatenate([np.ravel(value) for value in keras.tree.flatten(values)])
