@@ -18,6 +18,7 @@ from keras_nisp.errors import (  # noqa: E402
     UnknownLayerWarning,
     VerificationError,
 )
+from keras_nisp.functional import as_functional  # noqa: E402
 from keras_nisp.importance import (  # noqa: E402
     NISP,
     BNScale,
@@ -68,6 +69,7 @@ __all__ = [
     "Taylor",
     "UnknownLayerWarning",
     "VerificationError",
+    "as_functional",
     "deviation",
     "inf_fs",
     "plan_merging",

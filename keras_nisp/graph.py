@@ -4,6 +4,7 @@ Tracing channels, propagating importance, running a masked model and rebuilding
 are the same walk with another meaning for each layer.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import types
@@ -74,9 +75,8 @@ def check_model(model: Any) -> None:
         raise TypeError(
             f"Model '{model.name}' is a subclassed model ({type(model).__name__}): its "
             "graph of layers is not known to Keras, so channels cannot be followed "
-            "through it. Expected a functional or Sequential model; rebuild it as "
-            "`keras.Model(inputs, outputs)`, for example from "
-            "`outputs = model.call(keras.Input(...))`."
+            "through it. Expected a functional or Sequential model: write it out with "
+            "`keras_nisp.as_functional(model, keras.Input(...))`."
         )
     if not model.built or (isinstance(model, keras.Sequential) and not model.inputs):
         raise ValueError(
@@ -223,14 +223,28 @@ def copy_layer(layer: keras.Operation, config: dict) -> keras.Operation:
             functions[key] = value
     if functions:
         return type(layer)(**{**config, **functions})
-    return type(layer).from_config(config)
+    try:
+        return type(layer).from_config(dict(config))
+    except (TypeError, ValueError):
+        # Some custom layers put into their config what their constructor does not take.
+        known = set(inspect.signature(type(layer).__init__).parameters)
+        known |= {"name", "dtype", "trainable"}
+        if known >= set(config):
+            raise
+        return type(layer).from_config({k: v for k, v in config.items() if k in known})
 
 
 def layer_config(layer: keras.Operation) -> dict:
     """The layer's config, without Keras' warning that it holds a lambda."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*includes a `lambda`")
-        return _without_builds(layer.get_config())
+        try:
+            return _without_builds(layer.get_config())
+        except NotImplementedError:
+            # Keras cannot write down an Identity that was given a dtype policy.
+            if type(layer) is not keras.layers.Identity:
+                raise
+            return {"name": layer.name, "dtype": layer.dtype_policy.name}
 
 
 def _without_builds(config: Any) -> Any:
@@ -245,6 +259,17 @@ def infer(layer: keras.Operation, *args, **kwargs) -> Any:
     if getattr(layer, "_call_has_training_arg", False):
         kwargs = {**kwargs, "training": False}
     return layer(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def intercepted_calls(call: Callable):
+    """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead."""
+    proceed = keras.Layer.__call__
+    keras.Layer.__call__ = lambda layer, *args, **kwargs: call(layer, proceed, args, kwargs)
+    try:
+        yield
+    finally:
+        keras.Layer.__call__ = proceed
 
 
 def new_inputs(model: keras.Model, shapes: list) -> list:

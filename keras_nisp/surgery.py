@@ -242,10 +242,13 @@ class Surgeon:
         return shapes
 
     def _clone_layer(self, layer):
-        config, call = graph.layer_config(layer), self.calls[id(layer)]
-        if any(self.width(t.names) != t.names.size for t in (*call.inputs, *call.outputs)):
-            config = call.rule.resize(call, config, self.width)
+        call = self.calls[id(layer)]
+        names = [*(tensor.names for tensor in (*call.inputs, *call.outputs)), *call.hidden.values()]
+        changes = any(self.width(array) != array.size for array in names)
         try:
+            config = graph.layer_config(layer)
+            if changes:
+                config = call.rule.resize(call, config, self.width)
             return graph.copy_layer(layer, config)
         except Exception as error:
             raise TypeError(

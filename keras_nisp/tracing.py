@@ -341,7 +341,9 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     if isinstance(call.rule, Barrier):
         return names
     unbound = [
-        w.path for w in getattr(call.layer, "weights", ()) if id(w) not in call.tracer.bindings
+        weight.path
+        for weight in getattr(call.layer, "weights", ())
+        if id(weight) not in call.tracer.bindings and weight.shape
     ]
     if unbound:
         reason = f"no rule says what the axes of '{unbound[0]}' mean"

@@ -6,7 +6,7 @@ import tempfile
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from nets import random_plan, randomise
 from random_graphs import build, codes
@@ -18,7 +18,11 @@ from keras_nisp.data import random_samples
 pytestmark = pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
 
 CHECKS = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
 )
 ARGUMENTS = {
     "code": codes(),
@@ -43,18 +47,18 @@ def test_many_random_graphs(code, seed, kind, saved):
 
 def check_once(*example) -> None:
     """`check` by its memory: while it shrinks, Hypothesis comes back to the same code often."""
-    error = _failure(*example)
-    if error is not None:
-        raise error
+    failure = _failure(*example)
+    if failure is not None:
+        error, where = failure
+        raise error.with_traceback(where)  # where it was at first, not where it was seen again
 
 
 @functools.cache
-def _failure(*example) -> Exception | None:
+def _failure(*example) -> tuple | None:
     try:
         check(*example)
     except Exception as error:
-        error.add_note(str(example[0]))
-        return error
+        return error, error.__traceback__
 
 
 def check(code, seed, kind, saved=False) -> None:

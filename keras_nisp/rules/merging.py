@@ -108,6 +108,7 @@ class ScaledSum(Joining):
 
 
 PRODUCTS = {graph.operation_class("multiply")}
+CHOICE = graph.operation_class("where")
 QUOTIENTS = {graph.operation_class(name) for name in ("divide", "true_divide", "divide_no_nan")}
 
 
@@ -134,9 +135,9 @@ class Operator(Rule):
     def absolute(self, call, *operands, **settings):
         tensors = [x for x in operands if tf.is_tensor(x)]
         kind = type(call.layer)
-        total = _sum(
-            tensors[1:] if isinstance(call.layer, _Where) and len(tensors) > 1 else tensors
-        )
+        if kind is CHOICE and len(tensors) > 1 and tensors[0] is operands[0]:
+            tensors = tensors[1:]  # the condition is no term
+        total = _sum(tensors)
         for constant in (x for x in operands if x is not None and not tf.is_tensor(x)):
             factor = np.abs(np.asarray(constant, np.float32))
             if kind in PRODUCTS:
@@ -144,9 +145,6 @@ class Operator(Rule):
             elif kind in QUOTIENTS and tf.is_tensor(operands[0]):
                 total = tf.math.divide_no_nan(total, factor)
         return total
-
-
-_Where = graph.operation_class("where")
 
 
 @register_rule(graph.LayerScale)

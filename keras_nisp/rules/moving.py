@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_nisp import wrappers
 from keras_nisp.channels import Traced
-from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule
+from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule, spread
 from keras_nisp.rules.pooling import _Pooling
 
 
@@ -198,34 +198,35 @@ class Pad(Movement):
 
     def trace(self, call, x, constant_values=None):
         names = x.names
-        for axis, (before, after) in enumerate(
-            np.broadcast_to(call.layer.pad_width, (x.rank + 1, 2))
-        ):
+        for axis, (before, after) in enumerate(_pad_widths(call.layer.pad_width, x.rank + 1)):
             if (before or after) and axis == 0:
                 return call.block("which pads the batch axis")
             if (before or after) and varies(x, axis):
                 if call.layer.mode != "constant":
                     return call.block("which pads channels with others")
-                shape = [-1 if i == axis - 1 else 1 for i in range(x.rank)]
-                ends = [call.tracer.fresh(count).reshape(shape) for count in (before, after)]
-                sides = [
-                    np.broadcast_to(end, _with(names.shape, axis - 1, end.size)) for end in ends
-                ]
-                names = np.concatenate([sides[0], names, sides[1]], axis - 1)
+                ends = [call.tracer.fresh(count) for count in (before, after)]
+                left, right = (spread(end, axis - 1, x.rank) for end in ends)
+                names = np.concatenate([left, names, right], axis - 1)
         return names
 
     def resize(self, call, config, kept):
         source, output = call.inputs[0], call.outputs[0]
-        widths = np.broadcast_to(config["pad_width"], (source.rank + 1, 2)).tolist()
+        widths = _pad_widths(config["pad_width"], source.rank + 1)
         for axis, (before, after) in enumerate(widths):
             if (before or after) and varies(source, axis):
                 row = output.line(axis - 1)
                 widths[axis] = [kept(row[:before]), kept(row[len(row) - after :])]
         return {**config, "pad_width": widths}
 
+    def absolute(self, call, x, constant_values=None):
+        if call.layer.mode != "constant":
+            return super().absolute(call, x)
+        return tf.pad(x, _pad_widths(call.layer.pad_width, len(x.shape)))
 
-def _with(shape, axis: int, size: int) -> list[int]:
-    return [size if i == axis else n for i, n in enumerate(shape)]
+
+def _pad_widths(given, rank: int) -> list[list[int]]:
+    """Padding before and after, for each axis."""
+    return np.broadcast_to(given, (rank, 2)).tolist()
 
 
 @register_rule(
