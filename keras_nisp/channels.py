@@ -148,9 +148,9 @@ class ChannelMap:
     def blocks(self, group: Group) -> list[np.ndarray]:
         """The units of a group, apart by where they occur.
 
-        Units of one block lie along the same axes of the same variables, equally often:
-        only these can be exchanged or merged. A group has several where layers are
-        coupled by a concatenation.
+        Units of one block lie in the same tensors and along the same axes of the same variables,
+        equally often: only these can be exchanged or merged. A group has several where layers
+        are coupled by a concatenation, or split.
         """
         signatures = self._signatures[group.units]
         distinct, first = np.unique(signatures, return_index=True)
@@ -158,13 +158,15 @@ class ChannelMap:
 
     @functools.cached_property
     def _signatures(self) -> np.ndarray:
-        """A number per unit that says along which axes it lies, and how often."""
+        """A number per unit that says in which tensors and along which axes it lies, how often."""
         rng = np.random.default_rng(0)
         signatures = np.zeros(self.count, np.uint64)
-        for binding in (*self.bindings.values(), *self.constants):
-            for units in binding.axes.values():
-                mark = rng.integers(2**63, dtype=np.uint64)
-                np.add.at(signatures, units, mark)
+        bindings = (*self.bindings.values(), *self.constants)
+        lines = [units for binding in bindings for units in binding.axes.values()]
+        # Parts of a split may take different ways although no kernel tells them apart.
+        lines += [tensor.names.ravel() for call in self.calls for tensor in call.outputs]
+        for units in lines:
+            np.add.at(signatures, units, rng.integers(2**63, dtype=np.uint64))
         return signatures
 
     def walk(self, inputs, visit: Callable):

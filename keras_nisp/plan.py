@@ -25,7 +25,7 @@ class CreatorPlan:
         group: index of its coupled group, or -1 if none of them may be removed.
         reasons: why channels were kept.
         clusters: if channels are merged, a partition of all indices: the channels of a
-            cluster become one, at the place of the first. Else empty.
+            cluster become one, at the place of the one that is not removed. Else empty.
     """
 
     layer: str
@@ -262,8 +262,10 @@ class Plan:
         for row, creator in rows:
             into[creator.units[list(row.removed)]] = DROPPED
         for row, creator in rows:
-            for first, *others in row.clusters:
-                into[creator.units[others]] = creator.units[first]
+            gone = set(row.removed)
+            for cluster in row.clusters:
+                kept = next((i for i in cluster if i not in gone), cluster[0])
+                into[creator.units[list(cluster)]] = creator.units[kept]
         unit_map = UnitMap(into)
         for row, creator in rows:
             _check_creator(row, creator.units, unit_map, channel_map.free)

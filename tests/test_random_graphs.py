@@ -102,3 +102,37 @@ def outputs(model) -> np.ndarray:
     inputs = random_samples(model, [tensor.shape[1:] for tensor in model.inputs]).inputs
     values = model(graph.structured_inputs(model, inputs), training=False)
     return np.concatenate([np.ravel(value) for value in keras.tree.flatten(values)])
+
+
+HEADER = """import keras
+from keras import layers, ops
+a = keras.Input((4,))
+"""
+# What random graphs have found: each was wrong once.
+FOUND = {
+    "parts of a split take different ways": """
+p, q = ops.split(layers.Dense(4)(a), 2, axis=-1)
+model = keras.Model(a, layers.Dense(3)(layers.Concatenate()([layers.ReLU()(p), q])))""",
+    "a part of a split loses all its channels": """
+x = layers.Reshape((2, 2, 8))(layers.Dense(32)(a))
+pooled = [layers.GlobalMaxPooling2D()(part) for part in ops.split(x, 2, axis=-1)]
+model = keras.Model(a, layers.Dense(3)(layers.Concatenate()(pooled)))""",
+    "coupled layers hold their channels in different orders": """
+p, q = ops.split(layers.Dense(6)(a), 2, axis=-1)
+y = ops.concatenate([q, p], axis=-1)
+model = keras.Model(a, layers.Dense(3)(y + layers.Dense(6)(y)))""",
+    "attention between fixed channels": """
+a = keras.Input((5, 3))
+model = keras.Model(a, a + layers.MultiHeadAttention(2, 7)(a, a))""",
+    "a gate on reshaped features": """
+x = layers.Reshape((2, 2, 8))(layers.Dense(32)(a))
+gate = layers.Conv2D(8, 1)(layers.GlobalAveragePooling2D(keepdims=True)(x))
+model = keras.Model(a, layers.Dense(3)(layers.GlobalMaxPooling2D()(x * gate)))""",
+}
+
+
+@pytest.mark.parametrize("kind", ["removal", "merging"])
+@pytest.mark.parametrize("name", FOUND)
+def test_what_random_graphs_have_found(name, kind):
+    for seed in range(3):
+        check(HEADER + FOUND[name], seed, kind)
