@@ -188,7 +188,7 @@ def randomise(model, seed=0):
     for weight in model.weights:
         if weight.path.rsplit("/", 1)[-1] in ("gamma", "moving_variance"):
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-        elif len(weight.shape) == 1:
+        elif len(weight.shape) == 1 or not np.any(weight):
             weight.assign(rng.normal(0, 0.3, weight.shape))
     return model
 

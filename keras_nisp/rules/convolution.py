@@ -19,6 +19,8 @@ from keras_nisp.rules.base import (
 class _Convolution(Rule):
     """What all kinds share: channels enter and leave along the channel axis."""
 
+    does = "creates"
+
     def trace(self, call, x):
         axis = channel_axis(call.layer, x.rank)
         outputs = self.outputs(call, call.along(x, axis), x, positions(call.output_shape, axis))
@@ -158,6 +160,8 @@ class Convolution(_Convolution):
 @register_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 class DepthwiseConvolution(_Convolution):
     """Each channel alone, repeated `depth_multiplier` times."""
+
+    does = "passes"
 
     def outputs(self, call, inputs, x, applied):
         layer = call.layer

@@ -68,3 +68,7 @@ fix_deliberately(
     *operations("allclose", "binary_crossentropy", "categorical_crossentropy", "ctc_loss"),
     *operations("moments", "sparse_categorical_crossentropy"),
 )
+fix_deliberately(
+    "which makes a tensor of numbers",
+    *operations("arange", "array", "full", "geomspace", "linspace", "logspace", "ndim", "size"),
+)

@@ -1,0 +1,91 @@
+"""Writes docs/coverage.md: what becomes of channels in every layer and operation of Keras.
+
+python docs/coverage.py
+"""
+
+import inspect
+from pathlib import Path
+
+import keras
+
+from keras_nisp import graph
+from keras_nisp.rules.base import Barrier, PassThrough, registered
+from keras_nisp.wrappers import WRAPPED
+
+PAGE = Path(__file__).with_name("coverage.md")
+# What stands in no graph by itself.
+ABSTRACT = {"Layer", "Wrapper", "InputLayer"}
+CELLS = {"GRUCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"}
+HEADER = """# What becomes of channels in each layer and operation
+
+Written by `python docs/coverage.py` from the registry of rules, for Keras {version}; a test keeps
+it true.
+
+* **creates** new channels, **passes** them on, **moves** them, **joins** those of several tensors,
+  or **fixes** them: then they stay, and `plan.explain` says why.
+* **exact**: whether the rebuilt model gives what the original gives with the removed channels at
+  zero. Where statistics are taken over channels, they are taken over those that are kept.
+* Where a remark does not say how NISP's importance passes, it does with the absolute weights.
+"""
+
+
+def layer_rows() -> list[tuple]:
+    """Name (with aliases), what happens, exactness and remark for each class of keras.layers."""
+    names: dict[type, list[str]] = {}
+    for name, cls in inspect.getmembers(keras.layers, inspect.isclass):
+        if issubclass(cls, keras.Layer) and name not in ABSTRACT:
+            names.setdefault(cls, []).append(name)
+    rows = []
+    for cls, known in names.items():
+        title = ", ".join(sorted(known, key=lambda name: name != cls.__name__))
+        if cls in WRAPPED:
+            rows.append((title, "as inside", "as inside", "Taken apart into what it wraps."))
+        elif cls.__name__ in CELLS:
+            rows.append((title, "creates", "yes", "Inside `RNN`."))
+        else:
+            rows.append((title, *describe(cls)))
+    return sorted(rows)
+
+
+def operation_rows() -> tuple[list[tuple], list[str]]:
+    """The same for functions of keras.ops; and those that stand in no graph."""
+    rows, others = [], []
+    for prefix, module in (("", keras.ops), ("image.", keras.ops.image)):
+        for name, _ in inspect.getmembers(module, inspect.isfunction):
+            cls = graph.operation_class(prefix + name)
+            if cls is None:
+                others.append(prefix + name)
+            else:
+                rows.append((prefix + name, *describe(cls)))
+    return rows, others
+
+
+def describe(cls: type) -> tuple[str, str, str]:
+    """What happens to channels, exactness and remark."""
+    rule = registered(cls)
+    if rule is None:
+        return "NO RULE", "", ""
+    if isinstance(rule, Barrier):
+        return rule.does, "", rule.reason
+    own = "" if type(rule) is PassThrough else type(rule).__doc__ or ""
+    remark = own.strip().replace("|", "\\|")
+    exact = "over those kept" if rule.mixes_channels else "yes"
+    return rule.does, exact, " ".join(remark.split())
+
+
+def page() -> str:
+    """The whole page."""
+    rows, others = operation_rows()
+    parts = [HEADER.format(version=keras.__version__)]
+    for title, body in (("keras.layers", layer_rows()), ("keras.ops", rows)):
+        parts.append(f"\n## {title}\n\n| | names | exact | remark |\n|---|---|---|---|\n")
+        parts += [f"| {' | '.join(row)} |\n" for row in body]
+    parts.append(
+        "\nNo operation of their own, since they make tensors from numbers, are made of the others, "
+        f"or give no tensor: {', '.join(others)}.\n"
+    )
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
