@@ -81,8 +81,8 @@ def page() -> str:
         parts.append(f"\n## {title}\n\n| | names | exact | remark |\n|---|---|---|---|\n")
         parts += [f"| {' | '.join(row)} |\n" for row in body]
     parts.append(
-        "\nNo operation of their own, since they make tensors from numbers, are made of the others, "
-        f"or give no tensor: {', '.join(others)}.\n"
+        "\nNo operation of their own, since they make tensors from numbers, are made of "
+        f"the others, or give no tensor: {', '.join(others)}.\n"
     )
     return "".join(parts)
 

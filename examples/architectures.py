@@ -1,6 +1,7 @@
 """Architectures beyond plain image classifiers, small and in plain Keras."""
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 
@@ -22,9 +23,9 @@ def vision_transformer(
     x = layers.Conv2D(width, patch, strides=patch, name="patches")(image)
     count = x.shape[1] * x.shape[2]
     x = layers.Reshape((count, width), name="tokens")(x)
-    # One pixel of each patch gives the shape: an Embedding of a constant is no part of a graph.
+    # One pixel of each patch gives the shape: an Embedding of constants alone is in no graph.
     places = ops.zeros_like(image[:, ::patch, ::patch, 0], dtype="int32")
-    places = ops.reshape(places, (-1, count)) + ops.arange(count)
+    places = ops.reshape(places, (-1, count)) + np.arange(count)
     positions = layers.Embedding(count, width, name="positions")(places)
     x = layers.Add(name="embedded")([x, positions])
     for block in range(blocks):
@@ -149,13 +150,15 @@ def _head(levels, width, anchors, values, name):
     return layers.Concatenate(1, name=name)([flat(output(hidden(level))) for level in levels])
 
 
-def shufflenet(input_shape=(32, 32, 3), classes=10, width=48, groups=3, blocks=2, stages=2):
+def shufflenet(input_shape=(32, 32, 3), classes=10, width=72, groups=3, blocks=2, stages=2):
     """ShuffleNet-V1: grouped 1x1 convolutions, between which channels change their group.
 
     Args:
         input_shape: of an image.
         classes: number of classes.
-        width: channels of the first stage, a multiple of `4 * groups`; then twice as many.
+        width: channels of the first stage, then twice as many. A multiple of `4 * groups**2`: the
+            shuffle then brings whole columns of channels into each group. Otherwise it couples
+            all of them, and none can go.
         groups: of the grouped convolutions.
         blocks: in each stage.
         stages: each halves the size.

@@ -95,6 +95,7 @@ class ChannelMap:
         model: the traced model.
         calls: the calls of its layers, in the order of the walk.
         bindings: by `id` of the variable.
+        whole_groups: indices of the calls of grouped convolutions whose groups go as a whole.
         constants: bindings of constant arrays that operations take.
         creators: the layers that create channels, in the order of the walk.
         groups: the coupled groups, in the order of the walk.
@@ -111,6 +112,7 @@ class ChannelMap:
         self.outputs = outputs
         self.input_shapes = [tensor.shape for tensor in inputs]
         self.model_inputs = model_inputs
+        self.whole_groups = tuple(i for i, call in enumerate(calls) if call.whole_groups)
         self.count = int(units.max(initial=-1)) + 1
         self.bindings = tracer.bindings
         self.constants = [binding for call in calls for binding in call.constants.values()]

@@ -32,6 +32,7 @@ def plan_merging(
     round_to: int = 1,
     min_channels: int | float = 1,
     exclude=(),
+    whole_groups=(),
     input_shape=None,
 ) -> Plan:
     """Decides which channels C-SGD makes identical, to be merged afterwards.
@@ -51,7 +52,7 @@ def plan_merging(
             side, or those of the `"pacesetter"` alone, the first of them, as in the paper.
         calibration: samples for `"activations"`, as for `NISP`.
         seed: for k-means and for sampling.
-        round_to, min_channels, exclude, input_shape: as for `plan_pruning`.
+        round_to, min_channels, exclude, whole_groups, input_shape: as for `plan_pruning`.
 
     Returns:
         A `Plan`, for `CentripetalSGD` and then `rebuild`.
@@ -86,7 +87,7 @@ def plan_merging(
         min_channels=min_channels,
         exclude=exclude,
     )
-    channel_map = trace(model, input_shape)
+    channel_map = trace(model, input_shape, whole_groups)
     obstacles = _obstacles(channel_map)
     solver = Solver(channel_map, budget)
     _check_mergeable(channel_map, solver, obstacles)
@@ -215,7 +216,7 @@ def level(model: keras.Model, plan: Plan, only_statistics: bool = False) -> None
         only_statistics: leave trainable variables alone. No optimizer moves running
             statistics: they become equal only as fast as a moving average forgets.
     """
-    channel_map = trace(model)
+    channel_map = plan.trace(model)
     unit_map = plan.unit_map(channel_map)
     trained = set(map(id, model.trainable_variables)) if only_statistics else set()
     for binding in channel_map.bindings.values():

@@ -3,14 +3,16 @@
 import dataclasses
 import os
 
+import keras
 import numpy as np
 
-from keras_nisp import plan_file
+from keras_nisp import graph, plan_file
 from keras_nisp.channels import ChannelMap
 from keras_nisp.contraction import Forecast, check_plan
 from keras_nisp.cost import Cost
 from keras_nisp.errors import PlanMismatchError
 from keras_nisp.tables import Column, percent, render_table
+from keras_nisp.tracing import trace
 from keras_nisp.unit_map import DROPPED, UnitMap
 
 
@@ -115,6 +117,7 @@ class Plan:
         layers: widths and costs of all layers, in the order of the walk.
         inexact: layers that mix channels which are removed: there the rebuilt model
             differs from one in which the removed channels are zero.
+        whole_groups: indices of the calls of grouped convolutions that lose whole groups.
         variables: the trainable variables in order, if channels are merged: what
             `CentripetalSGD` works on.
     """
@@ -131,6 +134,7 @@ class Plan:
     after: Cost
     inexact: tuple[str, ...]
     variables: tuple[VariablePlan, ...] = ()
+    whole_groups: tuple[int, ...] = ()
 
     @property
     def merges(self) -> bool:
@@ -244,6 +248,24 @@ class Plan:
 
     # Applying ----------------------------------------------------------------------
 
+    def trace(self, model: keras.Model) -> ChannelMap:
+        """Names the channels of a model as they were named for this plan.
+
+        Raises:
+            PlanMismatchError: the model takes other inputs.
+        """
+        graph.check_model(model)
+        try:
+            return trace(model, list(self.input_shapes), self.whole_groups)
+        except ValueError as error:
+            raise PlanMismatchError(self._mismatch(model)) from error
+
+    def _mismatch(self, model) -> str:
+        return (
+            f"Expected a model with the structure of '{self.model}', for which the plan was made. "
+            f"Received model '{model.name}', which has another one. Make a new plan for it."
+        )
+
     def unit_map(self, channel_map: ChannelMap) -> UnitMap:
         """What becomes of each unit of a traced model.
 
@@ -252,11 +274,7 @@ class Plan:
                 what this structure must keep.
         """
         if self.fingerprint != channel_map.fingerprint:
-            raise PlanMismatchError(
-                f"Expected a model with the structure of '{self.model}', for which the plan was "
-                f"made. Received model '{channel_map.model.name}', which has another one. Make a "
-                "new plan for it."
-            )
+            raise PlanMismatchError(self._mismatch(channel_map.model))
         into = np.arange(channel_map.count)
         rows = list(zip(self.creators, channel_map.creators, strict=True))
         for row, creator in rows:

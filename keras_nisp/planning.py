@@ -27,6 +27,7 @@ def plan_pruning(
     round_to: int = 1,
     min_channels: int | float = 1,
     exclude=(),
+    whole_groups=(),
     input_shape=None,
 ) -> Plan:
     """Decides which channels to remove. Nothing is built or changed.
@@ -52,6 +53,8 @@ def plan_pruning(
             works in blocks of 8 or 16).
         min_channels: keep at least so many channels of a group; below 1, that share.
         exclude: names, patterns or layer objects whose channels stay.
+        whole_groups: names or patterns of grouped convolutions whose groups are removed as a
+            whole, with the channels that enter them. By default each group loses as many.
         input_shape: shape of one sample for which FLOPs are counted, if the model
             leaves it open.
 
@@ -88,7 +91,7 @@ def plan_pruning(
         exclude=exclude,
     )
     importance = as_importance(importance)
-    return make_plan(trace(model, input_shape), importance, budget)
+    return make_plan(trace(model, input_shape, whole_groups), importance, budget)
 
 
 def make_plan(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Plan:
@@ -143,6 +146,7 @@ def describe(channel_map, unit_map, importance, budget, solver, scores, variable
         after=sum(after.values(), Cost()),
         inexact=tuple(inexact_layers(channel_map, ~keep)),
         variables=variables,
+        whole_groups=channel_map.whole_groups,
     )
 
 

@@ -65,9 +65,9 @@ def recalibrate(
             "removed from it. Received only one of them."
         )
     samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
-    channel_map = trace(model)
+    channel_map = trace(model) if plan is None else plan.trace(model)
     if original is not None:
-        _fold_means(channel_map, trace(original), plan, samples, batch_size)
+        _fold_means(channel_map, plan.trace(original), plan, samples, batch_size)
     _renew_statistics(channel_map, samples, batch_size)
     return model
 

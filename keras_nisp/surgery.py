@@ -18,7 +18,6 @@ from keras_nisp.importance.base import Importance
 from keras_nisp.plan import Plan
 from keras_nisp.planning import plan_pruning
 from keras_nisp.recalibration import recalibrate
-from keras_nisp.tracing import trace
 from keras_nisp.unit_map import UnitMap
 from keras_nisp.verification import LOSSLESS, output_change, verify_traced
 from keras_nisp.wrappers import WRAPPED, is_wrapper, rewrap
@@ -70,7 +69,7 @@ def rebuild(
     >>> small.layers[0].units
     4
     """
-    channel_map = trace(model)
+    channel_map = plan.trace(model)
     unit_map = plan.unit_map(channel_map)
     if not plan.merges:
         return rebuild_traced(channel_map, unit_map, optimizer_state)
@@ -137,7 +136,7 @@ def prune(
     35
     """
     plan = plan_pruning(model, importance, **budget)
-    channel_map = trace(model, list(plan.input_shapes))
+    channel_map = plan.trace(model)
     unit_map = plan.unit_map(channel_map)
     small = rebuild_traced(channel_map, unit_map, optimizer_state=False)
     text = (

@@ -1,6 +1,8 @@
 """`trace(model)`: walks the graph once and gives every channel a name."""
 
 import dataclasses
+import fnmatch
+import math
 import warnings
 from typing import Any
 
@@ -32,6 +34,7 @@ class Call:
         constants: arrays among the arguments that hold channels, by their position.
         hidden: channels that no tensor shows (heads of an attention), by label.
         place: identifies the call in the graph.
+        whole_groups: whether whole groups of a grouped convolution are removed.
     """
 
     layer: keras.Operation
@@ -45,6 +48,7 @@ class Call:
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
     hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     place: int | None = None
+    whole_groups: bool = False
 
     def __post_init__(self):
         self.mixes_channels = self.rule.mixes_channels
@@ -242,20 +246,24 @@ class Tracer:
         return connected_components(pairs, directed=False)[1]
 
 
-def trace(model: keras.Model, input_shape=None) -> ChannelMap:
+def trace(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
     """Names every channel of a model.
 
     Args:
         model: a functional or Sequential model. It is not changed.
         input_shape: shape of one sample (or a list of shapes, for several inputs), for
             models that leave their input size open; FLOPs are counted for it.
+        whole_groups: names or patterns of grouped convolutions whose groups are removed as a
+            whole, with the channels that enter them; by default every group loses as many
+            channels.
 
     Returns:
         A `ChannelMap`.
 
     Raises:
         TypeError: the model is not a functional or Sequential model.
-        ValueError: the model is not built, or `input_shape` does not fit it.
+        ValueError: the model is not built, `input_shape` does not fit it, or `whole_groups` names
+            no grouped convolution.
 
     Example:
 
@@ -268,6 +276,7 @@ def trace(model: keras.Model, input_shape=None) -> ChannelMap:
     """
     graph.check_model(model)
     tracer, calls, model_inputs = Tracer(), [], {}
+    wanted = (whole_groups,) if isinstance(whole_groups, str) else tuple(whole_groups)
     inputs = _traced_inputs(model, input_shape, tracer)
 
     def visit(site, args, kwargs):
@@ -276,6 +285,7 @@ def trace(model: keras.Model, input_shape=None) -> ChannelMap:
         shapes = graph.output_shapes(site, args, kwargs, _shape_of)
         rule = rule_for(site.operation, kwargs)
         call = Call(site.operation, site.path, rule, flat, shapes, tracer, place=site.place)
+        call.whole_groups = any(_is_grouped(call, len(calls), entry) for entry in wanted)
         names = _trace_call(call, args, kwargs)
         call.outputs = [
             Traced(tracer.boxed(np.asarray(n)), shape, call.batch)
@@ -296,9 +306,28 @@ def trace(model: keras.Model, input_shape=None) -> ChannelMap:
         tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
     for call in calls:
         call.tracer = None
+    _check_grouped(model, calls, wanted)
     channel_map = ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
     _warn_of_barriers(channel_map)
     return channel_map
+
+
+def _is_grouped(call: Call, index: int, entry: str | int) -> bool:
+    """Whether a call is one of a grouped convolution that a name, pattern or index stands for."""
+    if getattr(call.layer, "groups", 1) == 1 or not hasattr(call.layer, "filters"):
+        return False
+    if not isinstance(entry, str):
+        return entry == index
+    return fnmatch.fnmatchcase(call.path, entry) or fnmatch.fnmatchcase(call.layer.name, entry)
+
+
+def _check_grouped(model, calls: list[Call], wanted: tuple) -> None:
+    for entry in wanted:
+        if not any(_is_grouped(call, index, entry) for index, call in enumerate(calls)):
+            raise ValueError(
+                f"Expected every entry of `whole_groups` to match a grouped convolution of model "
+                f"'{model.name}'. Received: {entry!r}, which matches none."
+            )
 
 
 def _traced_inputs(model, input_shape, tracer) -> list[Traced]:
@@ -343,7 +372,7 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     unbound = [
         weight.path
         for weight in getattr(call.layer, "weights", ())
-        if id(weight) not in call.tracer.bindings and weight.shape
+        if id(weight) not in call.tracer.bindings and math.prod(weight.shape) > 1
     ]
     if unbound:
         reason = f"no rule says what the axes of '{unbound[0]}' mean"

@@ -14,7 +14,6 @@ from keras_nisp.errors import VerificationError
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
 from keras_nisp.rules.base import meaningful
-from keras_nisp.tracing import trace
 from keras_nisp.unit_map import DROPPED, UnitMap
 
 TOLERANCE = 1e-4
@@ -109,7 +108,7 @@ def verify(
     >>> verify(model, rebuild(model, plan), plan).ok
     True
     """
-    channel_map = trace(model, list(plan.input_shapes))
+    channel_map = plan.trace(model)
     samples = None if data is None else collect(data, model, limit=8)
     return verify_traced(channel_map, plan.unit_map(channel_map), small, samples, tolerance)
 

@@ -157,7 +157,7 @@ class Subclassed(keras.Model):
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
-        (Subclassed, TypeError, "subclassed model.*keras.Model"),
+        (Subclassed, TypeError, "subclassed model.*as_functional"),
         (lambda: keras.Sequential([layers.Dense(2)]), ValueError, "not built"),
         (lambda: "model", TypeError, "keras.Model"),
         (lambda: None, TypeError, "keras.Model"),

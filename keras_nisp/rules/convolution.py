@@ -114,17 +114,17 @@ def _without_kernel_gradient(forward, backward, x, kernel, settings):
 
 @register_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 class Convolution(_Convolution):
-    """Groups keep their number: what is removed from one is removed from each.
-
-    With one input channel in each group it is a depthwise convolution, and whole groups
-    are removed.
+    """Groups keep their number: what is removed from one is removed from each. With
+    `whole_groups`, or one input channel in each group (a depthwise convolution), whole groups go.
     """
 
     def outputs(self, call, inputs, x, applied):
         layer = call.layer
         groups, depth = layer.groups, layer.kernel.shape[-2]
-        if groups > 1 and depth == 1:
-            names = np.repeat(inputs, layer.filters // groups)
+        if self.drops_groups(call):
+            rows = inputs.reshape(groups, depth)
+            call.join(rows[:, :1], rows)
+            names = np.repeat(rows[:, 0], layer.filters // groups)
             call.bind(layer.kernel, own={-1: names}, positions=applied)
             call.bind(layer.bias, own={0: names})
             return names
@@ -138,10 +138,14 @@ class Convolution(_Convolution):
         call.bind(layer.bias, own={0: names})
         return names
 
+    def drops_groups(self, call) -> bool:
+        """Whether whole groups are removed."""
+        return call.layer.groups > 1 and (call.whole_groups or call.layer.kernel.shape[-2] == 1)
+
     def resize(self, call, config, kept):
-        layer = call.layer
-        if layer.groups > 1 and layer.kernel.shape[-2] == 1:
-            config["groups"] = kept(_line(call, call.inputs[0]))
+        if self.drops_groups(call):
+            depth = call.layer.kernel.shape[-2]
+            config["groups"] = kept(_line(call, call.inputs[0])) // depth
         return super().resize(call, config, kept)
 
     def convolve(self, layer, x):
