@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py
 
-`trace`, `plan_pruning` (L1 norms, half of the channels of every group) and `rebuild` of the ResNets of
-`keras.applications` at 224x224, and of chains of small residual blocks with 500, 1,000 and 2,000
-layers. All three grow linearly if the time per layer stays the same along the chains. Planning and
-rebuilding each begin with a trace of their own, which is part of their time.
+`trace`, `plan_pruning` (L1 norms, half of the channels of each group) and `rebuild` of the
+ResNets of `keras.applications` at 224x224, and of chains of small residual blocks with 500, 1,000
+and 2,000 layers. A step grows linearly if its time per layer stays the same along the chains.
+Planning and rebuilding each begin with a trace of their own, which is part of their time.
 
 The figures are medians, taken in turns after one warm-up. `build` is what Keras takes to build the
 model in the first place, once.

@@ -59,9 +59,23 @@ def as_functional(model: keras.Model, inputs: Any = None) -> keras.Model:
     if graph.is_graph(model):
         graph.check_model(model)
         written = _Writer().graph(model)
-    else:
-        written = _write_subclassed(model, inputs)
-    return written
+        if written is not model:
+            _check_whole(written, model)
+        return written
+    return _write_subclassed(model, inputs)
+
+
+def _check_whole(written: keras.Model, model: keras.Model) -> None:
+    def original(values):
+        return graph.infer(model, graph.structured_inputs(model, values))
+
+    try:
+        _check_outputs(_Written(written, written.outputs), original)
+    except Exception as error:
+        raise ValueError(
+            f"Model '{model.name}' cannot be written out: {error} (A layer that is not of Keras "
+            "may give other shapes than it says.)"
+        ) from error
 
 
 def _write_subclassed(model: keras.Model, inputs: Any) -> keras.Model:
@@ -275,7 +289,7 @@ def _check_outputs(written: _Written, original: Callable) -> None:
     model = written.model
     shapes = [tuple(ASSUMED_SIZE if n is None else n for n in t.shape[1:]) for t in model.inputs]
     inputs, _ = next(random_samples(model, shapes).batches())
-    received = iter(keras.tree.flatten(model(_single(inputs), training=False)))
+    received = iter(keras.tree.flatten(graph.infer(model, graph.structured_inputs(model, inputs))))
     expected = keras.tree.flatten(original(inputs))
     for want, symbolic in zip(expected, keras.tree.flatten(written.structure), strict=True):
         if isinstance(symbolic, keras.KerasTensor):

@@ -16,6 +16,8 @@ import keras
 import tensorflow as tf
 from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa: F401
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer  # noqa: F401
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # noqa: F401
 from keras.src.models.functional import Functional, functional_like_constructor
 
@@ -255,10 +257,15 @@ def _without_builds(config: Any) -> Any:
 
 
 def infer(layer: keras.Operation, *args, **kwargs) -> Any:
-    """Calls a layer in inference mode."""
-    if getattr(layer, "_call_has_training_arg", False):
-        kwargs = {**kwargs, "training": False}
-    return layer(*args, **kwargs)
+    """Calls a layer in inference mode, and so all that it calls."""
+    context = CallContext(entry_layer=None)
+    context.set_value("training", False)
+    before = global_state.get_global_attribute("current_call_ctx")
+    global_state.set_global_attribute("current_call_ctx", context)
+    try:
+        return layer(*args, **kwargs)
+    finally:
+        global_state.set_global_attribute("current_call_ctx", before)
 
 
 @contextlib.contextmanager
