@@ -156,9 +156,9 @@ def shufflenet(input_shape=(32, 32, 3), classes=10, width=72, groups=3, blocks=2
     Args:
         input_shape: of an image.
         classes: number of classes.
-        width: channels of the first stage, then twice as many. A multiple of `4 * groups**2`: the
-            shuffle then brings whole columns of channels into each group. Otherwise it couples
-            all of them, and none can go.
+        width: channels of the first stage, then twice as many. For channels between the grouped
+            convolutions to be removable it is `4 * groups**2` times 2 or more: a shuffle then
+            sends several whole columns of channels to each group, else it couples them all.
         groups: of the grouped convolutions.
         blocks: in each stage.
         stages: each halves the size.

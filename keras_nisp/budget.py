@@ -280,17 +280,10 @@ def matching(channel_map: ChannelMap, entry: Any, argument: str) -> list[str]:
         paths = [call.path for call in calls if call.layer is entry]
         entry = getattr(entry, "name", entry)
     else:
-        paths = [
-            call.path
-            for call in calls
-            if fnmatch.fnmatchcase(call.path, entry)
-            or fnmatch.fnmatchcase(call.layer.name, entry)
-            or call.path.startswith(entry + "/")
-        ]
-        # Channels that no tensor shows have names of their own: "attention:heads".
-        known = {call.path for call in calls}
-        hidden = [creator.layer for creator in channel_map.creators if creator.layer not in known]
-        paths += [path for path in hidden if fnmatch.fnmatchcase(path, entry)]
+        paths = list(channel_map.paths.get(entry, ()))
+        if set(entry) & set("*?["):
+            matches = fnmatch.filter(channel_map.paths, entry)
+            paths += [path for name in matches for path in channel_map.paths[name]]
     if not paths:
         near = difflib.get_close_matches(str(entry), [call.path for call in calls], 3, 0.4)
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""

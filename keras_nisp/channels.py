@@ -147,6 +147,21 @@ class ChannelMap:
                 digest.update(np.ascontiguousarray(units, np.int64).tobytes())
         return digest.hexdigest()
 
+    @functools.cached_property
+    def paths(self) -> dict[str, list[str]]:
+        """The paths of the layers that a name stands for: of a layer, with or without those of the
+        models that hold it, of such a model, or of channels that no tensor shows
+        ("attention:heads")."""
+        paths: dict[str, list[str]] = {}
+        for call in self.calls:
+            parts = call.path.split("/")
+            holders = ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
+            for name in {*holders, call.layer.name}:
+                paths.setdefault(name, []).append(call.path)
+        for creator in self.creators:
+            paths.setdefault(creator.layer, [creator.layer])
+        return paths
+
     def blocks(self, group: Group) -> list[np.ndarray]:
         """The units of a group, apart by where they occur.
 

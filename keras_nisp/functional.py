@@ -1,8 +1,10 @@
 """`as_functional`: writes out subclassed models and composite layers as graphs of Keras layers."""
 
+import contextlib
 import dataclasses
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -166,7 +168,7 @@ class _Writer:
     def _write(self, layer, args, kwargs, batch) -> _Written:
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
         if not layer.built:
-            layer(*args, **kwargs)
+            _build(layer, args, kwargs)
         if "training" in inspect.signature(layer.call).parameters:
             flags = (self._trace(layer, args, {**kwargs, "training": t}, batch) for t in (0, 1))
             first, second = (_kinds(written.model) for written in flags)
@@ -198,6 +200,13 @@ class _Writer:
             outputs = layer.call(*args, **kwargs)
         model = keras.Model(_single(inputs), _tensors(outputs, {}), name=layer.name)
         return _Written(_with_open_reshapes(model), outputs)
+
+
+def _build(layer, args, kwargs) -> None:
+    """Lets a layer make its weights, if a symbolic call does; else its parts do when traced."""
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        layer(*args, **kwargs)
 
 
 def _is_composite(operation) -> bool:

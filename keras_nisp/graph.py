@@ -114,11 +114,22 @@ def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
         for node in graph._nodes_by_depth[depth]:
             if node.is_input or not node.operation:
                 continue
-            args, kwargs = node.arguments.fill_in(values)
+            args, kwargs = _filled(node.arguments, values)
             outputs = keras.tree.flatten(visit(node, args, kwargs))
             values.update(zip(map(id, node.outputs), outputs, strict=True))
     outputs = [values[id(tensor)] for tensor in graph.outputs]
     return keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
+
+
+def _filled(arguments, values: dict) -> tuple[tuple, dict]:
+    """The arguments of a call, with values for symbolic tensors; constants are arrays."""
+
+    def fill(x):
+        if isinstance(x, keras.KerasTensor):
+            return values.get(id(x), x)
+        return x.numpy() if tf.is_tensor(x) and hasattr(x, "numpy") else x
+
+    return keras.tree.map_structure(fill, (arguments.args, arguments.kwargs))
 
 
 def walk(
@@ -262,6 +273,8 @@ def infer(layer: keras.Operation, *args, **kwargs) -> Any:
     context.set_value("training", False)
     before = global_state.get_global_attribute("current_call_ctx")
     global_state.set_global_attribute("current_call_ctx", context)
+    if getattr(layer, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": False}  # the graph may have noted a default of `True`
     try:
         return layer(*args, **kwargs)
     finally:

@@ -289,3 +289,76 @@ def test_importance_passes(name):
     scores = kn.NISP(example_inputs(model, 16))(channel_map)
     for group in channel_map.groups:
         assert np.isfinite(scores[group.units]).all(), channel_map.creators[group.creators[0]].layer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_merge(name):
+    """Channels whose cluster is at its mean become one."""
+    model = between(name)
+    plan = kn.plan_merging(model, ratio=0.5, clustering="even")
+    small = kn.rebuild(model, plan, force=True, verbose=0)
+    result = kn.verify(model, small, plan, tolerance=EXACT)
+    assert result.ok, result
+    assert small.count_params() == plan.after.parameters < plan.before.parameters
+
+
+@pytest.mark.parametrize("name", ["lstm", "bidirectional", "self attention", "shuffle", "windows"])
+def test_masked_training_ends_in_the_pruned_model(name):
+    model = between(name)
+    x, y = example_inputs(model, 32), np.zeros((32, 3))
+    model.compile("adam", "mse")
+    pruner = kn.NISPPruner(x, ratio=0.4, verbose=0)
+    model.fit(x, y, epochs=3, batch_size=8, verbose=0, callbacks=[pruner])
+    expected = model(x, training=False)
+    np.testing.assert_allclose(pruner.pruned_model(x, training=False), expected, atol=1e-5)
+    assert pruner.pruned_model.count_params() < model.count_params()
+
+
+def resnext_block():
+    inputs = keras.Input((7, 6, 3))
+    x = layers.Conv2D(12, 1, name="reduce")(inputs)
+    x = layers.Conv2D(18, 3, groups=6, padding="same", activation="relu", name="grouped")(x)
+    x = layers.Conv2D(5, 1, name="expand")(x)
+    return randomise(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_whole_groups(merge, tmp_path):
+    model, settings = resnext_block(), {"whole_groups": "grouped", "exclude": "expand"}
+    if merge:
+        plan = kn.plan_merging(model, ratio=0.5, clustering="even", **settings)
+    else:
+        plan = kn.plan_pruning(model, kn.NISP(example_inputs(model)), ratio=0.5, **settings)
+    plan.save(tmp_path / "plan.json")
+    plan = kn.Plan.load(tmp_path / "plan.json")
+    small = kn.rebuild(model, plan, force=True, verbose=0)
+    grouped = small.get_layer("grouped")
+    assert (grouped.groups, grouped.filters) == (3, 9)
+    assert small.get_layer("reduce").filters == 6
+    assert kn.verify(model, small, plan, tolerance=EXACT).ok
+    assert small.count_params() == plan.after.parameters
+
+
+def test_groups_lose_as_many_channels_by_default():
+    model = resnext_block()
+    small = kn.prune(model, kn.Magnitude(), ratio=0.5, exclude="expand", verbose=0)
+    grouped = small.get_layer("grouped")
+    assert (grouped.groups, grouped.kernel.shape[-2:]) == (6, (1, 12))
+
+
+def test_whole_groups_must_name_a_grouped_convolution():
+    with pytest.raises(ValueError, match=r"whole_groups.*grouped convolution"):
+        kn.plan_pruning(resnext_block(), kn.Random(), ratio=0.5, whole_groups="reduce")
+
+
+def test_heads_alone():
+    """Channels that no tensor shows have names for `ratios` and `widths`."""
+    model = between("self attention")
+    name = next(layer.name for layer in model.layers if "attention" in layer.name)
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratios={f"{name}:heads": 0.5})
+    layer = kn.rebuild(model, plan).get_layer(name)
+    assert (layer.num_heads, layer.key_dim, layer.value_dim) == (1, 3, 3)
+    plan = kn.plan_pruning(model, kn.Magnitude(), widths={f"{name}:key": 1})
+    small = kn.rebuild(model, plan)
+    assert small.get_layer(name).key_dim == 1
+    assert kn.verify(model, small, plan, tolerance=EXACT).ok

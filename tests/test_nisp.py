@@ -231,13 +231,40 @@ def test_convolutional_classifier():
 
 
 def test_no_final_response():
-    inputs = keras.Input((4,))
+    inputs = keras.Input((4, 2))
     x = layers.Dense(5)(inputs)
-    model = keras.Model(inputs, layers.Add()([layers.Dense(3)(x), layers.Dense(3)(x)]))
+    model = keras.Model(inputs, layers.Attention()([layers.Dense(3)(x), layers.Dense(3)(x)]))
     with pytest.raises(kn.NoFinalResponseLayerError, match="frl='layer_name'"):
-        kn.plan_pruning(model, kn.NISP(np.ones((3, 4))), ratio=0.5)
+        kn.plan_pruning(model, kn.NISP(np.ones((3, 4, 2))), ratio=0.5)
     with pytest.raises(kn.NoFinalResponseLayerError, match="no layer 'nothing'"):
         kn.plan_pruning(chain(), kn.NISP(np.ones((3, 2)), frl="nothing"), ratio=0.5)
+
+
+def test_outputs_put_together_from_parts_have_a_final_response_each():
+    """A head that is shared by two levels, as in detectors."""
+    inputs = keras.Input((8, 8, 3))
+    fine = layers.Conv2D(6, 1, name="stem")(inputs)
+    hidden, head = layers.Conv2D(4, 1, name="hidden"), layers.Conv2D(2, 1, name="head")
+    parts = [layers.Reshape((-1, 2))(head(hidden(x))) for x in (fine, layers.MaxPooling2D()(fine))]
+    model = keras.Model(inputs, layers.Concatenate(1)(parts))
+    plan = kn.plan_pruning(model, kn.NISP(np.random.rand(8, 8, 8, 3)), ratio=0.5)
+    assert [row.kept for row in plan.creators] == [3, 2, 2]
+    named = kn.NISP(np.random.rand(8, 8, 8, 3), frl=["stem", "hidden"])
+    assert kn.plan_pruning(model, named, ratio=0.5).creators[0].kept == 3
+
+
+@pytest.mark.parametrize("kind", [np.asarray, keras.ops.convert_to_tensor])
+def test_constant_factors_count_by_their_absolute_value(kind):
+    inputs = keras.Input((3,))
+    x = layers.Dense(4, name="a")(inputs)
+    x = layers.Dense(4, name="b")(x) * kind(np.array([1, -10, 0.5, 4], "float32"))
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Dense(5)(x)))
+    for weight in model.weights:
+        weight.assign(np.ones(weight.shape))
+    model.get_layer("b").kernel.assign(np.eye(4))
+    channel_map = kn.trace(model)
+    scores = of_layer(channel_map, kn.NISPMag()(channel_map), "a")
+    np.testing.assert_allclose(scores, relative([1, 10, 0.5, 4]))
 
 
 def test_nisp_mag_sums_absolute_classifier_weights():

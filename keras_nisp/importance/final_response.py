@@ -23,36 +23,52 @@ class FinalResponse:
     classifier: Call | None
 
 
-def find_final_responses(channel_map: ChannelMap, frl: str | None = None) -> list[FinalResponse]:
-    """The final responses of a model, one for each output that has its own.
+def find_final_responses(channel_map: ChannelMap, frl=None) -> list[FinalResponse]:
+    """The final responses of a model.
 
-    From each output, the layers are followed back to the one whose kernel makes it:
-    the classifier. What it reads is the final response.
+    From each output, the layers are followed back to those whose kernels make it: the
+    classifiers, several where an output is put together from parts. What they read are final
+    responses.
 
     Args:
         channel_map: the traced model.
-        frl: name of the layer whose output is to be taken instead.
+        frl: name of the layer (or a list of names) whose output is to be taken instead.
 
     Raises:
-        NoFinalResponseLayerError: an output is not made by one layer with a kernel, or
+        NoFinalResponseLayerError: an output is not made by layers with kernels, or
             there is no layer of the name.
     """
     if frl is not None:
-        return [FinalResponse(_named(channel_map, frl).outputs[0], None)]
+        names = [frl] if isinstance(frl, str) else frl
+        return [FinalResponse(_named(channel_map, name).outputs[0], None) for name in names]
     producers = {id(t): call for call in channel_map.calls for t in call.outputs}
     found = {}
     for index, output in enumerate(channel_map.outputs):
-        call = producers.get(id(output))
-        while call is not None and not call.reads:
-            call = producers.get(id(call.inputs[0])) if len(call.inputs) == 1 else None
-        if call is None or len(call.inputs) != 1:
+        classifiers = _classifiers(output, producers)
+        if not classifiers or any(len(call.inputs) != 1 for call in classifiers):
             raise NoFinalResponseLayerError(
-                f"Output {index} of model '{channel_map.model.name}' does not come from one "
-                "classifier layer with a kernel, so there is no final response layer to rank. "
+                f"Output {index} of model '{channel_map.model.name}' does not come from "
+                "classifier layers with a kernel, so there is no final response layer to rank. "
                 "Name the layer whose responses matter most: `frl='layer_name'`."
             )
-        found.setdefault(id(call.inputs[0]), FinalResponse(call.inputs[0], call))
+        for call in classifiers:
+            found.setdefault(id(call.inputs[0]), FinalResponse(call.inputs[0], call))
     return list(found.values())
+
+
+def _classifiers(output: Traced, producers: dict) -> list[Call]:
+    """The calls with kernels that a tensor comes from by the shortest ways."""
+    found, seen, pending = [], set(), [output]
+    while pending:
+        call = producers.get(id(pending.pop()))
+        if call is None or id(call) in seen:
+            continue  # a model input, or met on another way
+        seen.add(id(call))
+        if call.reads:
+            found.append(call)
+        else:
+            pending += call.inputs
+    return found
 
 
 def _named(channel_map: ChannelMap, name: str) -> Call:

@@ -31,7 +31,8 @@ class NISP(Importance):
     Args:
         calibration: samples without labels: NumPy
             array, `tf.data.Dataset`, `keras.utils.PyDataset` or iterable of batches.
-        frl: name of the final response layer, if it cannot be found by itself.
+        frl: name of the final response layer (or a list of names), if it cannot be found by
+            itself.
         alpha: mixing weight of Inf-FS.
         max_samples: how many samples are used.
         propagate_pruned: `False` for the paper's rule that the score of a neuron that
@@ -59,7 +60,7 @@ class NISP(Importance):
     def __init__(
         self,
         calibration: Any,
-        frl: str | None = None,
+        frl: str | list[str] | None = None,
         alpha: float = 0.5,
         max_samples: int = 2048,
         propagate_pruned: bool = True,

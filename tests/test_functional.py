@@ -1,0 +1,196 @@
+"""`as_functional`: what it writes out, what it leaves, and what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from nets import example_inputs, random_plan, randomise
+
+import keras_nisp as kn
+
+
+class Block(layers.Layer):
+    """Made of layers and operations; takes and gives more than tensors."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.BatchNormalization(name="norm")
+        self.inner = layers.Dense(4 * width, activation="gelu", name="inner")
+        self.outer = layers.Dense(width, name="outer")
+        self.dropout = layers.Dropout(0.5, name="dropout")
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.inner.build(shape)
+        self.outer.build((*shape[:-1], self.inner.units))
+
+    def call(self, x, scale=None, training=None):
+        y = self.dropout(self.outer(self.inner(self.norm(x))), training=training)
+        return x + (y if scale is None else y * scale), None
+
+
+class Windows(layers.Layer):
+    """Asks for the batch size, as many layers do."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mix = layers.Dense(8, name="mix")
+
+    def build(self, shape):
+        self.mix.build((None, 2, shape[-1]))
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 8)
+
+    def call(self, x):
+        batch, length, width = ops.shape(x)
+        parts = batch * (length // 2)
+        x = self.mix(ops.reshape(x, (parts, 2, width)))
+        return ops.reshape(x, (batch, length, -1))
+
+
+class Noisy(layers.Layer):
+    """Does something else in training."""
+
+    def call(self, x, training=None):
+        return x + 1.0 if training else x
+
+
+class Scaled(layers.Layer):
+    """Has a weight of its own."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+    def call(self, x):
+        return x * self.scale
+
+
+class Net(keras.Model):
+    """A subclassed model."""
+
+    def __init__(self):
+        super().__init__(name="net")
+        self.stem = layers.Dense(8, name="stem")
+        self.blocks = [Block(8, name=f"block{i}") for i in range(2)]
+        self.windows = Windows(name="windows")
+        self.head = layers.Dense(3, name="head")
+
+    def call(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x, _ = block(x, scale=2.0)
+        return self.head(ops.mean(self.windows(x), axis=1))
+
+
+def around(layer):
+    inputs = keras.Input((6, 4))
+    x = layers.Dense(8, name="before")(layers.Dense(6, name="first")(inputs))
+    x = layer(x)
+    return keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(x)))
+
+
+def test_subclassed_model():
+    model = kn.as_functional(Net(), keras.Input((6, 4)))
+    assert model.name == "net"
+    randomise(model)
+    plan = random_plan(model)
+    removed = {row.layer: row.kept for row in plan.creators}
+    assert removed["block0/inner"] < 32
+    assert removed["windows/mix"] < 8
+    small = kn.rebuild(model, plan)
+    assert kn.verify(model, small, plan, tolerance=1e-5).ok
+
+
+def test_result_computes_the_same_for_any_batch_size_and_shares_weights():
+    net = Net()
+    model = kn.as_functional(net, keras.Input((6, 4)))
+    for count in (1, 5):
+        x = np.random.default_rng(count).normal(size=(count, 6, 4)).astype("float32")
+        np.testing.assert_allclose(net(x, training=False), model(x, training=False), atol=1e-6)
+    assert {id(w) for w in net.weights} == {id(w) for w in model.weights}
+    model.compile("sgd", "mse")
+    before = [weight.numpy() for weight in net.trainable_weights]
+    model.fit(x, np.ones((5, 3)), verbose=0)
+    assert any((b != w.numpy()).any() for b, w in zip(before, net.trainable_weights, strict=True))
+
+
+def test_result_is_plain_keras(tmp_path):
+    model = kn.as_functional(Net(), keras.Input((6, 4)))
+    model.save(tmp_path / "net.keras")
+    loaded = keras.saving.load_model(tmp_path / "net.keras")
+    x = example_inputs(model)
+    np.testing.assert_array_equal(model(x, training=False), loaded(x, training=False))
+
+
+def test_dropout_still_drops_in_training():
+    model = kn.as_functional(around(Windows()))
+    assert model(example_inputs(model)).shape == (4, 3)
+    net = kn.as_functional(Net(), keras.Input((6, 4)))
+    x = example_inputs(net)
+    assert not np.allclose(net(x, training=True), net(x, training=True))
+
+
+def test_lambda_of_operations_is_written_out():
+    model = around(layers.Lambda(lambda x: ops.relu(x) * 2.0, name="function"))
+    written = kn.as_functional(model)
+    plan = random_plan(written)  # a warning would be an error here
+    assert plan.creators[1].kept < 8
+    assert kn.verify(written, kn.rebuild(written, plan), plan).ok
+
+
+@pytest.mark.parametrize("layer", [Noisy, Scaled])
+def test_what_cannot_be_written_out_stays(layer):
+    model = around(layer(name="special"))
+    written = kn.as_functional(model)
+    assert written is model
+    with pytest.warns(kn.UnknownLayerWarning, match="special"):
+        plan = kn.plan_pruning(written, kn.Random(), ratio=0.5)
+    assert [row.kept for row in plan.creators] == [3, 8, 3]
+
+
+def test_shared_layers_stay_shared():
+    block = Windows(name="shared")
+    inputs = keras.Input((6, 4))
+    x = layers.Dense(8)(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(block(block(x))))
+    written = kn.as_functional(randomise(model))
+    assert written.count_params() == model.count_params()
+    plan = random_plan(written)
+    small = kn.rebuild(written, plan)
+    assert kn.verify(written, small, plan, tolerance=1e-5).ok
+    assert small.count_params() == plan.after.parameters
+
+
+def test_nothing_to_write_out_gives_the_model_itself():
+    model = around(layers.ReLU())
+    assert kn.as_functional(model) is model
+
+
+def test_refusals():
+    class ByValue(keras.Model):
+        def call(self, x):
+            return x if float(ops.sum(x)) > 0 else -x
+
+    class Lying(layers.Layer):
+        def call(self, x):
+            return x[:, 1:]
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    with pytest.raises(TypeError, match=r"keras\.Model"):
+        kn.as_functional("net")
+    with pytest.raises(ValueError, match="Expected `inputs`"):
+        kn.as_functional(Net())
+    with pytest.raises(ValueError, match="cannot be written out"):
+        kn.as_functional(ByValue(), keras.Input((4,)))
+    inputs = keras.Input((6, 4))
+    y = Windows()(Lying()(inputs))
+    with pytest.raises(ValueError, match="cannot be written out"):
+        kn.as_functional(keras.Model(inputs, y))
+
+
+def test_error_for_a_subclassed_model_says_how_to_go_on():
+    with pytest.raises(TypeError, match="as_functional"):
+        kn.trace(Net())
