@@ -57,7 +57,7 @@ def check(seed: int) -> dict:
 def without_bias_add(function):
     """Runs a function with an addition that broadcasts as NumPy does.
 
-    `keras.ops.add` on TensorFlow takes what can be squeezed to a vector for a bias, and adds it along
+    `keras.ops.add` on TensorFlow takes what squeezes to a vector for a bias, and adds it along
     the second axis if that is as long, though it would broadcast along another.
     """
     add = backend.numpy.add
