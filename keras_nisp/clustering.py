@@ -96,6 +96,8 @@ def activation_features(channel_map: ChannelMap, calibration: Calibration) -> np
 
         def on_read(call, index, tensor):
             units, values = per_unit(tensor, call.inputs[index].names)
+            # Positions that were moved into the batch axis belong to their sample.
+            values = values.reshape(total.shape[1], -1, len(units)).sum(1)  # noqa: B023
             deviation = values.std() or 1.0
             total[units] += values.T / deviation  # noqa: B023
             return tensor

@@ -108,7 +108,7 @@ def _fold_means(small: ChannelMap, large: ChannelMap, plan: Plan, samples, batch
     """Adds to each bias the mean that removed channels contributed in the original.
 
     Padding is left out of account. A layer whose kernel does not read its input directly
-    (separable and grouped convolutions) is passed over.
+    (separable and grouped convolutions, recurrent layers, attention) is passed over.
     """
     removed = plan.unit_map(large).into == DROPPED
     plan.check_result(small)
@@ -146,6 +146,8 @@ def _plain_kernel(channel_map: ChannelMap, call):
     kernels = [binding for binding in bindings if binding is not None and binding.positions]
     if len(kernels) != 1 or len(kernels[0].read) != 1 or len(kernels[0].create) != 1:
         return None
+    if len(kernels[0].variable.shape) > 2 and not hasattr(call.layer, "kernel_size"):
+        return None  # an EinsumDense that reads several axes
     (read,) = kernels[0].read
     same = np.array_equal(kernels[0].axes[read], call.inputs[0].names.ravel())
     return kernels[0] if same else None

@@ -136,11 +136,14 @@ def _copies(channel_map: ChannelMap, factors: np.ndarray, rng) -> np.ndarray:
 def _check_statistics(channel_map: ChannelMap, copies: np.ndarray) -> None:
     for call in channel_map.calls:
         counts = [np.unique(copies[tensor.names]) for tensor in call.inputs]
-        unequal = call.mixes_channels and any(len(count) > 1 for count in counts)
-        if unequal or (call.sums_channels and any(count.max() > 1 for count in counts)):
-            word = "takes statistics over" if unequal else "adds up"
+        if call.sums_channels and any(count.max() > 1 for count in counts):
             raise ValueError(
-                f"'{call.path}' {word} channels, of which some would count more "
+                f"'{call.path}' adds up channels, of which copies would count again: the outputs "
+                "would change. `exclude` the layers before it, or take init='fresh'."
+            )
+        if call.mixes_channels and any(len(count) > 1 for count in counts):
+            raise ValueError(
+                f"'{call.path}' takes statistics over channels, of which some would count more "
                 "often than others: the outputs would change. Take an integer `factor`, `exclude` "
                 "the layers before it, or init='fresh'."
             )
@@ -182,7 +185,15 @@ def _positions(units: np.ndarray, wide_units: np.ndarray, source: np.ndarray) ->
     turns = turn.max() + 1
     keys = units * turns + turn
     order = np.argsort(keys)
-    return order[np.searchsorted(keys, source[wide_units] * turns + wide_turn, sorter=order)]
+    wanted = source[wide_units] * turns + wide_turn
+    found = np.searchsorted(keys, wanted, sorter=order).clip(0, len(keys) - 1)
+    if (keys[order[found]] != wanted).any():
+        raise ValueError(
+            "Channels are coupled in another way where there are more of them, as behind a channel "
+            "shuffle, so that copies cannot be told apart. `exclude` these layers, or take "
+            "init='fresh'."
+        )
+    return order[found]
 
 
 def _divided(value: tf.Tensor, axis: int, at: np.ndarray, noise: float, rng) -> tf.Tensor:

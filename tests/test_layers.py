@@ -362,3 +362,32 @@ def test_heads_alone():
     small = kn.rebuild(model, plan)
     assert small.get_layer(name).key_dim == 1
     assert kn.verify(model, small, plan, tolerance=EXACT).ok
+
+
+@pytest.mark.parametrize("name", ["time distributed", "windows", "embedding with a mask"])
+def test_responses_of_folded_positions_and_masks(name):
+    """Importances and clusterings that look at data take positions as those of their sample."""
+    model = between(name)
+    x = example_inputs(model, 16)
+    for importance in (kn.LayerByLayer(x), kn.Taylor((x, np.zeros((16, 3))), loss="mse")):
+        plan = kn.plan_pruning(model, importance, ratio=0.5)
+        assert plan.params_reduction > 0
+    plan = kn.plan_merging(model, ratio=0.5, clustering="activations", calibration=x)
+    small = kn.rebuild(model, plan, force=True, verbose=0)
+    assert kn.verify(model, small, plan, tolerance=EXACT).ok
+
+
+@pytest.mark.parametrize("name", ["lstm", "bidirectional", "attention", "split", "constant factor"])
+def test_widening_with_copies(name):
+    model = between(name)
+    wide = kn.widen(model, 2, init="preserve")
+    x = example_inputs(model)
+    np.testing.assert_allclose(wide(x), model(x), atol=1e-5)
+    assert wide.count_params() > 2 * model.count_params()
+
+
+@pytest.mark.parametrize(("name", "message"), [("dot", "adds up"), ("shuffle", "another way")])
+def test_widening_that_cannot_preserve(name, message):
+    with pytest.raises(ValueError, match=message):
+        kn.widen(between(name), 2, init="preserve")
+    assert kn.widen(between(name), 2).count_params() > 0

@@ -124,6 +124,12 @@ model = keras.Model(a, layers.Dense(3)(y + layers.Dense(6)(y)))""",
     "attention between fixed channels": """
 a = keras.Input((5, 3))
 model = keras.Model(a, a + layers.MultiHeadAttention(2, 7)(a, a))""",
+    "zeros beside channels that are all coupled": """
+x = layers.Conv1D(6, 1)(layers.Reshape((2, 2))(a))
+y = ops.transpose(ops.reshape(x, (-1, 2, 2, 3)), (0, 1, 3, 2))
+z = ops.pad(x, [(0, 0), (0, 0), (1, 2)])
+parts = [layers.Flatten()(t) for t in (x + ops.reshape(y, (-1, 2, 6)), z + layers.Conv1D(9, 1)(z))]
+model = keras.Model(a, layers.Dense(3)(layers.Concatenate()(parts)))""",
     "a gate on reshaped features": """
 x = layers.Reshape((2, 2, 8))(layers.Dense(32)(a))
 gate = layers.Conv2D(8, 1)(layers.GlobalAveragePooling2D(keepdims=True)(x))

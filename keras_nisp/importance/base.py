@@ -113,7 +113,13 @@ def run(channel_map: ChannelMap, inputs: list, on_read: Callable | None = None):
     def visit(call: Call, args, kwargs):
         if call.reads and on_read is not None:
             args, kwargs = map_tensors(
-                lambda index, tensor: on_read(call, index, tensor), args, kwargs
+                lambda index, tensor: (
+                    on_read(call, index, tensor)
+                    if tensor.dtype.is_floating  # a mask has no responses
+                    else tensor
+                ),
+                args,
+                kwargs,
             )
         return call.infer(*args, **kwargs)
 

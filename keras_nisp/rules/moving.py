@@ -210,10 +210,10 @@ class Pad(Movement):
         return names
 
     def resize(self, call, config, kept):
-        source, output = call.inputs[0], call.outputs[0]
-        widths = _pad_widths(config["pad_width"], source.rank + 1)
+        output = call.outputs[0]
+        widths = _pad_widths(config["pad_width"], output.rank + 1)
         for axis, (before, after) in enumerate(widths):
-            if (before or after) and varies(source, axis):
+            if (before or after) and varies(output, axis):
                 row = output.line(axis - 1)
                 widths[axis] = [kept(row[:before]), kept(row[len(row) - after :])]
         return {**config, "pad_width": widths}

@@ -118,7 +118,8 @@ class Softmax(Rule):
         axes = reduced_axes(call, x)
         if axes is None:
             return call.block("which runs along the batch axis")
-        call.mixes_channels = holds_channels(x, axes)
+        # A copy of a channel counts again in the sum.
+        call.mixes_channels = call.sums_channels = holds_channels(x, axes)
         return x.names
 
     def absolute(self, call, x, mask=None):
