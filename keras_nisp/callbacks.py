@@ -43,7 +43,7 @@ class NISPPruner(keras.callbacks.Callback):
             target. By default the amount grows by a cubic over the first half of
             training in ten pruning steps.
         importance: used instead of NISP, such as `Magnitude()`; needs no `calibration`.
-        ranking, round_to, min_channels, exclude: as for `plan_pruning`.
+        ranking, round_to, min_channels, exclude, whole_groups: as for `plan_pruning`.
         verbose: 1 prints a line at each pruning step.
 
     Attributes:
@@ -85,6 +85,7 @@ class NISPPruner(keras.callbacks.Callback):
         round_to: int = 1,
         min_channels: int | float = 1,
         exclude=(),
+        whole_groups=(),
         verbose: int = 1,
     ):
         super().__init__()
@@ -105,6 +106,7 @@ class NISPPruner(keras.callbacks.Callback):
             min_channels=min_channels,
             exclude=exclude,
         )
+        self.whole_groups = whole_groups
         self.schedule = schedule
         self.verbose = verbose
         self.plan: Plan | None = None
@@ -112,7 +114,7 @@ class NISPPruner(keras.callbacks.Callback):
         self._map: ChannelMap | None = None
 
     def on_train_begin(self, logs=None):
-        self._map = trace(self.model)
+        self._map = trace(self.model, whole_groups=self.whole_groups)
         # What is wrong with the data or the budget is said now, not in the middle of training.
         _, self._solver, self._scores = choose(self._map, self.importance, self.budget)
         self._removed = np.zeros(self._map.count, bool)

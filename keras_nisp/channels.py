@@ -9,7 +9,7 @@ a *group*.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
@@ -124,7 +124,7 @@ class ChannelMap:
         for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
             tensor.names = compact(units[tensor.names])
         self.creators = [Creator(path, units[names]) for path, names in tracer.creators]
-        self.reasons = _reasons(units, tracer.fixed)
+        self.reasons = reasons_by_unit((units[names], why) for names, why in tracer.fixed)
         self.groups = _groups(self.creators, self.free, self.count)
 
     @functools.cached_property
@@ -233,11 +233,15 @@ def compact(names: np.ndarray) -> np.ndarray:
     return names
 
 
-def _reasons(units: np.ndarray, fixed: list) -> dict[int, list[str]]:
-    """For every fixed unit, why it is fixed."""
+def reasons_by_unit(held: Iterable[tuple[np.ndarray, str]]) -> dict[int, list[str]]:
+    """For every unit that is held by something, why.
+
+    Args:
+        held: pairs of an array of units and a reason.
+    """
     reasons: dict[int, list[str]] = {}
-    for names, reason in fixed:
-        for unit in np.unique(units[names]).tolist():
+    for units, reason in held:
+        for unit in np.unique(units).tolist():
             known = reasons.setdefault(unit, [])
             if reason not in known:
                 known.append(reason)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.budget import Budget, Solver
-from keras_nisp.channels import Binding, ChannelMap
+from keras_nisp.channels import Binding, ChannelMap, reasons_by_unit
 from keras_nisp.clustering import Clustering
 from keras_nisp.plan import Plan, VariablePlan
 from keras_nisp.planning import describe
@@ -92,8 +92,7 @@ def plan_merging(
     solver = Solver(channel_map, budget)
     _check_mergeable(channel_map, solver, obstacles)
     clusters = Clustering(channel_map, clustering, owners, calibration, seed)
-    for held in obstacles.values():
-        solver.excluded |= held
+    solver.excluded[list(obstacles)] = True
     scores = _even_scores(channel_map)
     unit_map = _merge(channel_map, solver.select(scores), clusters, solver.excluded)
     plan = describe(
@@ -108,9 +107,9 @@ def plan_merging(
     return _with_reasons(plan, channel_map, obstacles)
 
 
-def _obstacles(channel_map: ChannelMap) -> dict[str, np.ndarray]:
-    """Why units cannot be merged: a boolean per unit for each reason."""
-    obstacles = {}
+def _obstacles(channel_map: ChannelMap) -> dict[int, list[str]]:
+    """For every unit that cannot be merged, why."""
+    obstacles = []
     for call in channel_map.calls:
         if call.mixes_channels or call.sums_channels:
             held = [tensor.names for tensor in (*call.inputs, *call.outputs)]
@@ -124,9 +123,8 @@ def _obstacles(channel_map: ChannelMap) -> dict[str, np.ndarray]:
             reason = f"'{call.path}' is not trained"
         else:
             continue
-        if held:
-            obstacles[reason] = channel_map.seen(np.concatenate([u.ravel() for u in held]))
-    return obstacles
+        obstacles += [(units, reason) for units in held]
+    return reasons_by_unit(obstacles)
 
 
 def _owned_units(channel_map: ChannelMap, layer: keras.Layer) -> list[np.ndarray]:
@@ -143,8 +141,7 @@ def _owned_units(channel_map: ChannelMap, layer: keras.Layer) -> list[np.ndarray
 def _check_mergeable(channel_map: ChannelMap, solver: Solver, obstacles: dict) -> None:
     """Raises if nothing can be merged, or if a layer is named that cannot."""
     able = channel_map.free.copy()
-    for held in obstacles.values():
-        able &= ~held
+    able[list(obstacles)] = False
     if not any(able[group.units].sum() > 1 for group in channel_map.groups):
         raise ValueError(
             f"Model '{channel_map.model.name}' has no channels that can be merged: all of them are "
@@ -153,13 +150,13 @@ def _check_mergeable(channel_map: ChannelMap, solver: Solver, obstacles: dict) -
         )
     for group, ratio in zip(channel_map.groups, solver.group_ratios, strict=True):
         named = ratio > 0 or (solver.block_shares[group.units] > 0).any()
-        for reason, held in obstacles.items():
-            if named and held[group.units].any():
-                layer = channel_map.creators[group.creators[0]].layer
-                raise ValueError(
-                    f"Expected `{solver.budget.kind}` to name layers whose channels can be merged. "
-                    f"Received: '{layer}', but {reason}. Leave it out, or use `plan_pruning`."
-                )
+        why = [reason for unit in group.units.tolist() for reason in obstacles.get(unit, ())]
+        if named and why:
+            layer = channel_map.creators[group.creators[0]].layer
+            raise ValueError(
+                f"Expected `{solver.budget.kind}` to name layers whose channels can be merged. "
+                f"Received: '{layer}', but {why[0]}. Leave it out, or use `plan_pruning`."
+            )
 
 
 def _even_scores(channel_map: ChannelMap) -> np.ndarray:
@@ -230,7 +227,8 @@ def _with_reasons(plan: Plan, channel_map: ChannelMap, obstacles: dict) -> Plan:
     """Says of layers that could not be merged why."""
     rows = []
     for row, creator in zip(plan.creators, channel_map.creators, strict=True):
-        why = [reason for reason, held in obstacles.items() if held[creator.units].any()]
+        units = creator.units.tolist()
+        why = dict.fromkeys(reason for unit in units for reason in obstacles.get(unit, ()))
         if why and row.group >= 0:
             others = [reason for reason in row.reasons if reason != "excluded"]
             row = dataclasses.replace(row, reasons=(*others, *why))
