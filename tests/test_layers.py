@@ -257,7 +257,10 @@ def between(name):
     x = layers.Dense(6 if name != "adaptive pooling" else 5, activation="tanh", name="before")(
         inputs
     )
-    x = function(x)
+    try:
+        x = function(x)
+    except AttributeError as error:  # an older Keras
+        pytest.skip(str(error))
     x = layers.Dense(4, name="behind")(x)
     outputs = layers.Dense(3, name="head")(layers.Flatten()(x))
     return randomise(keras.Model(inputs, outputs, name="between"))

@@ -59,7 +59,15 @@ fix_deliberately(
 fix_deliberately(
     "whose movement is not followed",
     *operations("diag", "diagflat", "diagonal", "dsplit", "fold", "glu", "hsplit", "slice"),
-    *operations("image.extract_patches", "meshgrid", "rearrange", "trace", "tril", "triu"),
+    *operations(
+        "image.extract_patches",
+        "image.extract_patches_3d",
+        "meshgrid",
+        "rearrange",
+        "trace",
+        "tril",
+        "triu",
+    ),
     *operations("unfold", "vander", "view", "view_as_complex", "view_as_real", "vsplit"),
     *operations("polar", "trapezoid"),
 )
@@ -71,4 +79,5 @@ fix_deliberately(
 fix_deliberately(
     "which makes a tensor of numbers",
     *operations("arange", "array", "full", "geomspace", "linspace", "logspace", "ndim", "size"),
+    *operations("bartlett", "blackman", "hamming", "hanning", "kaiser"),
 )
