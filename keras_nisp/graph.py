@@ -62,8 +62,9 @@ class Site:
 
 
 def is_graph(operation: Any) -> bool:
-    """Whether `operation` is a model whose graph of layers is known."""
-    return isinstance(operation, (Functional, keras.Sequential))
+    """Whether `operation` is a model whose graph of layers is known, and all that it computes."""
+    known = isinstance(operation, (Functional, keras.Sequential))
+    return known and type(operation).call in (Functional.call, keras.Sequential.call)
 
 
 def check_model(model: Any) -> None:

@@ -29,8 +29,6 @@ SMALL = {
     "audio_cnn": lambda: architectures.audio_cnn(400, width=8, stages=2),
     "transfer_learning": lambda: architectures.transfer_learning((32, 32, 3), alpha=0.35),
 }
-# Each level of the detector has a classifier of its own.
-FINAL_RESPONSES = {"detector": "level0_relu"}
 
 
 def build(name):
@@ -52,10 +50,6 @@ def structure(model):
     return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
-def nisp(name, samples):
-    return kn.NISP(samples, frl=FINAL_RESPONSES.get(name))
-
-
 def norms(model):
     return [x.name for x in model.layers if isinstance(x, layers.LayerNormalization)]
 
@@ -68,7 +62,7 @@ def outputs(model, samples):
 @pytest.mark.parametrize("importance", ["random", "nisp"])
 def test_halved(name, importance):
     model, samples = build(name)
-    importance = kn.Random() if importance == "random" else nisp(name, samples)
+    importance = kn.Random() if importance == "random" else kn.NISP(samples)
     plan = kn.plan_pruning(model, importance, ratio=0.5)
     small = kn.rebuild(model, plan)
     result = kn.verify(model, small, plan, samples, tolerance=EXACT)
@@ -76,9 +70,8 @@ def test_halved(name, importance):
     assert result.scale > 0.01
     assert list(plan.inexact) == norms(model)
     assert small.count_params() == plan.after.parameters
-    unscored = {c.group for c in plan.creators if "the importance gives no score" in c.reasons}
-    for index, group in enumerate(plan.groups):
-        assert group.removed == (0 if index in unscored else group.units / 2), group.creators
+    for group in plan.groups:
+        assert group.removed == group.units / 2, group.creators
     assert type(small) is type(model)
     assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
 
@@ -103,7 +96,7 @@ def test_saved_and_trained(name, tmp_path):
 def test_heads_and_mlp_of_a_vision_transformer():
     model, samples = build("vision_transformer")
     ratios = {"*:heads": 0.5, "*mlp*": 0.5}
-    plan = kn.plan_pruning(model, nisp("vision_transformer", samples), ratios=ratios)
+    plan = kn.plan_pruning(model, kn.NISP(samples), ratios=ratios)
     small = kn.rebuild(model, plan)
     assert not plan.inexact  # no channel goes that a norm sees
     assert kn.verify(model, small, plan, samples, tolerance=EXACT).ok

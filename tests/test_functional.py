@@ -191,6 +191,25 @@ def test_refusals():
         kn.as_functional(keras.Model(inputs, y))
 
 
+def test_functional_model_that_overrides_its_call():
+    """Its graph is not what it computes."""
+
+    class Doubled(keras.Model):
+        def call(self, x, training=None, mask=None):
+            return 2.0 * super().call(x)
+
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(8, name="hidden")(inputs)
+    model = Doubled(inputs, layers.Dense(3)(hidden))
+    with pytest.raises(TypeError, match="as_functional"):
+        kn.trace(model)
+    written = kn.as_functional(model, keras.Input((4,)))
+    x = example_inputs(written)
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+    small = kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.count_params() < written.count_params()
+
+
 def test_error_for_a_subclassed_model_says_how_to_go_on():
     with pytest.raises(TypeError, match="as_functional"):
         kn.trace(Net())
