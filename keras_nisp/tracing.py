@@ -283,7 +283,7 @@ def trace(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
         kwargs = meaningful(kwargs)
         flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
         shapes = graph.output_shapes(site, args, kwargs, _shape_of)
-        rule = rule_for(site.operation, kwargs)
+        rule = rule_for(site.operation, args, kwargs)
         call = Call(site.operation, site.path, rule, flat, shapes, tracer, place=site.place)
         call.whole_groups = any(_is_grouped(call, len(calls), entry) for entry in wanted)
         names = _trace_call(call, args, kwargs)

@@ -162,6 +162,14 @@ CASES = {
             layers.EinsumDense("...c,chd->...hd", (2, 4), bias_axes="hd")(x)
         ),
     ),
+    "einsum dense, bias of a head": (
+        "sequence",
+        lambda x: layers.EinsumDense("abc,chd->abhd", (6, 3, 7), bias_axes="h")(x),
+    ),
+    "settings": (
+        "image",
+        lambda x: ops.clip(layers.Conv2D(6, 1)(x), -1, 1) + ops.full_like(x[..., :1], 2.0),
+    ),
     "einsum": (
         "sequence",
         lambda x: ops.einsum("btc,bsc->bts", layers.Dense(6)(x), layers.Dense(6)(x)),
@@ -394,3 +402,28 @@ def test_widening_that_cannot_preserve(name, message):
     with pytest.raises(ValueError, match=message):
         kn.widen(between(name), 2, init="preserve")
     assert kn.widen(between(name), 2).count_params() > 0
+
+
+def test_stateful_lstm():
+    inputs = keras.Input(batch_shape=(2, 6, 5))
+    x = layers.LSTM(6, stateful=True, return_sequences=True)(layers.Dense(6)(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(3)(x)))
+    plan = random_plan(model)
+    small = kn.rebuild(model, plan)
+    x = example_inputs(model, 2)
+    first, second = small(x), small(x)
+    assert np.abs(first - second).max() > 1e-6
+    for layer in small.layers:
+        if isinstance(layer, layers.RNN):
+            assert layer.units < 6
+            layer.reset_state()
+    np.testing.assert_allclose(small(x), first, atol=1e-6)
+
+
+def test_settings_for_each_channel_hold_them():
+    inputs = keras.Input((5,))
+    x = ops.clip(layers.Dense(4)(inputs), np.zeros(4, "float32"), np.arange(4, dtype="float32"))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(6)(x)))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert [row.kept for row in plan.creators] == [4, 3, 2]
+    assert "a setting for each element" in plan.creators[0].reasons[0]

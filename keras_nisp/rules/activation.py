@@ -71,7 +71,7 @@ register_rule(
 )(PassThrough)
 
 
-register_operations(
+@register_operations(
     *("absolute", "negative", "sign", "signbit", "square", "sqrt", "rsqrt", "cbrt", "reciprocal"),
     *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc", "erfinv", "sinc"),
     *("sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh"),
@@ -84,7 +84,18 @@ register_operations(
     *("leaky_relu", "log_sigmoid", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink"),
     *("softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh_shrink"),
     "threshold",
-)(PassThrough)
+)
+class Elementwise(PassThrough):
+    """Element by element, with settings that are the same for all of them."""
+
+    def trace(self, call, x, *settings, **others):
+        bounds = (getattr(call.layer, key, None) for key in ("x_min", "x_max"))
+        if any(np.size(value) > 1 for value in (*settings, *others.values(), *bounds)):
+            return call.block("which has a setting for each element")
+        return x.names
+
+    def absolute(self, call, x, *settings, **others):
+        return x
 
 
 @register_rule(layers.Rescaling)

@@ -219,21 +219,22 @@ def registered(cls: type) -> Rule | None:
     return None
 
 
-def rule_for(operation: keras.Operation, kwargs: dict | None = None) -> Rule:
+def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None = None) -> Rule:
     """The rule for a call of a layer or operation: `BARRIER` if there is none.
 
     Args:
         operation: the layer or operation.
-        kwargs: keyword arguments of the call; a rule that does not take them (an
-            explicit mask, say) does not know what the call does.
+        args, kwargs: of the call; a rule that does not take them (an explicit mask, say) does
+            not know what the call does.
     """
     rule = registered(type(operation))
     if rule is None:
         return BARRIER
-    accepted = inspect.signature(rule.trace).parameters.values()
-    known = {p.name for p in accepted}
-    anything = any(p.kind is p.VAR_KEYWORD for p in accepted)
-    return rule if anything or known >= set(kwargs or ()) else BARRIER
+    try:
+        inspect.signature(rule.trace).bind(None, *args, **(kwargs or {}))
+    except TypeError:
+        return BARRIER
+    return rule
 
 
 def meaningful(kwargs: dict) -> dict:

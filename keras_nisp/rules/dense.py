@@ -65,9 +65,9 @@ class EinsumDense(Rule):
         applied = math.prod(n for c, n in sizes.items() if c not in kernel)
         call.bind(layer.kernel, read=read, create=create, positions=applied)
         call.reads = True
-        axes = [c for c in output if c in (layer.bias_axes or "")]
-        held = {axes.index(made[-1]): names} if made[-1] in axes else {}
-        call.bind(layer.bias, own=held)
+        biased = [output.index(c) for c in layer.bias_axes or ""]
+        own = output.index(made[-1])
+        call.bind(layer.bias, own={own - min(biased): names} if own in biased else {})
         fix_unless_elementwise(call, names)
         return spread(names, output.index(made[-1]) - 1, len(output) - 1)
 

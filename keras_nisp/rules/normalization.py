@@ -168,7 +168,9 @@ class SpectralNormalization(Rule):
     def inner(self, call):
         """The call of the wrapped layer."""
         layer = call.layer.layer
-        inner = type(call)(layer, call.path, rule_for(layer), call.inputs, call.output_shapes, None)
+        inner = type(call)(
+            layer, call.path, rule_for(layer, call.inputs), call.inputs, call.output_shapes, None
+        )
         inner.tracer, inner.outputs = call.tracer, call.outputs
         return inner
 
