@@ -164,7 +164,7 @@ CASES = {
     ),
     "einsum dense, bias of a head": (
         "sequence",
-        lambda x: layers.EinsumDense("abc,chd->abhd", (6, 3, 7), bias_axes="h")(x),
+        lambda x: layers.EinsumDense("abc,chd->abhd", (6, 2, 8), bias_axes="h")(x),
     ),
     "settings": (
         "image",
