@@ -267,6 +267,54 @@ def test_constant_factors_count_by_their_absolute_value(kind):
     np.testing.assert_allclose(scores, relative([1, 10, 0.5, 4]))
 
 
+def test_hidden_units_are_read_by_the_layer_behind_and_by_themselves(rng):
+    inputs = keras.Input((3, 2))
+    x = layers.LSTM(4, name="lstm")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Dense(3, name="a")(x)))
+    channel_map = kn.trace(model)
+    scores = kn.NISPMag()(channel_map)
+    kernels = {layer.name: np.abs(layer.get_weights()[0]) for layer in model.layers[1:]}
+    final = kernels["head"].sum(1)
+    behind = kernels["a"] @ final
+    recurrent = np.abs(model.get_layer("lstm").get_weights()[1]).reshape(4, 4, 4).sum(1)
+    expected = relative(behind + recurrent @ behind)
+    np.testing.assert_allclose(of_layer(channel_map, scores, "lstm"), expected, rtol=1e-5)
+
+
+def test_attention_by_hand(rng):
+    """Two heads of three key and two value channels; even attention over one position."""
+    inputs = keras.Input((1, 5))
+    x = layers.MultiHeadAttention(2, 3, value_dim=2, use_bias=False, name="mha")(inputs, inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
+    query, _, value, output = map(np.abs, model.get_layer("mha").get_weights())
+    channel_map = kn.trace(model)
+    scores = kn.NISPMag()(channel_map)
+    final = np.abs(model.get_layer("head").get_weights()[0]).sum(1)
+    arriving = output @ final  # (heads, value channels)
+    ranked = {
+        "heads": arriving.sum(1),
+        "value": arriving.sum(0),
+        # The query stands for the weights of the key channels, the values for those of a product.
+        "key": query.sum(0).T @ (arriving * value.sum(0)).sum(1),
+    }
+    for label, expected in ranked.items():
+        received = of_layer(channel_map, scores, f"mha:{label}")
+        np.testing.assert_allclose(received, relative(expected), rtol=1e-5)
+
+
+def test_dot_product_takes_the_other_factor_for_weights():
+    inputs = keras.Input((1, 3))
+    a = layers.Dense(3, use_bias=False, name="a")(inputs)
+    b = layers.Dense(3, use_bias=False, name="b")(inputs)
+    x = layers.Dense(4)(layers.Dot(2)([a, b]))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    first, second = (np.abs(model.get_layer(n).get_weights()[0]).sum(0) for n in "ab")
+    channel_map = kn.trace(model)
+    expected = relative(second / second.mean() + first / first.mean())
+    received = of_layer(channel_map, kn.NISPMag()(channel_map), "a")
+    np.testing.assert_allclose(received, expected, rtol=1e-5)
+
+
 def test_nisp_mag_sums_absolute_classifier_weights():
     model = chain()
     model.get_layer("head").kernel.assign([[-3.0], [1.0]])

@@ -47,6 +47,15 @@ LINEAR = {
     "padding": (lambda: layers.ZeroPadding2D(((1, 2), (0, 3))), (4, 5, 3)),
     "cropping": (lambda: layers.Cropping2D(((1, 0), (0, 2))), (4, 5, 3)),
     "upsampling": (lambda: layers.UpSampling2D(2), (4, 5, 3)),
+    "einsum dense": (lambda: layers.EinsumDense("abc,cde->abde", (7, 2, 4)), (7, 3)),
+    "adaptive average": (lambda: layers.AdaptiveAveragePooling2D((2, 3)), (5, 7, 3)),
+    "resizing": (lambda: layers.Resizing(7, 3), (4, 5, 3)),
+    "repeat vector": (lambda: layers.RepeatVector(3), (4,)),
+    "rescaling": (lambda: layers.Rescaling([1.0, 2.0, 3.0]), (4, 5, 3)),
+    "spectral norm": (
+        lambda: layers.SpectralNormalization(layers.Conv2D(4, 3, use_bias=False)),
+        (5, 6, 3),
+    ),
 }
 
 
