@@ -1,10 +1,8 @@
 """`trace(model)`: walks the graph once and gives every channel a name."""
 
-import dataclasses
 import fnmatch
 import math
 import warnings
-from typing import Any
 
 import keras
 import numpy as np
@@ -12,159 +10,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from keras_nisp import graph
+from keras_nisp.call import Call
 from keras_nisp.channels import Binding, ChannelMap, Traced, compact
 from keras_nisp.errors import UnknownLayerWarning
 from keras_nisp.rules.base import Barrier, meaningful, rule_for
 
+MOST_NAMED = 8  # layers in a warning
 ASSUMED_SIZE = 224  # for input axes whose size the model leaves open
-
-
-@dataclasses.dataclass(eq=False)
-class Call:
-    """One call of one layer; what rules work with.
-
-    Attributes:
-        layer: the layer or operation.
-        path: its name, after the names of the models that hold it.
-        rule: the rule that knows its family.
-        inputs, outputs: `Traced` tensors, flat.
-        reads: whether a kernel reads the inputs: they are consumption edges, where
-            NISP reads its scores (the tensor that a kernel takes in).
-        mixes_channels, sums_channels: whether this call does; see `Rule`.
-        constants: arrays among the arguments that hold channels, by their position.
-        hidden: channels that no tensor shows (heads of an attention), by label.
-        place: identifies the call in the graph.
-        whole_groups: whether whole groups of a grouped convolution are removed.
-    """
-
-    layer: keras.Operation
-    path: str
-    rule: object
-    inputs: list[Traced]
-    output_shapes: list[tuple[int, ...]]
-    tracer: "Tracer | None"
-    outputs: list[Traced] = dataclasses.field(default_factory=list)
-    reads: bool = False
-    constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
-    hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    place: int | None = None
-    whole_groups: bool = False
-
-    def __post_init__(self):
-        self.mixes_channels = self.rule.mixes_channels
-        self.sums_channels = self.rule.sums_channels
-        self.batch = max((tensor.batch for tensor in self.inputs), default=1)
-
-    # What a rule's `trace` may say. ------------------------------------------------
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        return self.output_shapes[0]
-
-    def create(self, count: int, label: str = "") -> np.ndarray:
-        """Names for `count` channels that this layer creates (1-D).
-
-        A layer that is called again creates the same channels again. A layer that
-        creates on several axes tells them apart by `label`.
-        """
-        return self.tracer.create(self, count, label)
-
-    def block(self, reason: str) -> list[np.ndarray]:
-        """Says that the rule does not reach this call: nothing it touches may be removed."""
-        self.rule = Barrier(reason)
-        self.mixes_channels = self.sums_channels = self.reads = False
-        self.constants, self.hidden = {}, {}
-        return self.rule.trace(self)
-
-    def fresh(self, shape: tuple[int, ...], reason: str) -> np.ndarray:
-        """Names along the last axis of a tensor for values that may not be removed."""
-        return self.fix(self.tracer.fresh_last(shape), reason)
-
-    def single(self, reason: str) -> np.ndarray:
-        """One name for an output whose axes hold no channels."""
-        names = np.full((1,) * len(self.output_shape), self.tracer.fresh(1)[0])
-        return self.fix(names, reason)
-
-    def hide(self, count: int, label: str) -> np.ndarray:
-        """Names for `count` channels that the layer creates and no tensor shows (1-D).
-
-        In `absolute`, `call.tap(label, tensor, axis)` says where their scores are read.
-        """
-        self.hidden[label] = self.create(count, f":{label}")
-        return self.hidden[label]
-
-    def fix(self, names: np.ndarray, reason: str) -> np.ndarray:
-        """Says that these channels may not be removed, and why."""
-        self.tracer.fixed.append((np.unique(names), reason))
-        return names
-
-    def join(self, first: np.ndarray, second: np.ndarray) -> None:
-        """Says that names are, position by position, those of the same channels."""
-        self.tracer.join(first, second)
-
-    def along(self, tensor: Traced, axis: int) -> np.ndarray:
-        """The names along one axis of a tensor (1-D, one per position).
-
-        Positions that differ in other axes become one channel. If the names vary only
-        along other axes, this one carries no channels, and all are fixed.
-        """
-        names = np.moveaxis(tensor.names, axis, -1)
-        size = tensor.shape[axis]
-        if names.shape[-1] == 1 and names.size > 1:
-            self.fix(names, f"'{self.path}' works along an axis that holds no channels")
-            return np.full(size, names.flat[0])
-        rows = names.reshape(-1, names.shape[-1])
-        if len(rows) > 1:
-            self.join(rows[:1], rows[1:])
-        return np.broadcast_to(rows[0], (size,))
-
-    def bind(
-        self,
-        variable: Any,
-        own: dict[int, np.ndarray] | None = None,
-        read: dict[int, np.ndarray] | None = None,
-        create: dict[int, np.ndarray] | None = None,
-        positions: int = 0,
-    ) -> None:
-        """Says which names lie along the axes of a variable.
-
-        What is no variable is passed over: `None`, or a kernel that a layer computes from
-        other weights (LoRA), which then have no meaning and fix its channels.
-
-        Args:
-            variable: the layer's variable.
-            own: axis -> names of the channels that this axis holds: one entry each.
-            read: axis -> names of the channels that this axis takes in.
-            create: axis -> names from `create`: a kernel's output axis.
-            positions: for kernels, at how many positions each element is applied.
-        """
-        if isinstance(variable, keras.Variable):
-            applied = positions * self.batch
-            self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)
-        if read:
-            self.reads = True
-
-    def hold(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
-        """Says which names lie along the axes of a constant array among the arguments.
-
-        Args:
-            position: of the argument.
-            array: the constant.
-            axes: axis -> names.
-        """
-        array = np.asarray(array)
-        axes = {axis % array.ndim: names for axis, names in axes.items()}
-        self.constants[position] = Binding(array, self.path, axes)
-
-    def infer(self, *args, **kwargs) -> Any:
-        """Calls the layer, in inference mode."""
-        return graph.infer(self.layer, *args, **kwargs)
-
-    # What a rule's `absolute` may say. ---------------------------------------------
-
-    def tap(self, label: str, tensor: Any, axis: int) -> Any:
-        """Reads the scores of hidden channels here: those along one axis of a tensor."""
-        return tensor
 
 
 class Tracer:
@@ -388,18 +240,23 @@ def _warn_of_barriers(channel_map: ChannelMap) -> None:
         created[creator.units] = True
     barriers = [call for call in channel_map.calls if getattr(call.rule, "warns", False)]
     endings = tuple({call.rule.reason for call in barriers})
+    holding = {}
     for call in barriers:
         held = f"enters '{call.path}', {call.rule.reason}"
         units = np.concatenate([tensor.names.ravel() for tensor in call.inputs])
         units = np.unique(units[created[units] & ~channel_map.free[units]]).tolist()
         reasons = [channel_map.reasons[unit] for unit in units]
         if any(held in r and all(reason.endswith(endings) for reason in r) for r in reasons):
-            kind = type(call.layer).__name__
-            warnings.warn(
-                f"Layer '{call.path}' ({kind}) is {call.rule.reason}: the channels that enter and "
-                "leave it stay as they are. Register a rule with "
-                f"`@keras_nisp.register_rule({kind})`, or write it out in layers and operations "
-                "of Keras, with `keras_nisp.as_functional`.",
-                UnknownLayerWarning,
-                stacklevel=3,
-            )
+            holding[call.path] = type(call.layer).__name__
+    if holding:
+        named = [f"'{path}' ({kind})" for path, kind in list(holding.items())[:MOST_NAMED]]
+        more = len(holding) - len(named)
+        warnings.warn(
+            f"No rule follows channels through {', '.join(named)}"
+            + (f" and {more} more layers" if more else "")
+            + ": what enters and leaves stays as it is. Write the model out in layers and "
+            "operations of Keras with `keras_nisp.as_functional`, or register a rule with "
+            f"`@keras_nisp.register_rule({next(iter(holding.values()))})`.",
+            UnknownLayerWarning,
+            stacklevel=3,
+        )

@@ -78,6 +78,18 @@ def _quiet_trace(model):
         return kn.trace(model)
 
 
+def test_one_warning_names_all_layers():
+    inputs = x = keras.Input((4,))
+    for index in range(10):
+        x = Doubler(name=f"custom{index}")(layers.Dense(4)(x))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(4)(x)))
+    with pytest.warns(kn.UnknownLayerWarning) as caught:
+        kn.trace(model)
+    assert len(caught) == 1
+    assert r"'custom0' (Doubler), 'custom1' (Doubler)" in str(caught[0].message)
+    assert "and 2 more layers" in str(caught[0].message)
+
+
 def test_augmentation_of_the_input_needs_no_warning():
     """What has no rule and holds nothing that could be removed is not worth a word."""
     model = keras.Sequential(

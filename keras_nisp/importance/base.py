@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
-from keras_nisp.tracing import Call
 
 
 class Importance:

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap, Traced
 from keras_nisp.errors import NoFinalResponseLayerError
 from keras_nisp.importance.base import per_unit, run
-from keras_nisp.tracing import Call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

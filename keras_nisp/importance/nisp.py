@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
 from keras_nisp.data import Calibration
 from keras_nisp.importance.base import Importance, map_tensors, per_unit
@@ -17,7 +18,6 @@ from keras_nisp.importance.final_response import (
 )
 from keras_nisp.importance.inf_fs import inf_fs
 from keras_nisp.rules.base import absolute, meaningful, spread
-from keras_nisp.tracing import Call
 
 
 class NISP(Importance):

@@ -1,0 +1,162 @@
+"""One call of one layer, as the trace sees it: what rules work with."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_nisp import graph
+from keras_nisp.channels import Binding, Traced
+from keras_nisp.rules.base import Barrier
+
+if TYPE_CHECKING:
+    from keras_nisp.tracing import Tracer
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of one layer; what rules work with.
+
+    Attributes:
+        layer: the layer or operation.
+        path: its name, after the names of the models that hold it.
+        rule: the rule that knows its family.
+        inputs, outputs: `Traced` tensors, flat.
+        reads: whether a kernel reads the inputs: they are consumption edges, where
+            NISP reads its scores (the tensor that a kernel takes in).
+        mixes_channels, sums_channels: whether this call does; see `Rule`.
+        constants: arrays among the arguments that hold channels, by their position.
+        hidden: channels that no tensor shows (heads of an attention), by label.
+        place: identifies the call in the graph.
+        whole_groups: whether whole groups of a grouped convolution are removed.
+    """
+
+    layer: keras.Operation
+    path: str
+    rule: object
+    inputs: list[Traced]
+    output_shapes: list[tuple[int, ...]]
+    tracer: "Tracer | None"
+    outputs: list[Traced] = dataclasses.field(default_factory=list)
+    reads: bool = False
+    constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
+    hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    place: int | None = None
+    whole_groups: bool = False
+
+    def __post_init__(self):
+        self.mixes_channels = self.rule.mixes_channels
+        self.sums_channels = self.rule.sums_channels
+        self.batch = max((tensor.batch for tensor in self.inputs), default=1)
+
+    # What a rule's `trace` may say. ------------------------------------------------
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.output_shapes[0]
+
+    def create(self, count: int, label: str = "") -> np.ndarray:
+        """Names for `count` channels that this layer creates (1-D).
+
+        A layer that is called again creates the same channels again. A layer that
+        creates on several axes tells them apart by `label`.
+        """
+        return self.tracer.create(self, count, label)
+
+    def block(self, reason: str) -> list[np.ndarray]:
+        """Says that the rule does not reach this call: nothing it touches may be removed."""
+        self.rule = Barrier(reason)
+        self.mixes_channels = self.sums_channels = self.reads = False
+        self.constants, self.hidden = {}, {}
+        return self.rule.trace(self)
+
+    def fresh(self, shape: tuple[int, ...], reason: str) -> np.ndarray:
+        """Names along the last axis of a tensor for values that may not be removed."""
+        return self.fix(self.tracer.fresh_last(shape), reason)
+
+    def single(self, reason: str) -> np.ndarray:
+        """One name for an output whose axes hold no channels."""
+        names = np.full((1,) * len(self.output_shape), self.tracer.fresh(1)[0])
+        return self.fix(names, reason)
+
+    def hide(self, count: int, label: str) -> np.ndarray:
+        """Names for `count` channels that the layer creates and no tensor shows (1-D).
+
+        In `absolute`, `call.tap(label, tensor, axis)` says where their scores are read.
+        """
+        self.hidden[label] = self.create(count, f":{label}")
+        return self.hidden[label]
+
+    def fix(self, names: np.ndarray, reason: str) -> np.ndarray:
+        """Says that these channels may not be removed, and why."""
+        self.tracer.fixed.append((np.unique(names), reason))
+        return names
+
+    def join(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Says that names are, position by position, those of the same channels."""
+        self.tracer.join(first, second)
+
+    def along(self, tensor: Traced, axis: int) -> np.ndarray:
+        """The names along one axis of a tensor (1-D, one per position).
+
+        Positions that differ in other axes become one channel. If the names vary only
+        along other axes, this one carries no channels, and all are fixed.
+        """
+        names = np.moveaxis(tensor.names, axis, -1)
+        size = tensor.shape[axis]
+        if names.shape[-1] == 1 and names.size > 1:
+            self.fix(names, f"'{self.path}' works along an axis that holds no channels")
+            return np.full(size, names.flat[0])
+        rows = names.reshape(-1, names.shape[-1])
+        if len(rows) > 1:
+            self.join(rows[:1], rows[1:])
+        return np.broadcast_to(rows[0], (size,))
+
+    def bind(
+        self,
+        variable: Any,
+        own: dict[int, np.ndarray] | None = None,
+        read: dict[int, np.ndarray] | None = None,
+        create: dict[int, np.ndarray] | None = None,
+        positions: int = 0,
+    ) -> None:
+        """Says which names lie along the axes of a variable.
+
+        What is no variable is passed over: `None`, or a kernel that a layer computes from
+        other weights (LoRA), which then have no meaning and fix its channels.
+
+        Args:
+            variable: the layer's variable.
+            own: axis -> names of the channels that this axis holds: one entry each.
+            read: axis -> names of the channels that this axis takes in.
+            create: axis -> names from `create`: a kernel's output axis.
+            positions: for kernels, at how many positions each element is applied.
+        """
+        if isinstance(variable, keras.Variable):
+            applied = positions * self.batch
+            self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)
+        if read:
+            self.reads = True
+
+    def hold(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
+        """Says which names lie along the axes of a constant array among the arguments.
+
+        Args:
+            position: of the argument.
+            array: the constant.
+            axes: axis -> names.
+        """
+        array = np.asarray(array)
+        axes = {axis % array.ndim: names for axis, names in axes.items()}
+        self.constants[position] = Binding(array, self.path, axes)
+
+    def infer(self, *args, **kwargs) -> Any:
+        """Calls the layer, in inference mode."""
+        return graph.infer(self.layer, *args, **kwargs)
+
+    # What a rule's `absolute` may say. ---------------------------------------------
+
+    def tap(self, label: str, tensor: Any, axis: int) -> Any:
+        """Reads the scores of hidden channels here: those along one axis of a tensor."""
+        return tensor
