@@ -121,7 +121,8 @@ class _Writer:
     """Writes out composites; each of them once, so that what is shared stays shared."""
 
     def __init__(self):
-        self.models: dict = {}
+        self.models: dict[int, tuple] = {}
+        self.composites: dict[int, dict[str, _Written | None]] = {}
         self.reasons: dict[str, str] = {}
 
     def graph(self, model: keras.Model) -> keras.Model:
@@ -152,27 +153,32 @@ class _Writer:
 
     def composite(self, layer: keras.Layer, args, kwargs) -> _Written | None:
         """A model that does what a layer does, or `None` (and a reason) if there is none."""
-        key = id(layer), str([tensor.shape for tensor in _tensors(args, kwargs)])
-        if key not in self.models:
-            self.models[key] = None
+        variants = self.composites.setdefault(id(layer), {})
+        key = _described(args, kwargs)
+        if key not in variants:
+            variants[key] = None
             # With an open batch size if that will do; else with one that is then opened.
             for batch in (None, PROBE):
                 try:
-                    self.models[key] = self._write(layer, args, kwargs, batch)
+                    written = variants[key] = self._write(layer, args, kwargs, batch)
+                    if len(variants) > 1:  # called with other shapes or settings, too
+                        written.model.name += f"_{len(variants)}"
                     break
                 except Exception as error:  # whatever code of users raises on symbolic tensors
                     first = (str(error).strip() or repr(error)).splitlines()[0]
                     self.reasons.setdefault(layer.name, f"{type(error).__name__}: {first}")
-        return self.models[key]
+        return variants[key]
 
     def _write(self, layer, args, kwargs, batch) -> _Written:
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
         if not layer.built:
             _build(layer, args, kwargs)
         if "training" in inspect.signature(layer.call).parameters:
-            flags = (self._trace(layer, args, {**kwargs, "training": t}, batch) for t in (0, 1))
-            first, second = (_kinds(written.model) for written in flags)
-            if first != second:
+            kinds = [
+                _kinds(self._trace(layer, args, {**kwargs, "training": flag}, batch).model)
+                for flag in (False, True)
+            ]
+            if kinds[0] != kinds[1]:
                 raise ValueError("it does something else in training")
         written = self._trace(layer, args, kwargs, batch)
         if batch is not None:
@@ -228,6 +234,16 @@ def _tensors(args, kwargs) -> list[keras.KerasTensor]:
     """The symbolic tensors of a call."""
     flat = keras.tree.flatten((args, kwargs))
     return [x for x in flat if isinstance(x, keras.KerasTensor)]
+
+
+def _described(args, kwargs) -> str:
+    """The shapes and settings of a call, but for `training`."""
+    kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+    return repr(
+        keras.tree.map_structure(
+            lambda x: x.shape if isinstance(x, keras.KerasTensor) else x, (args, kwargs)
+        )
+    )
 
 
 def _fill(args, kwargs, values) -> tuple[tuple, dict]:

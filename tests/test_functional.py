@@ -131,6 +131,27 @@ def test_dropout_still_drops_in_training():
     assert not np.allclose(net(x, training=True), net(x, training=True))
 
 
+class Halving(layers.Layer):
+    """Is called with other settings, and says `training=False` by default."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dropout = layers.Dropout(0.5)
+
+    def call(self, x, times=1.0, training=False):
+        return self.dropout(x, training=training) * times
+
+
+def test_settings_of_each_call_and_training_by_default():
+    inputs, halving = keras.Input((64,)), Halving()
+    model = keras.Model(inputs, halving(inputs, times=0.5) - halving(inputs, times=2.0))
+    written = kn.as_functional(model)
+    assert not any(isinstance(layer, Halving) for layer in written.layers)
+    x = np.ones((2, 64), "float32")
+    np.testing.assert_allclose(written(x, training=False), -1.5 * x)
+    assert len(np.unique(written(x, training=True))) > 1
+
+
 def test_lambda_of_operations_is_written_out():
     model = around(layers.Lambda(lambda x: ops.relu(x) * 2.0, name="function"))
     written = kn.as_functional(model)

@@ -23,8 +23,7 @@ class Movement(Rule):
     does = "moves"
 
     def trace(self, call, *args, **kwargs):
-        settings = call.layer.__dict__.get("repeats", 1), call.layer.__dict__.get("axis")
-        if np.size(settings[0]) > 1:
+        if np.size(getattr(call.layer, "repeats", 1)) > 1:
             return call.block("which repeats channels unequally")
         return move(call, args, kwargs)
 
