@@ -81,14 +81,17 @@ def build_backbone(name: str):
 def declare_layers() -> None:
     """What keras_nisp must be told of custom layers of keras-hub."""
     from keras_hub.src.models.hgnetv2.hgnetv2_layers import HGNetV2LearnableAffineBlock
-    from keras_hub.src.models.swin_transformer.swin_transformer_layers import WindowAttention
+    from keras_hub.src.models.mit import mit_layers
+    from keras_hub.src.models.swin_transformer import swin_transformer_layers
 
-    # One scale and one offset for all channels.
-    kn.register_rule(HGNetV2LearnableAffineBlock)(kn.PassThrough)
+    # One scale and one offset for all channels; a drop of whole branches in training.
+    drops = mit_layers.DropPath, swin_transformer_layers.DropPath
+    kn.register_rule(HGNetV2LearnableAffineBlock, *drops)(kn.PassThrough)
     # Its config holds what its constructor does not take, and a layer in place of a rate.
+    attention = swin_transformer_layers.WindowAttention
     keys = ("name", "dtype", "dim", "num_heads", "head_dim", "window_size", "qkv_bias")
-    given = WindowAttention.get_config
-    WindowAttention.get_config = lambda layer: {k: given(layer)[k] for k in keys}
+    given = attention.get_config
+    attention.get_config = lambda layer: {k: given(layer)[k] for k in keys}
 
 
 def network(zoo: str, name: str, seed: int):

@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa: F401
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer  # noqa: F401
 from keras.src.backend.common import global_state
@@ -23,6 +24,13 @@ from keras.src.models.functional import Functional, functional_like_constructor
 
 from keras_nisp._environment import legacy_keras_hint
 from keras_nisp.wrappers import is_wrapper, take_apart
+
+# What functions of `keras.activations` leave in a graph, unless it is what those of `keras.ops` do.
+ACTIVATIONS = [
+    cls
+    for _, cls in inspect.getmembers(activations, inspect.isclass)
+    if issubclass(cls, keras.Operation)
+]
 
 
 def operation_class(name: str) -> type | None:

@@ -11,6 +11,7 @@ from nets import example_inputs, random_plan, randomise
 import keras_nisp as kn
 
 EXACT = 1e-5
+FUNCTIONS = [getattr(keras.activations, name) for name in ("relu", "relu6", "gelu", "tanh")]
 SHAPES = {"sequence": (6, 5), "image": (7, 6, 3), "vector": (9,), "volume": (4, 5, 6, 2)}
 
 
@@ -165,6 +166,10 @@ CASES = {
     "einsum dense, bias of a head": (
         "sequence",
         lambda x: layers.EinsumDense("abc,chd->abhd", (6, 2, 8), bias_axes="h")(x),
+    ),
+    "functions of activations": (
+        "image",
+        lambda x: sum(f(layers.Conv2D(6, 1)(x)) for f in FUNCTIONS),
     ),
     "settings": (
         "image",

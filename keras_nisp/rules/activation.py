@@ -71,6 +71,7 @@ register_rule(
 )(PassThrough)
 
 
+@register_rule(*graph.ACTIVATIONS)
 @register_operations(
     *("absolute", "negative", "sign", "signbit", "square", "sqrt", "rsqrt", "cbrt", "reciprocal"),
     *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc", "erfinv", "sinc"),
