@@ -123,22 +123,23 @@ def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
         for node in graph._nodes_by_depth[depth]:
             if node.is_input or not node.operation:
                 continue
-            args, kwargs = _filled(node.arguments, values)
+            args, kwargs = node.arguments.fill_in(values)
+            if not isinstance(node.operation, keras.Layer):
+                args, kwargs = _with_array_constants(node, args, kwargs)
             outputs = keras.tree.flatten(visit(node, args, kwargs))
             values.update(zip(map(id, node.outputs), outputs, strict=True))
     outputs = [values[id(tensor)] for tensor in graph.outputs]
     return keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
 
 
-def _filled(arguments, values: dict) -> tuple[tuple, dict]:
-    """The arguments of a call, with values for symbolic tensors; constants are arrays."""
-
-    def fill(x):
-        if isinstance(x, keras.KerasTensor):
-            return values.get(id(x), x)
-        return x.numpy() if tf.is_tensor(x) and hasattr(x, "numpy") else x
-
-    return keras.tree.map_structure(fill, (arguments.args, arguments.kwargs))
+def _with_array_constants(node, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Constants among the arguments as arrays, so that they cannot be taken for values."""
+    given = (node.arguments.args, node.arguments.kwargs)
+    return keras.tree.map_structure(
+        lambda constant, value: constant.numpy() if isinstance(constant, tf.Tensor) else value,
+        given,
+        (args, kwargs),
+    )
 
 
 def walk(
@@ -261,7 +262,8 @@ def layer_config(layer: keras.Operation) -> dict:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*includes a `lambda`")
         try:
-            return _without_builds(layer.get_config())
+            config = layer.get_config()
+            return _without_builds(config) if {"layer", "cell"} & set(config) else config
         except NotImplementedError:
             # Keras cannot write down an Identity that was given a dtype policy.
             if type(layer) is not keras.layers.Identity:

@@ -1,5 +1,6 @@
 """What a rule is, the registry of rules, and the barrier for what has none."""
 
+import functools
 import inspect
 
 import keras
@@ -231,10 +232,15 @@ def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None =
     if rule is None:
         return BARRIER
     try:
-        inspect.signature(rule.trace).bind(None, *args, **(kwargs or {}))
+        _signature(rule).bind(None, *args, **(kwargs or {}))
     except TypeError:
         return BARRIER
     return rule
+
+
+@functools.cache
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(rule.trace)
 
 
 def meaningful(kwargs: dict) -> dict:
