@@ -77,9 +77,9 @@ class UnitMap:
         return tf.where(same, spread, value)
 
     def _gather(self, value, axis, units):
-        if self.keep[units].all():
-            return value
-        return tf.gather(value, np.flatnonzero(self.keep[units]), axis=axis)
+        keep = self.keep[units]
+        # NumPy takes slices of small arrays far faster than an eager operation does.
+        return value if keep.all() else tf.constant(np.compress(keep, value.numpy(), axis))
 
 
 def segment_sum(value: tf.Tensor, labels: np.ndarray, count: int, axis: int) -> tf.Tensor:
