@@ -81,7 +81,8 @@ class CostModel:
         costs = {call.path: Cost() for call in self.channel_map.calls}
         for call in self.channel_map.calls:
             for tensor in call.outputs:
-                repeats = int(np.prod(tensor.shape)) // max(tensor.names.size, 1)
+                size = tensor.batch * int(np.prod(tensor.shape))
+                repeats = size // max(tensor.names.size, 1)
                 elements = int(np.count_nonzero(keep[tensor.names])) * repeats
                 dtype = keras.backend.standardize_dtype(_compute_dtype(call.layer))
                 costs[call.path] += Cost(memory=elements * _bytes(dtype))

@@ -432,3 +432,15 @@ def test_settings_for_each_channel_hold_them():
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
     assert [row.kept for row in plan.creators] == [4, 3, 2]
     assert "a setting for each element" in plan.creators[0].reasons[0]
+
+
+def test_costs_count_positions_in_the_batch_axis():
+    """A layer for each time step costs what the same layer along the sequence costs."""
+    folded = keras.Sequential(
+        [keras.Input((6, 5)), layers.TimeDistributed(layers.Dense(4, name="inner"))]
+    )
+    along = keras.Sequential([keras.Input((6, 5)), layers.Dense(4)])
+    received = [kn.profile(model).layers for model in (folded, along)]
+    (inner,) = [cost for path, cost in received[0].items() if path.endswith("inner")]
+    assert inner.flops == next(iter(received[1].values())).flops == 6 * 5 * 4
+    assert inner.memory == next(iter(received[1].values())).memory == 6 * 4 * 4
