@@ -321,6 +321,12 @@ def new_inputs(model: keras.Model, shapes: list) -> list:
     return inputs
 
 
+def projection(attention: keras.Layer, which: str) -> keras.layers.EinsumDense | None:
+    """The layer inside an attention layer that makes its queries, keys, values or gates, or its
+    output; `None` if there is none."""
+    return getattr(attention, f"_{which}_dense", None)
+
+
 def input_names(model: keras.Model) -> list[str]:
     """Names of the model's input layers."""
     return [tensor._keras_history.operation.name for tensor in body(model).inputs]

@@ -1,5 +1,6 @@
 """Every family of layers and operations between two others, against the oracle."""
 
+import inspect
 import warnings
 
 import keras
@@ -30,6 +31,14 @@ def stacked_cells(x):
 def attention_of_two(x):
     return layers.MultiHeadAttention(3, 4, value_dim=5, name="attention")(
         layers.Dense(7)(x), layers.Dense(8)(x), layers.Dense(6)(x)
+    )
+
+
+def gated_attention(x):
+    if "use_gate" not in inspect.signature(layers.MultiHeadAttention).parameters:
+        pytest.skip("an older Keras")
+    return layers.GroupQueryAttention(4, 4, 2, use_gate=True)(
+        layers.MultiHeadAttention(2, 4, value_dim=5, use_gate=True)(x, x), layers.Dense(6)(x)
     )
 
 
@@ -134,6 +143,7 @@ CASES = {
         "sequence",
         lambda x: layers.GroupQueryAttention(4, 6, 3)(layers.Dense(8)(x), layers.Dense(8)(x)),
     ),
+    "gated attention": ("sequence", gated_attention),
     "attention by hand": ("sequence", attention_by_hand),
     "dot attention": (
         "sequence",

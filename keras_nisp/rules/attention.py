@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_nisp.graph import projection
 from keras_nisp.rules.base import Rule, absolute, positions, register_rule, spread
 from keras_nisp.rules.contraction import attend
 
@@ -34,7 +35,7 @@ class _Projected(Rule):
         use_causal_mask=False,
     ):
         layer = call.layer
-        if len(_dense(layer, "output").kernel.shape) != 3:
+        if len(projection(layer, "output").kernel.shape) != 3:
             return call.block("whose output has several axes")
         query_line, value_line = call.along(query, -1), call.along(value, -1)
         key_line = value_line if key is None else call.along(key, -1)
@@ -43,9 +44,9 @@ class _Projected(Rule):
         self._project(call, "query", query_line, steps, read={2: keys}, create={1: heads})
         self._project(call, "key", key_line, others, create={1: pairs, 2: keys})
         self._project(call, "value", value_line, others, create={1: pairs, 2: values})
-        if hasattr(layer, "_gate_dense"):
+        if projection(layer, "gate") is not None:
             self._project(call, "gate", query_line, steps, create={1: heads}, own={2: values})
-        output = _dense(layer, "output")
+        output = projection(layer, "output")
         names = call.create(output.kernel.shape[-1])
         read, create = {0: heads, 1: values}, {2: names}
         call.bind(output.kernel, read=read, create=create, positions=steps)
@@ -58,7 +59,7 @@ class _Projected(Rule):
 
     def _project(self, call, which, inputs, steps, read=None, own=None, create=None):
         """Binds the kernel and bias that make queries, keys, values or gates."""
-        dense, read, own = _dense(call.layer, which), read or {}, own or {}
+        dense, read, own = projection(call.layer, which), read or {}, own or {}
         call.bind(dense.kernel, own=own, read={0: inputs, **read}, create=create, positions=steps)
         own = {axis - 1: names for axis, names in {**own, **create}.items()}
         call.bind(dense.bias, own=own, read={axis - 1: names for axis, names in read.items()})
@@ -71,7 +72,7 @@ class _Projected(Rule):
         """What holds between the channels of query, value and output."""
 
     def convert(self, call, variable, value, kept):
-        dense, keys = _dense(call.layer, "query"), call.hidden["key"]
+        dense, keys = projection(call.layer, "query"), call.hidden["key"]
         if not any(variable is weight for weight in dense.weights):
             return value
         return value * math.sqrt(kept(keys) / len(keys))
@@ -83,7 +84,7 @@ class _Projected(Rule):
         key = call.tap("key", key, -1)
         y = attend(*(x[..., None, :] for x in (query, key, value)))[..., 0, :]
         y = call.tap("value", call.tap("heads", y, -2), -1)
-        y = tf.einsum("bhv,hvo->bo", y, absolute(_dense(call.layer, "output").kernel))
+        y = tf.einsum("bhv,hvo->bo", y, absolute(projection(call.layer, "output").kernel))
         shape = call.outputs[0].shape
         y = tf.reshape(y, [-1, *(1 for _ in shape[:-1]), y.shape[-1]])
         outputs = [tf.broadcast_to(y, (y.shape[0], *shape))]
@@ -92,12 +93,7 @@ class _Projected(Rule):
     def _mean(self, call, word, x):
         """The mean over positions of a projection, one for each query head."""
         x = tf.reduce_mean(x, list(range(1, len(x.shape) - 1)))
-        return tf.einsum("bi,ihc->bhc", x, absolute(_dense(call.layer, word).kernel))
-
-
-def _dense(layer, which: str):
-    """The layer that makes queries, keys, values or gates, or the output."""
-    return getattr(layer, f"_{which}_dense")
+        return tf.einsum("bi,ihc->bhc", x, absolute(projection(call.layer, word).kernel))
 
 
 @register_rule(layers.MultiHeadAttention)
