@@ -27,8 +27,8 @@ def as_functional(model: keras.Model, inputs: Any = None) -> keras.Model:
 
     A subclassed model becomes a functional one, and every custom layer that is made of other
     layers and operations becomes a nested functional model of its name. What cannot be written
-    out stays as it is: layers with weights of their own, with code that needs values
-    or the batch size, or that do something else in training.
+    out stays as it is: layers with weights of their own, with code that needs values, or that
+    do something else in training.
 
     Args:
         model: any Keras model. It is not changed; the result shares its layers and weights.

@@ -296,7 +296,7 @@ def infer(layer: keras.Operation, *args, **kwargs) -> Any:
 def intercepted_calls(call: Callable):
     """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead."""
     proceed = keras.Layer.__call__
-    keras.Layer.__call__ = lambda layer, *args, **kwargs: call(layer, proceed, args, kwargs)
+    keras.Layer.__call__ = lambda layer, /, *args, **kwargs: call(layer, proceed, args, kwargs)
     try:
         yield
     finally:

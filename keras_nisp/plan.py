@@ -1,5 +1,6 @@
 """A plan: which channels of which layers are removed or merged. Plain data."""
 
+import contextlib
 import dataclasses
 import os
 
@@ -252,13 +253,13 @@ class Plan:
         """Names the channels of a model as they were named for this plan.
 
         Raises:
-            PlanMismatchError: the model takes other inputs.
+            PlanMismatchError: the model has no such grouped convolutions.
         """
         graph.check_model(model)
-        try:
-            return trace(model, list(self.input_shapes), self.whole_groups)
-        except ValueError as error:
-            raise PlanMismatchError(self._mismatch(model)) from error
+        for shapes in (list(self.input_shapes), None):  # the same structure may have another size
+            with contextlib.suppress(ValueError):
+                return trace(model, shapes, self.whole_groups)
+        raise PlanMismatchError(self._mismatch(model))
 
     def _mismatch(self, model) -> str:
         return (

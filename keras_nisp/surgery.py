@@ -77,7 +77,7 @@ def rebuild(
     if measured.relative > LOSSLESS and not force:
         raise NotCollapsedError(_not_collapsed(model, str(measured)))
     small = rebuild_traced(channel_map, unit_map, optimizer_state)
-    change = output_change(channel_map, small, random_samples(model, plan.input_shapes))
+    change = output_change(channel_map, small, random_samples(model, channel_map.input_shapes))
     text = f"{measured}; outputs change by {change.relative:.1e} of their scale"
     if not change.ok and not force:
         text += " (BatchNormalization statistics may differ still; CentripetalMonitor levels them)"

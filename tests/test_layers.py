@@ -267,6 +267,8 @@ CASES = {
     "zero-padded shortcut": ("image", zero_padded_shortcut),
     "spatial attention": ("image", spatial_attention),
 }
+# Layers whose channels stay: what reads an axis without channels, and a gate for many channels.
+HELD = {"stack": 2, "moveaxis": 1, "spatial attention": 1}
 INEXACT = {
     *("rms norm", "layer norm", "group norm", "softmax", "spatial attention"),
 }
@@ -305,6 +307,15 @@ def test_removal(name, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "small.keras")
     x = example_inputs(model)
     np.testing.assert_array_equal(small(x, training=False), loaded(x, training=False))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_channels_are_free(name):
+    """What a rule follows can be removed: only the head is held as a whole, and what is listed."""
+    model = between(name)
+    plan = random_plan(model)
+    held = {row.layer: row.reasons for row in plan.creators if row.group < 0}
+    assert len(held) == 1 + HELD.get(name, 0), held
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -35,6 +35,22 @@ def test_names_do_not_matter():
     assert kn.rebuild(build(), plan).layers[0].units == 3
 
 
+def test_plan_for_another_input_size():
+    """Without `Flatten` the structure is the same."""
+
+    def model(size):
+        layers = keras.layers
+        x = inputs = keras.Input((size, size, 3))
+        x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(x))
+        return keras.Model(inputs, layers.Dense(2)(x))
+
+    plan = kn.plan_pruning(model(16), kn.Magnitude(), ratio=0.5)
+    other = model(24)
+    small = kn.rebuild(other, plan)
+    assert small.layers[1].filters == 4
+    assert kn.verify(other, small, plan).ok
+
+
 def test_plan_for_another_model():
     plan = kn.plan_pruning(plain(), kn.Random(), ratio=0.5)
     with pytest.raises(kn.PlanMismatchError, match="structure of 'plain'"):

@@ -49,6 +49,13 @@ def contract(call, operands, equation: str):
     tensors = [(x, t) for x, t in zip(operands, terms, strict=True) if isinstance(x, Traced)]
     if any(term[0] != output[0] or len(set(term)) < len(term) for _, term in tensors):
         return call.block("which sums over samples or takes a diagonal")
+    sizes = {}
+    for x, term in zip(operands, terms, strict=True):
+        shape = (None, *x.shape) if isinstance(x, Traced) else np.shape(x)
+        for letter, size in zip(term, shape, strict=True):
+            sizes.setdefault(letter, set()).add(size)
+    if any(len(found) > 1 for letter, found in sizes.items() if letter != output[0]):
+        return call.block("which repeats entries in a product")
     varying = {c for x, t in tensors for c, n in zip(t[1:], x.names.shape, strict=True) if n > 1}
     lines = {}
     for letter in sorted(varying):
@@ -136,11 +143,12 @@ class Dot(_Contraction):
         second[axes[1] % ranks[1]] = first[axes[0] % ranks[0]]
         summed = first[axes[0] % ranks[0]]
         output = "".join(c for c in (*first, *second[1:]) if c != summed)
-        # Two vectors for each sample give one value, on an axis of its own.
-        return None if output == "a" else f"{''.join(first)},{''.join(second)}->{output}"
+        return f"{''.join(first)},{''.join(second)}->{output}"
 
     def absolute(self, call, tensors):
-        return super().absolute(call, *tensors)
+        y = super().absolute(call, *tensors)
+        # Two vectors for each sample give one value, on an axis of its own.
+        return tf.reshape(y, [-1, *call.output_shape])
 
 
 def attend(query, key, value):

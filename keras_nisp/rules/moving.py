@@ -14,7 +14,7 @@ from keras_nisp.rules.pooling import _Pooling
 @register_rule(layers.Flatten, layers.Permute, layers.RepeatVector)
 @register_operations(
     *("transpose", "moveaxis", "swapaxes", "squeeze", "expand_dims", "flip", "rot90", "ravel"),
-    *("fliplr", "flipud", "hstack", "vstack", "dstack", "append", "tile", "repeat"),
+    *("fliplr", "flipud", "hstack", "vstack", "dstack", "append", "tile"),
     *("depth_to_space", "space_to_depth"),
 )
 class Movement(Rule):
@@ -23,8 +23,6 @@ class Movement(Rule):
     does = "moves"
 
     def trace(self, call, *args, **kwargs):
-        if np.size(getattr(call.layer, "repeats", 1)) > 1:
-            return call.block("which repeats channels unequally")
         return move(call, args, kwargs)
 
     def absolute(self, call, *args, **kwargs):
@@ -55,6 +53,16 @@ def _as_float(outputs):
 def varies(x, axis: int) -> bool:
     """Whether names differ along an axis of a `Traced` tensor (batch axis counted)."""
     return axis % (x.rank + 1) > 0 and x.names.shape[axis % (x.rank + 1) - 1] > 1
+
+
+@register_operations("repeat")
+class Repeat(Movement):
+    """As often for each channel."""
+
+    def trace(self, call, x):
+        if np.size(call.layer.repeats) > 1:
+            return call.block("which repeats entries unequally")
+        return move(call, (x,), {})
 
 
 @register_operations("stack")

@@ -104,7 +104,9 @@ class PositionsOnly(_Reduction):
     """Reductions that must not run over channels."""
 
     def trace(self, call, x, *others):
-        return super().trace(call, x) if not others else call.block("whose weights are a tensor")
+        return (
+            super().trace(call, x) if not others else call.block("which takes more than one tensor")
+        )
 
 
 @register_rule(layers.Softmax)
