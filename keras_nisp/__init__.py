@@ -4,6 +4,7 @@ from keras_nisp._environment import check_environment
 
 check_environment()
 
+from keras_nisp.benchmarking import benchmark  # noqa: E402
 from keras_nisp.callbacks import NISPPruner  # noqa: E402
 from keras_nisp.centripetal import Centripetal, CentripetalSGD  # noqa: E402
 from keras_nisp.channels import ChannelMap  # noqa: E402
@@ -11,6 +12,7 @@ from keras_nisp.cost import profile  # noqa: E402
 from keras_nisp.deviation import deviation  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
     BudgetError,
+    ExportError,
     NoFinalResponseLayerError,
     NotCollapsedError,
     PlanFileError,
@@ -18,6 +20,9 @@ from keras_nisp.errors import (  # noqa: E402
     UnknownLayerWarning,
     VerificationError,
 )
+from keras_nisp.export.onnx import export_onnx  # noqa: E402
+from keras_nisp.export.serving import export_serving  # noqa: E402
+from keras_nisp.export.tflite import export_tflite  # noqa: E402
 from keras_nisp.functional import as_functional  # noqa: E402
 from keras_nisp.importance import (  # noqa: E402
     NISP,
@@ -50,6 +55,7 @@ __all__ = [
     "CentripetalMonitor",
     "CentripetalSGD",
     "ChannelMap",
+    "ExportError",
     "GeometricMedian",
     "Importance",
     "LayerByLayer",
@@ -70,7 +76,11 @@ __all__ = [
     "UnknownLayerWarning",
     "VerificationError",
     "as_functional",
+    "benchmark",
     "deviation",
+    "export_onnx",
+    "export_serving",
+    "export_tflite",
     "inf_fs",
     "plan_merging",
     "plan_pruning",

@@ -220,7 +220,8 @@ def _check(array: np.ndarray, tensor) -> np.ndarray:
         raise ValueError(
             f"Expected calibration data for input '{name}'. Received none: shape {array.shape}."
         )
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+    text = tensor.dtype == "string"
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool or text):
         raise TypeError(
             f"Expected numbers for input '{name}'. Received an array of dtype {array.dtype}."
         )
@@ -232,6 +233,8 @@ def _check(array: np.ndarray, tensor) -> np.ndarray:
             f"Expected calibration data of shape (samples, *{expected}) for input '{name}'. "
             f"Received: shape {array.shape}"
         )
+    if text:
+        return array
     bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if bad.any():
         raise ValueError(
@@ -247,6 +250,9 @@ def random_samples(model: keras.Model, shapes, count: int = 2, seed: int = 0) ->
     inputs = []
     for tensor, shape in zip(graph.body(model).inputs, shapes, strict=True):
         values = rng.normal(size=(count, *shape))
+        if tensor.dtype == "string":
+            inputs.append(np.where(values > 0, "a", "b"))
+            continue
         if "float" not in keras.backend.standardize_dtype(tensor.dtype):
             values = values > 0  # any integer input takes 0 and 1
         inputs.append(values.astype(keras.backend.standardize_dtype(tensor.dtype)))

@@ -25,5 +25,13 @@ class NotCollapsedError(ValueError):
     """Clusters that are to be merged but are not identical."""
 
 
+class ConversionError(ValueError):
+    """A model that cannot be converted to tf_keras, or that TFMOT does not support."""
+
+
 class UnknownLayerWarning(UserWarning):
     """A layer without a rule: its channels stay."""
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported, or whose export does not compute the same."""

@@ -94,6 +94,19 @@ def check_model(model: Any) -> None:
             f"Model '{model.name}' is not built: its weights do not exist yet. Start it "
             "with `keras.Input(shape=...)` or call `model.build(input_shape)` first."
         )
+    for layer in all_layers(model):
+        if mode := getattr(layer, "quantization_mode", None):
+            raise TypeError(
+                f"Model '{model.name}' was quantized by Keras (`model.quantize('{mode}')`): the "
+                f"kernel of layer '{layer.name}' holds integers and a scale for each channel, "
+                "which can be neither pruned nor exported as they are. Prune and export the "
+                "model as it was before; `keras_nisp.export_tflite` quantizes while it exports."
+            )
+
+
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+    """The layers of a model, those of nested models and inside layers too."""
+    return [layer for layer in model._flatten_layers() if layer is not model]
 
 
 def body(model: keras.Model) -> Functional:
@@ -237,6 +250,34 @@ def clone_model(model: keras.Model, inputs: list, clone: Callable, call: Callabl
     return cls(structure, outputs, name=model.name, trainable=model.trainable)
 
 
+def copy_model(model: keras.Model, clone: Callable) -> keras.Model:
+    """A copy of a model and of its weights, with other layers in places.
+
+    Args:
+        model: a functional or sequential model.
+        clone: `clone(layer)` gives the layer to use in its place; it keeps its weights if it
+            has as many.
+    """
+    pairs = []
+
+    def noted(layer):
+        if not isinstance(layer, keras.Layer):
+            return layer
+        pairs.append((layer, clone(layer)))
+        return pairs[-1][1]
+
+    copy = keras.models.clone_model(model, clone_function=noted, recursive=True)
+    for old, new in pairs:
+        if len(old.weights) == len(new.weights):
+            new.set_weights(old.get_weights())
+    return copy
+
+
+def plain_copy(layer: keras.Layer, **settings) -> keras.Layer:
+    """A copy of a layer from its config, with other settings."""
+    return copy_layer(layer, {**layer_config(layer), **settings})
+
+
 def copy_layer(layer: keras.Operation, config: dict) -> keras.Operation:
     """A new layer from a config; functions that are not of Keras are shared with the old one."""
     functions = {}
@@ -342,6 +383,31 @@ def structured_inputs(model: keras.Model, inputs: list) -> Any:
     if isinstance(model, keras.Sequential):
         return inputs[0]
     return keras.tree.pack_sequence_as(model._inputs_struct, inputs)
+
+
+def input_structure(model: keras.Model) -> Any:
+    """The structure (dict, list, a single one) of the symbolic tensors that the model takes."""
+    return body(model)._inputs_struct
+
+
+def output_structure(model: keras.Model) -> Any:
+    """The structure of the symbolic tensors that the model gives."""
+    return body(model)._outputs_struct
+
+
+def is_half(model: keras.Model) -> bool:
+    """Whether any layer computes in half precision."""
+    return any("16" in layer.compute_dtype for layer in all_layers(model))
+
+
+def ends_in_softmax(model: keras.Model) -> bool:
+    """Whether the model's one output comes out of a softmax."""
+    operation = body(model).outputs[0]._keras_history.operation
+    while is_graph(operation):
+        operation = body(operation).outputs[0]._keras_history.operation
+    if isinstance(operation, (keras.layers.Softmax, operation_class("softmax"))):
+        return True
+    return getattr(operation, "activation", None) is keras.activations.softmax
 
 
 def compile_arguments(model: keras.Model) -> dict | None:

@@ -1,0 +1,163 @@
+"""ONNX files, checked in ONNX Runtime."""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp import graph
+from keras_nisp.errors import ExportError
+from keras_nisp.export.signature import Agreement, Signature, check_samples, compare
+from keras_nisp.export.tflite import in_float32
+from keras_nisp.files import check_writable, replacing
+
+TOLERANCE = 1e-4
+OPSET = 17
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxExport:
+    """What `export_onnx` wrote; `print` it for one line.
+
+    Attributes:
+        path: of the file.
+        bytes: its size.
+        opset: version of the operations in it.
+        inputs, outputs: names.
+        agreement: with the Keras model.
+    """
+
+    path: Path
+    bytes: int
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    agreement: Agreement
+
+    def __str__(self) -> str:
+        return f"{self.path}: opset {self.opset}, {self.bytes:,} bytes; {self.agreement}"
+
+
+def export_onnx(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    opset: int = OPSET,
+    check_data: Any = None,
+    verbose: int = 1,
+) -> OnnxExport:
+    """Writes an ONNX file, and runs it in ONNX Runtime beside the Keras model.
+
+    Batch size stays open; inputs and outputs have the names that `export_serving` gives them.
+    Needs `pip install keras-nisp[onnx]`.
+
+    Args:
+        model: a functional or Sequential model. It is not changed.
+        path: of the file, ending in `.onnx`. An existing file is replaced as a whole.
+        opset: version of ONNX's operations.
+        check_data: samples on which the file is compared with the model (up to 64); random
+            ones by default.
+        verbose: 1 prints the outcome in one line.
+
+    Returns:
+        An `OnnxExport`.
+
+    Raises:
+        TypeError: the model is not functional or Sequential, or was quantized by Keras.
+        ValueError: an argument is wrong.
+        ExportError: tf2onnx cannot translate the model, or the file does not run or computes
+            something else. Then no file is written.
+        ImportError: tf2onnx or onnxruntime is missing.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"Expected a path that ends in '.onnx'. Received: '{path}'")
+    check_writable(path)
+    convert, runtime = _packages()
+    signature = Signature(_without_normalization(in_float32(model)))
+    content = _convert(convert, signature, opset)
+    samples, random = check_samples(model, check_data)
+    try:
+        agreement = compare(Signature(model), _runner(runtime, content, signature), samples, random)
+    except ExportError:
+        raise
+    except Exception as error:  # those of ONNX Runtime have no base
+        raise ExportError(
+            f"The ONNX file of model '{model.name}' does not run in ONNX Runtime: {error}. "
+            "Nothing was written."
+        ) from error
+    tolerance = 0.05 if graph.is_half(model) else TOLERANCE
+    agreement.check(tolerance, f"The ONNX file of model '{model.name}'")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    names = tuple(signature.inputs), tuple(signature.outputs)
+    export = OnnxExport(path, len(content), opset, *names, agreement)
+    if verbose:
+        print(export)
+    return export
+
+
+def _packages():
+    try:
+        import onnxruntime
+        import tf2onnx
+    except ImportError as error:
+        raise ImportError(
+            f"ONNX export needs {error.name}: `pip install keras-nisp[onnx]`."
+        ) from error
+    return tf2onnx.convert.from_function, onnxruntime
+
+
+def _convert(convert, signature: Signature, opset: int) -> bytes:
+    function = tf.function(signature, input_signature=signature.specs)
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    try:
+        logger.setLevel(logging.CRITICAL)
+        model, _ = convert(function, input_signature=signature.specs, opset=opset)
+    except Exception as error:  # tf2onnx raises whatever comes
+        raise ExportError(
+            f"tf2onnx cannot translate model '{signature.model.name}': {error}"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    return model.SerializeToString()
+
+
+def _runner(runtime, content: bytes, signature: Signature):
+    session = runtime.InferenceSession(content)
+    lost = {i.name for i in session.get_inputs()} - set(signature.inputs)
+    if lost:
+        raise ExportError(
+            f"The ONNX file of model '{signature.model.name}' is broken: tf2onnx made inputs of "
+            f"the constants {sorted(lost)}. Nothing was written. Keep the layer that holds them "
+            "(preprocessing, mostly) out of the model, or export to TFLite."
+        )
+    names = [output.name for output in session.get_outputs()]
+    return lambda arrays: dict(zip(names, session.run(names, arrays), strict=True))
+
+
+def _without_normalization(model: keras.Model) -> keras.Model:
+    """A model whose `Normalization` layers are `Rescaling`: tf2onnx loses their constants."""
+    if not any(_as_rescaling(layer) for layer in graph.all_layers(model)):
+        return model
+    return graph.copy_model(model, lambda layer: _as_rescaling(layer) or graph.plain_copy(layer))
+
+
+def _as_rescaling(layer: keras.Layer) -> keras.layers.Rescaling | None:
+    """A `Rescaling` that does what a `Normalization` does; `None` if there is none."""
+    if not isinstance(layer, keras.layers.Normalization) or layer.invert:
+        return None
+    mean, variance = (np.asarray(value, np.float64) for value in (layer.mean, layer.variance))
+    if mean.ndim and mean.shape[-1] != mean.size:
+        return None  # along another axis than the last
+    scale = 1 / np.maximum(np.sqrt(variance.ravel()), keras.backend.epsilon())
+    offset = -mean.ravel() * scale
+    return keras.layers.Rescaling(
+        scale.tolist(), offset.tolist(), name=layer.name, dtype=layer.dtype_policy.name
+    )

@@ -1,0 +1,265 @@
+"""Models for TF Serving: SavedModels in numbered folders, put into place as a whole."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_nisp import graph
+from keras_nisp.data import collect
+from keras_nisp.export.signature import (
+    Agreement,
+    Signature,
+    check_samples,
+    compare,
+    write_saved_model,
+)
+from keras_nisp.files import making_folder
+
+TOLERANCE = 1e-4
+WARMUP = 100  # requests at the most; TF Serving takes up to 1,000
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingExport:
+    """What `export_serving` wrote; `print` it for one line.
+
+    Attributes:
+        path: of the version's folder.
+        version: its number.
+        bytes: size of all files in it.
+        signatures: for each signature its input and output names.
+        agreement: with the Keras model.
+    """
+
+    path: Path
+    version: int
+    bytes: int
+    signatures: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    agreement: Agreement
+
+    def __str__(self) -> str:
+        kinds = "; ".join(
+            f"{name}({', '.join(inputs)}) -> {', '.join(outputs)}"
+            for name, (inputs, outputs) in self.signatures.items()
+        )
+        return f"{self.path}: {self.bytes:,} bytes; {kinds}; {self.agreement}"
+
+
+def export_serving(
+    model: keras.Model,
+    path: str | os.PathLike,
+    version: int | None = None,
+    *,
+    preprocessing: keras.Model | None = None,
+    top_k: int | None = None,
+    labels: list[str] | None = None,
+    warmup: Any = None,
+    check_data: Any = None,
+    verbose: int = 1,
+) -> ServingExport:
+    """Writes the next version of a model for TF Serving, and checks it.
+
+    The version is written beside its place and renamed into it, so that a server which polls the
+    folder never sees half a model. Each weight is stored once. Signatures:
+
+    * `serving_default`: the model, or with `preprocessing` that and then the model;
+    * `model`, with `preprocessing`: the model alone;
+    * `top_k`, if that is asked for: what `serving_default` takes, and gives `scores`
+      (probabilities, descending) and `classes` (indices, or labels), both `(batch, top_k)`.
+
+    Args:
+        model: a functional or Sequential model. It is not changed.
+        path: of the model's folder, `"models/name"`; made if it does not exist.
+        version: number of the version; by default the one after the largest that is there.
+        preprocessing: a model from what clients send (images in uint8, say) to the model's one
+            input.
+        top_k: adds the signature `top_k`. Logits go through softmax; what comes out of a softmax
+            is taken as it is.
+        labels: a name for each class, for `top_k`.
+        warmup: some inputs as clients send them (with `preprocessing`: for that), as calibration
+            data; the server runs them before it takes requests. Needs `tensorflow-serving-api`.
+        check_data: inputs, likewise, on which the SavedModel is compared with the Keras model (up
+            to 64); random ones by default.
+        verbose: 1 prints the outcome in one line.
+
+    Returns:
+        A `ServingExport`.
+
+    Raises:
+        TypeError: the model is not functional or Sequential, or was quantized by Keras.
+        ValueError: an argument is wrong.
+        FileExistsError: this version exists; a version is never replaced.
+        ExportError: the SavedModel computes something else. Then nothing is left of it.
+        ImportError: `warmup` without `tensorflow-serving-api`.
+
+    Example:
+
+    >>> import tempfile
+    >>> inputs = keras.Input((4,), name="features")
+    >>> model = keras.Model(inputs, {"price": keras.layers.Dense(1)(inputs)})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export = export_serving(model, f"{folder}/prices", verbose=0)
+    >>> export.version, export.signatures["serving_default"]
+    (1, (('features',), ('price',)))
+    """
+    served = signature = Signature(model)
+    others = {}
+    if preprocessing is not None:
+        served = _Preprocessed(preprocessing, signature)
+        others = {"model": (signature, signature.specs)}
+    if top_k is not None:
+        others["top_k"] = (_TopK(served, top_k, labels), served.specs)
+    elif labels is not None:
+        raise ValueError("Expected `top_k` with `labels`: they name its classes. Received none.")
+    place = Path(path) / str(_checked_version(Path(path), version))
+    first = preprocessing or model
+    requests = None if warmup is None else _warmup_requests(Path(path).name, first, warmup)
+    samples, random = check_samples(first, check_data)
+    with making_folder(place) as folder:
+        write_saved_model(
+            folder, {"serving_default": (served, served.specs), **others}, served.layers
+        )
+        if requests:
+            _write_warmup(folder, requests)
+        # Loading it from the folder proves the files, not the model in memory.
+        loaded = tf.saved_model.load(str(folder)).signatures
+        agreement = compare(served, _runner(loaded["serving_default"]), samples, random)
+        tolerance = 0.05 if graph.is_half(model) else TOLERANCE
+        agreement.check(tolerance, f"The SavedModel of model '{model.name}'")
+        signatures = {key: _names(function) for key, function in sorted(loaded.items())}
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    export = ServingExport(place, int(place.name), size, signatures, agreement)
+    if verbose:
+        print(export)
+    return export
+
+
+def _checked_version(folder: Path, version: int | None) -> int:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"Expected a folder for the model's versions. '{folder}' is none.")
+    if version is None:
+        found = folder.iterdir() if folder.is_dir() else ()
+        return max((int(item.name) for item in found if item.name.isdecimal()), default=0) + 1
+    if isinstance(version, bool) or not isinstance(version, int) or version < 0:
+        raise ValueError(f"Expected `version` to be a number, 0 or more. Received: {version!r}")
+    if (folder / str(version)).exists():
+        raise FileExistsError(
+            f"Version {version} exists in '{folder}', and may be served. Leave `version` out for "
+            "the next number, or remove that folder first."
+        )
+    return version
+
+
+# Signatures ------------------------------------------------------------------------
+
+
+class _Preprocessed(Signature):
+    """A model behind another one, from what clients send to what it takes."""
+
+    def __init__(self, preprocessing: keras.Model, signature: Signature):
+        super().__init__(preprocessing)
+        if len(signature.specs) != 1 or len(self.outputs) != 1:
+            raise ValueError(
+                "Expected `preprocessing` to have one output, for the one input of a model. "
+                f"Received: {len(self.outputs)} outputs for {len(signature.specs)} inputs."
+            )
+        (want,), (got,) = signature.specs, graph.body(preprocessing).outputs
+        if not want.shape.is_compatible_with(got.shape) or want.dtype != tf.as_dtype(got.dtype):
+            raise ValueError(
+                f"Expected `preprocessing` to give what model '{signature.model.name}' takes: "
+                f"{want.shape}, {want.dtype.name}. It gives {tuple(got.shape)}, {got.dtype}."
+            )
+        self.signature, self.outputs = signature, signature.outputs
+
+    @property
+    def layers(self):
+        return super().layers + self.signature.layers
+
+    def __call__(self, *inputs):
+        return self.signature(*self.values(*inputs))
+
+
+class _TopK:
+    """A function to the largest probabilities and their classes.
+
+    Args:
+        served: the signature that gives scores of classes.
+        top_k: how many.
+        labels: a name for each class, or `None`.
+    """
+
+    def __init__(self, served: Signature, top_k: int, labels: list[str] | None):
+        model = getattr(served, "signature", served).model
+        shapes = [tuple(tensor.shape) for tensor in graph.body(model).outputs]
+        if len(shapes) != 1 or len(shapes[0]) != 2 or (shapes[0][1] or 0) < 2:
+            raise ValueError(
+                "Expected a model with one output (batch, classes) for `top_k`. Received outputs "
+                f"{shapes}."
+            )
+        classes = shapes[0][1]
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= classes:
+            raise ValueError(f"Expected `top_k` from 1 to {classes}. Received: {top_k!r}")
+        if labels is not None and len(labels) != classes:
+            raise ValueError(f"Expected {classes} `labels`. Received: {len(labels)}")
+        self.served, self.top_k = served, top_k
+        self.labels = None if labels is None else tf.constant(list(map(str, labels)))
+        self.normalised = graph.ends_in_softmax(model)
+
+    def __call__(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        (values,) = self.served(*inputs).values()
+        values = tf.cast(values, tf.float32)
+        scores, classes = tf.math.top_k(
+            values if self.normalised else tf.nn.softmax(values), self.top_k
+        )
+        if self.labels is not None:
+            classes = tf.gather(self.labels, classes)
+        return {"scores": scores, "classes": classes}
+
+
+def _runner(function) -> Callable:
+    return lambda arrays: {
+        name: value.numpy()
+        for name, value in function(**{n: tf.constant(a) for n, a in arrays.items()}).items()
+    }
+
+
+def _names(function) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    inputs = function.structured_input_signature[1]
+    return tuple(inputs), tuple(function.structured_outputs)
+
+
+# Warm-up ---------------------------------------------------------------------------
+
+
+def _warmup_requests(name: str, model: keras.Model, data: Any) -> list[bytes]:
+    """One serialised request for each sample."""
+    try:
+        from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    except ImportError as error:
+        raise ImportError(
+            "Warm-up requests need tensorflow-serving-api: `pip install keras-nisp[serving]`."
+        ) from error
+    samples, signature = collect(data, model, WARMUP), Signature(model)
+    requests = []
+    for i in range(len(samples)):
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = name
+        request.model_spec.signature_name = "serving_default"
+        for key, array in zip(signature.inputs, samples.inputs, strict=True):
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(array[i : i + 1]))
+        log = prediction_log_pb2.PredictLog(request=request)
+        requests.append(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
+    return requests
+
+
+def _write_warmup(folder: Path, requests: list[bytes]) -> None:
+    extra = folder / "assets.extra"
+    extra.mkdir()
+    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
+        for request in requests:
+            writer.write(request)

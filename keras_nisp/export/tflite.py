@@ -1,0 +1,260 @@
+"""TFLite files: float32, float16, dynamic range and full int8, checked in the interpreter."""
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import os
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp import graph
+from keras_nisp.data import Samples, collect
+from keras_nisp.errors import ExportError
+from keras_nisp.export.signature import (
+    Agreement,
+    Signature,
+    check_samples,
+    compare,
+    write_saved_model,
+)
+from keras_nisp.files import check_writable, replacing
+from keras_nisp.runtime import dequantized, load_interpreter, quantized
+
+QUANTIZATIONS = (None, "float16", "dynamic", "int8")
+# Of the outputs' scale. Integers lose what the data decide: there, only the report tells.
+TOLERANCES = {None: 1e-4, "float16": 0.05, "dynamic": np.inf, "int8": np.inf}
+REPRESENTATIVE = 200  # samples from which the converter takes the ranges of activations
+
+
+@dataclasses.dataclass(frozen=True)
+class TFLiteExport:
+    """What `export_tflite` wrote; `print` it for one line.
+
+    Attributes:
+        path: of the file.
+        quantization: `None`, `"float16"`, `"dynamic"` or `"int8"`.
+        bytes: size of the file.
+        gzip_bytes: its size under gzip, as an app store or a browser transfers it.
+        parameters: of the Keras model.
+        inputs, outputs: names, in the file's signature `serving_default`.
+        agreement: with the Keras model: top-1 and the largest difference.
+    """
+
+    path: Path
+    quantization: str | None
+    bytes: int
+    gzip_bytes: int
+    parameters: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    agreement: Agreement
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.quantization or 'float32'}, {self.bytes:,} bytes "
+            f"({self.gzip_bytes:,} under gzip); {self.agreement}"
+        )
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike,
+    quantization: str | None = None,
+    representative_data: Any = None,
+    *,
+    check_data: Any = None,
+    seed: int = 0,
+    verbose: int = 1,
+) -> TFLiteExport:
+    """Writes a TFLite file, and runs it in the interpreter beside the Keras model.
+
+    Args:
+        model: a functional or Sequential model. It is not changed.
+        path: of the file, ending in `.tflite`. An existing file is replaced as a whole.
+        quantization: `None` (float32), `"float16"` (half the size; computes in float32 on a CPU),
+            `"dynamic"` (int8 weights, float inputs and outputs), or `"int8"` (weights,
+            activations, inputs and outputs, for the fastest and for integer-only devices).
+        representative_data: some real inputs, as calibration data, of which `"int8"` takes the
+            ranges of activations (up to 200 samples). Labels are passed over.
+        check_data: samples on which the file is compared with the model (up to 64); by default
+            representative data, else random numbers.
+        seed: for choosing samples.
+        verbose: 1 prints the outcome in one line.
+
+    Returns:
+        A `TFLiteExport` with sizes and the agreement.
+
+    Raises:
+        TypeError: the model is not functional or Sequential, or was quantized by Keras.
+        ValueError: an argument is wrong.
+        ExportError: the converter cannot translate the model (the message says what), or the file
+            computes something else. Then no file is written.
+
+    Example:
+
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export = export_tflite(model, f"{folder}/model.tflite", verbose=0)
+    >>> export.agreement.relative < 1e-4
+    True
+    """
+    path = Path(path)
+    if path.suffix != ".tflite":
+        raise ValueError(f"Expected a path that ends in '.tflite'. Received: '{path}'")
+    check_writable(path)
+    check_data = representative_data if check_data is None else check_data
+    samples, random = check_samples(model, check_data, seed)
+    content = convert(model, quantization, representative_data, seed=seed)
+    agreement = compare(Signature(model), runner(content), samples, random)
+    tolerance = TOLERANCES["float16" if graph.is_half(model) and not quantization else quantization]
+    agreement.check(tolerance, f"The TFLite file of model '{model.name}'")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    signature = Signature(model)
+    export = TFLiteExport(
+        path,
+        quantization,
+        len(content),
+        len(gzip.compress(content)),
+        model.count_params(),
+        tuple(signature.inputs),
+        tuple(signature.outputs),
+        agreement,
+    )
+    if verbose:
+        print(export)
+    return export
+
+
+def convert(
+    model: keras.Model,
+    quantization: str | None = None,
+    representative: Any = None,
+    *,
+    seed: int = 0,
+) -> bytes:
+    """The content of a TFLite file; arguments as for `export_tflite`."""
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"Expected `quantization` to be one of {QUANTIZATIONS}. Received: {quantization!r}"
+        )
+    samples = None
+    if quantization == "int8":
+        if representative is None:
+            raise ValueError(
+                "Expected `representative_data` for int8: some real inputs, from which the "
+                "converter takes the range of every activation. Received none."
+            )
+        samples = collect(representative, model, REPRESENTATIVE, seed)
+    loops = [
+        layer.name
+        for layer in graph.all_layers(model)
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll
+    ]
+    if loops and quantization == "int8":
+        raise ExportError(
+            f"Layer '{loops[0]}' is a loop over time, on which TensorFlow's int8 calibration "
+            "crashes. Build it with `unroll=True`, or choose quantization='dynamic'."
+        )
+    # Loops have no counterpart at an open batch size, but one at 1.
+    signature = Signature(in_float32(model), 1 if loops else None)
+    return _convert(signature, quantization, samples)
+
+
+def _convert(signature: Signature, quantization: str | None, samples: Samples | None) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        signatures = {"serving_default": (signature, signature.specs)}
+        write_saved_model(Path(folder), signatures, signature.layers)
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            folder, signature_keys=["serving_default"]
+        )
+        _configure(converter, quantization, signature, samples)
+        return run_converter(converter, signature.model.name)
+
+
+def _configure(converter, quantization, signature: Signature, samples: Samples | None) -> None:
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if quantization is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantization == "int8":
+        converter.representative_dataset = lambda: (
+            {
+                name: array[i : i + 1]
+                for name, array in zip(signature.inputs, samples.inputs, strict=True)
+            }
+            for i in range(len(samples))
+        )
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+
+
+def run_converter(converter: Any, name: str) -> bytes:
+    """Runs a `tf.lite.TFLiteConverter` in silence.
+
+    Raises:
+        ExportError: it fails; the message says at which operation.
+    """
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with warnings.catch_warnings(), silence:
+        warnings.filterwarnings("ignore", message="Statistics for quantized inputs")
+        warnings.filterwarnings("ignore", message=r"[\s\S]*tf.lite.Interpreter is deprecated")
+        try:
+            return converter.convert()
+        except Exception as error:  # ConverterError, RuntimeError and others, without a base
+            raise ExportError(
+                f"TFLite's converter cannot translate model '{name}': {_cause(str(error))}"
+            ) from error
+
+
+def _cause(text: str) -> str:
+    """What matters in the converter's pages of MLIR."""
+    missing = sorted(set(re.findall(r"failed to legalize operation '(tf[l.\w]*)'", text)))
+    needed = sorted(set(re.findall(r"^\s*(?:Flex|Custom) ops: (.+)$", text, re.MULTILINE)))
+    if missing or needed:
+        return f"there is no TFLite operation for {', '.join(needed or missing)}."
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return (errors or lines or ["it does not say why"])[0][:300]
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """A model of mixed precision in float32, which the converter needs; others as they are."""
+    if not graph.is_half(model):
+        return model
+    return graph.copy_model(model, lambda layer: graph.plain_copy(layer, dtype="float32"))
+
+
+def runner(model: bytes | str | os.PathLike, threads: int = 1):
+    """A function that runs a TFLite model, sample by sample as a device does.
+
+    Args:
+        model: content or path of the file.
+        threads: of the interpreter.
+
+    Returns:
+        A function from a dict of float arrays `(samples, ...)` by name to a dict of such arrays;
+        integers are quantized and dequantized.
+    """
+    interpreter = load_interpreter(model, threads)
+    call = interpreter.get_signature_runner("serving_default")
+    inputs, outputs = call.get_input_details(), call.get_output_details()
+
+    def run(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = []
+        for i in range(len(next(iter(arrays.values())))):
+            values = {n: quantized(a[i : i + 1], inputs[n]) for n, a in arrays.items()}
+            rows.append({n: dequantized(a, outputs[n]) for n, a in call(**values).items()})
+        return {name: np.concatenate([row[name] for row in rows]) for name in outputs}
+
+    return run
