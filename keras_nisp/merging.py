@@ -93,15 +93,15 @@ def plan_merging(
     _check_mergeable(channel_map, solver, obstacles)
     clusters = Clustering(channel_map, clustering, owners, calibration, seed)
     solver.excluded[list(obstacles)] = True
-    scores = _even_scores(channel_map)
-    unit_map = _merge(channel_map, solver.select(scores), clusters, solver.excluded)
+    gone = solver.select(_even_scores(channel_map))
+    unit_map = _merge(channel_map, gone, clusters, solver.excluded)
     plan = describe(
         channel_map,
         unit_map,
         clusters.name,
         budget,
         solver,
-        scores,
+        None,
         _variables(model, channel_map, unit_map),
     )
     return _with_reasons(plan, channel_map, obstacles)

@@ -7,7 +7,7 @@ import os
 import keras
 import numpy as np
 
-from keras_nisp import graph, plan_file
+from keras_nisp import graph, plan_file, report
 from keras_nisp.channels import ChannelMap
 from keras_nisp.contraction import Forecast, check_plan
 from keras_nisp.cost import Cost
@@ -54,6 +54,9 @@ class GroupPlan:
         readers: layers whose kernels read them.
         units: how many may be removed, each alone.
         removed: how many are.
+        scores: of each of them, by which it was chosen; `None` where the importance gives
+            none. Empty if channels are merged, and in plans of earlier releases.
+        removed_units: if there are scores, indices of those that are removed.
     """
 
     creators: tuple[str, ...]
@@ -61,6 +64,8 @@ class GroupPlan:
     readers: tuple[str, ...]
     units: int
     removed: int
+    scores: tuple[float | None, ...] = ()
+    removed_units: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +241,25 @@ class Plan:
                 f"create channels: {_shorten([c.layer for c in self.creators])}."
             )
         return "\n".join(lines)
+
+    def report(self, path: str | os.PathLike, command: str | None = None) -> None:
+        """Writes the plan as one HTML page that needs nothing else; replaces an existing file.
+
+        Args:
+            path: of the page.
+            command: what made the plan, to be shown. By default a sketch of it is.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+
+        Example:
+
+        >>> import tempfile
+        >>> model = keras.Sequential([keras.Input((4,)), *map(keras.layers.Dense, (8, 3))])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plan_pruning(model, Magnitude(), ratio=0.5).report(f"{folder}/report.html")
+        """
+        report.write(self, path, command)
 
     def _explain_creator(self, creator: CreatorPlan) -> str:
         text = f"'{creator.layer}' keeps {creator.kept} of {creator.channels} channels."

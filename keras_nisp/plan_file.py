@@ -3,19 +3,19 @@
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_nisp.cost import Cost
 from keras_nisp.errors import PlanFileError
+from keras_nisp.files import replacing
 
 if TYPE_CHECKING:
     from keras_nisp.plan import Plan
 
 FORMAT = "keras_nisp plan"
-VERSION = 2
-READABLE = (1, 2)  # version 1 knew no clusters
+VERSION = 3
+READABLE = (1, 2, 3)  # version 1 knew no clusters, version 2 no scores
 
 
 def to_dict(plan: "Plan") -> dict:
@@ -41,15 +41,8 @@ def from_dict(data: dict, source: str) -> "Plan":
 
 
 def save(plan: "Plan", path: str | os.PathLike) -> None:
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(to_dict(plan), file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(to_dict(plan)), encoding="utf-8")
 
 
 def load(path: str | os.PathLike) -> "Plan":
@@ -69,13 +62,16 @@ def _from_data(data: dict) -> "Plan":
     creators = rows(CreatorPlan, "creators")
     for row in creators:
         _check_indices(row)
+    groups = rows(GroupPlan, "groups")
+    for index, group in enumerate(groups):
+        _check_scores(index, group)
     variables = tuple(
         VariablePlan(**_tuples({**row, "clusters": {k: tuple(v) for k, v in row["clusters"]}}))
         for row in data.get("variables", ())
     )
     parts = {
         "creators": creators,
-        "groups": rows(GroupPlan, "groups"),
+        "groups": groups,
         "layers": rows(LayerPlan, "layers"),
         "variables": variables,
     }
@@ -95,6 +91,18 @@ def _check_indices(row) -> None:
         )
     if any(len(set(cluster) - set(indices)) != 1 for cluster in row.clusters):
         raise ValueError(f"removed channels of '{row.layer}' are not those that are merged")
+
+
+def _check_scores(index: int, group) -> None:
+    """Raises unless a group has no scores, or one for each unit and says which are removed."""
+    if not group.scores and not group.removed_units:
+        return
+    indices = set(group.removed_units)
+    valid = len(indices) == len(group.removed_units) == group.removed
+    if not valid or len(group.scores) != group.units or not indices <= set(range(group.units)):
+        raise ValueError(f"scores of group {index}")
+    if not all(score is None or isinstance(score, (int, float)) for score in group.scores):
+        raise ValueError(f"scores of group {index}")
 
 
 def _costs(row: dict) -> dict:

@@ -26,7 +26,7 @@ def render_table(title: str, columns: Sequence[Column], rows, footer=()) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         justify = "right" if column.number else "left"
         table.add_column(column.title, justify=justify, overflow="fold")
@@ -40,7 +40,8 @@ def render_table(title: str, columns: Sequence[Column], rows, footer=()) -> str:
     console = Console(width=width, file=None, no_color=True, highlight=False)
     with console.capture() as capture:
         console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    # A title of the table itself would be wrapped at its width.
+    return "\n".join([title, *(line.rstrip() for line in capture.get().splitlines())])
 
 
 def _cell(value) -> str:

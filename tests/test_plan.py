@@ -84,11 +84,14 @@ def test_edited_plans_are_refused():
         lambda text: text[: len(text) // 2],
         lambda text: "{}",
         lambda text: "[1, 2]",
-        lambda text: text.replace('"version": 2', '"version": 99'),
+        lambda text: text.replace('"version": 3', '"version": 99'),
         lambda text: text.replace('"creators"', '"creator"'),
         lambda text: text.replace('"removed": [', '"removed": ["x", ', 1),
         lambda text: text.replace('"removed": [', '"removed": [-1, ', 1),
         lambda text: text.replace('"removed": [', '"removed": [1000, ', 1),
+        lambda text: text.replace('"scores": [', '"scores": [0.5, ', 1),
+        lambda text: text.replace('"scores": [', '"scores": ["x", ', 1),
+        lambda text: text.replace('"removed_units": [', '"removed_units": [-1, ', 1),
     ],
 )
 def test_damaged_files(damage, tmp_path):
@@ -161,6 +164,32 @@ def test_explain_of_a_layer_before_all_channels():
     )
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
     assert plan.explain("r") == "'r' touches no channels that may be removed."
+
+
+def test_scores_are_kept():
+    """Those of the lowest score go; scores of six digits come back as they were."""
+    model = randomise(plain())
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    for group in plan.groups:
+        assert len(group.scores) == group.units
+        assert len(group.removed_units) == group.removed
+        order = np.argsort(group.scores, kind="stable")
+        assert sorted(order[: group.removed].tolist()) == list(group.removed_units)
+    scores = kn.Magnitude()(kn.trace(model))
+    units = kn.trace(model).groups[0].units
+    np.testing.assert_allclose(plan.groups[0].scores, scores[units], rtol=5e-6)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_plans_of_earlier_releases(version):
+    model = randomise(plain())
+    plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
+    data = {**plan.to_dict(), "version": version}
+    for group in data["groups"]:
+        del group["scores"], group["removed_units"]
+    old = kn.Plan.from_dict(data)
+    assert old.groups[0].scores == ()
+    assert kn.rebuild(model, old).count_params() == kn.rebuild(model, plan).count_params()
 
 
 def test_json_is_plain_data():
