@@ -43,6 +43,7 @@ from keras_nisp.planning import plan_pruning  # noqa: E402
 from keras_nisp.recalibration import recalibrate  # noqa: E402
 from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402
 from keras_nisp.schedules import PolynomialSchedule  # noqa: E402
+from keras_nisp.sensitivity import Sensitivity, sensitivity  # noqa: E402
 from keras_nisp.surgery import prune, rebuild  # noqa: E402
 from keras_nisp.tracing import trace  # noqa: E402
 from keras_nisp.verification import verify  # noqa: E402
@@ -72,6 +73,7 @@ __all__ = [
     "PolynomialSchedule",
     "Random",
     "Rule",
+    "Sensitivity",
     "Taylor",
     "UnknownLayerWarning",
     "VerificationError",
@@ -89,6 +91,7 @@ __all__ = [
     "rebuild",
     "recalibrate",
     "register_rule",
+    "sensitivity",
     "trace",
     "verify",
     "widen",

@@ -229,8 +229,9 @@ def _check(array: np.ndarray, tensor) -> np.ndarray:
         want in (None, got) for want, got in zip(expected, array.shape[1:], strict=True)
     )
     if not fits:
+        shape = f"(samples, {', '.join(map(str, expected))})"
         raise ValueError(
-            f"Expected calibration data of shape (samples, *{expected}) for input '{name}'. "
+            f"Expected calibration data of shape {shape} for input '{name}'. "
             f"Received: shape {array.shape}"
         )
     if text:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,11 @@ def export_onnx(
     except ExportError:
         raise
     except Exception as error:  # those of ONNX Runtime have no base
+        missing = re.search(r"No Op registered for (\w+)", str(error))
+        cause = f"tf2onnx has no translation of {missing[1]}" if missing else error
         raise ExportError(
-            f"The ONNX file of model '{model.name}' does not run in ONNX Runtime: {error}. "
-            "Nothing was written."
+            f"The ONNX file of model '{model.name}' does not run in ONNX Runtime: {cause}. Nothing "
+            "was written; TFLite may take the model."
         ) from error
     tolerance = 0.05 if graph.is_half(model) else TOLERANCE
     agreement.check(tolerance, f"The ONNX file of model '{model.name}'")

@@ -230,7 +230,7 @@ def _runner(function) -> Callable:
 
 def _names(function) -> tuple[tuple[str, ...], tuple[str, ...]]:
     inputs = function.structured_input_signature[1]
-    return tuple(inputs), tuple(function.structured_outputs)
+    return tuple(inputs), tuple(sorted(function.structured_outputs))
 
 
 # Warm-up ---------------------------------------------------------------------------

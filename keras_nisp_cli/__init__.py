@@ -1,0 +1,1 @@
+"""The command line `keras-nisp`. Imports TensorFlow only where a command needs it."""

@@ -1,0 +1,139 @@
+"""`keras-nisp diff`."""
+
+from pathlib import Path
+
+import click
+
+from keras_nisp_cli.console import InputError
+from keras_nisp_cli.loading import load_model, load_samples
+from keras_nisp_cli.options import (
+    INPUT_SHAPE,
+    PATH,
+    SAMPLES_HELP,
+    data_options,
+    model_options,
+    parse_shape,
+)
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("other", type=PATH)
+@click.option("--data", metavar="DATA", help=f"Compare outputs (and accuracy) on: {SAMPLES_HELP}")
+@INPUT_SHAPE
+@data_options
+@model_options
+@click.pass_obj
+def diff(console, model: Path, other: Path, input_shape, **options):
+    """What differs between MODEL and OTHER, layer by layer: widths, parameters, FLOPs."""
+    shape = parse_shape(input_shape)
+    first, second = (
+        load_model(path, options["custom_objects"], options["unsafe"], console)
+        for path in (model, other)
+    )
+    facts = [_facts(path, network, shape) for path, network in ((model, first), (other, second))]
+    outputs, samples = None, load_samples(first, options, "data", console)
+    if samples is not None:
+        with console.stage("Comparing outputs"):
+            outputs = _outputs(first, second, samples)
+    layers = _layers(*facts)
+    console.say(_text(facts, layers, outputs))
+    totals = [{k: v for k, v in f.items() if k != "layers"} for f in facts]
+    console.result({"models": totals, "layers": layers, "outputs": outputs})
+
+
+def _facts(path: Path, network, shape) -> dict:
+    """Size, costs and widths of a model."""
+    from keras_nisp.cost import CostModel
+    from keras_nisp.tracing import trace
+
+    channel_map = trace(network, shape)
+    costs = CostModel(channel_map)
+    layers = costs.layers(costs.everything)
+    widths = {creator.layer: len(creator.units) for creator in channel_map.creators}
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "parameters": sum(cost.parameters for cost in layers.values()),
+        "flops": sum(cost.flops for cost in layers.values()),
+        "activation_bytes": sum(cost.memory for cost in layers.values()),
+        "layers": {
+            name: (widths.get(name), cost.parameters, cost.flops)
+            for name, cost in layers.items()
+            if cost.parameters
+        },
+    }
+
+
+def _layers(first: dict, second: dict) -> list[dict]:
+    """Layers that are not alike in both, with what they have in each."""
+    nothing = (None, 0, 0)
+    rows = []
+    for name in dict.fromkeys((*first["layers"], *second["layers"])):
+        pair = [facts["layers"].get(name, nothing) for facts in (first, second)]
+        if pair[0] != pair[1]:
+            columns = zip(("channels", "parameters", "flops"), *pair, strict=True)
+            rows.append({"layer": name, **{word: [a, b] for word, a, b in columns}})
+    return rows
+
+
+def _outputs(first, second, samples) -> dict:
+    """How far outputs are apart, and how often each is right if there are labels."""
+    import keras
+    import numpy as np
+
+    from keras_nisp import graph
+
+    rows = []
+    for network in (first, second):
+        structure = graph.structured_inputs(network, samples.inputs)
+        values = network.predict(structure, batch_size=64, verbose=0)
+        rows.append([np.asarray(v, np.float64) for v in keras.tree.flatten(values)])
+    if [v.shape for v in rows[0]] != [v.shape for v in rows[1]]:
+        raise InputError(
+            f"The outputs have other shapes: {[v.shape[1:] for v in rows[0]]} and "
+            f"{[v.shape[1:] for v in rows[1]]}."
+        )
+    pairs = list(zip(*rows, strict=True))
+    result = {
+        "samples": len(samples),
+        "largest_difference": max(float(np.abs(a - b).max()) for a, b in pairs),
+        "scale": max(float(np.abs(a).max()) for a, _ in pairs),
+    }
+    a, b = pairs[0]
+    if a.ndim == 2 and a.shape[-1] > 1:
+        result["top1_agreement"] = float((a.argmax(-1) == b.argmax(-1)).mean())
+        labels = samples.labels
+        if isinstance(labels, np.ndarray) and labels.ndim == 1:
+            result["accuracy"] = [float((v.argmax(-1) == labels).mean()) for v in (a, b)]
+    return result
+
+
+def _text(facts: list[dict], layers: list[dict], outputs: dict | None) -> str:
+    from keras_nisp.tables import Column, percent, render_table
+
+    words = ("channels", "parameters", "flops")
+    columns = [Column("layer"), *(Column(w.replace("flops", "FLOPs"), True) for w in words)]
+    rows = [(row["layer"], *(_change(*row[word]) for word in words)) for row in layers]
+    title = f"{facts[0]['file']} -> {facts[1]['file']}"
+    lines = [render_table(title, columns, rows) if rows else f"{title}\nAll layers are alike."]
+    for word in ("parameters", "flops", "activation_bytes", "bytes"):
+        a, b = (f[word] for f in facts)
+        name = {"flops": "FLOPs", "activation_bytes": "activations, bytes", "bytes": "file, bytes"}
+        lines.append(f"{name.get(word, word):<18} {a:>14,} -> {b:>14,}  {percent(a, b)}")
+    if outputs:
+        lines.append(
+            f"outputs differ by {outputs['largest_difference']:.3g} at the most (their scale is "
+            f"{outputs['scale']:.3g}) on {outputs['samples']:,} samples"
+        )
+        if "top1_agreement" in outputs:
+            lines.append(f"top-1 agrees for {100 * outputs['top1_agreement']:.2f} %")
+        if "accuracy" in outputs:
+            a, b = outputs["accuracy"]
+            lines.append(f"accuracy {a:.4f} -> {b:.4f}")
+    return "\n".join(lines)
+
+
+def _change(before, after) -> str:
+    before, after = ("-" if v is None else f"{v:,}" for v in (before, after))
+    return before if before == after else f"{before} -> {after}"

@@ -1,0 +1,105 @@
+"""`keras-nisp export`."""
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from keras_nisp_cli.console import InputError
+from keras_nisp_cli.loading import load_model, load_samples
+from keras_nisp_cli.options import (
+    FORCE,
+    PATH,
+    SAMPLES_HELP,
+    check_outputs,
+    data_options,
+    model_options,
+)
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("--serving", type=PATH, help="Folder of a model for TF Serving: the next version.")
+@click.option("--tflite", type=PATH, help="File for TFLite, .tflite.")
+@click.option("--onnx", type=PATH, help="File for ONNX, .onnx.")
+@click.option(
+    "--quantization",
+    type=click.Choice(["float16", "dynamic", "int8"]),
+    help="For --tflite; int8 takes ranges from --data.",
+)
+@click.option("--data", metavar="DATA", help=f"Samples for int8 and the check: {SAMPLES_HELP}")
+@click.option("--version", type=click.IntRange(0), help="For --serving, instead of the next.")
+@click.option("--top-k", type=click.IntRange(1), help="For --serving: a signature of that name.")
+@click.option("--labels", type=PATH, help="For --top-k: a text file with a class in each line.")
+@click.option("--warmup", is_flag=True, help="For --serving: requests made of --data.")
+@data_options
+@model_options
+@FORCE
+@click.pass_obj
+def export(console, model: Path, serving, tflite, onnx, force, **options):
+    """Write MODEL for TF Serving, TFLite or ONNX, and compare what was written with it."""
+    if serving is None and tflite is None and onnx is None:
+        raise click.UsageError("Say where to: --serving FOLDER, --tflite FILE or --onnx FILE.")
+    for option, needed in (("quantization", tflite), ("top_k", serving), ("version", serving)):
+        if options[option] is not None and needed is None:
+            name = option.replace("_", "-")
+            kind = "--tflite" if option == "quantization" else "--serving"
+            raise click.UsageError(f"--{name} goes with {kind}.")
+    if options["quantization"] == "int8" and options["data"] is None:
+        raise click.UsageError(
+            "--quantization int8 needs --data: some real samples, from which the converter takes "
+            "the range of every activation."
+        )
+    if options["warmup"] and (serving is None or options["data"] is None):
+        raise click.UsageError("--warmup goes with --serving and --data.")
+    labels = _labels(options["labels"])
+    check_outputs(console, force, tflite, onnx)
+    network = load_model(model, options["custom_objects"], options["unsafe"], console)
+    data = load_samples(network, options, "data", console)
+    exports = _exports(console, network, serving, tflite, onnx, data, labels, options)
+    for kind, outcome in exports:
+        console.say(f"{kind}: {outcome}")
+    console.result({kind: _plain(outcome) for kind, outcome in exports})
+
+
+def _exports(console, network, serving, tflite, onnx, data, labels, options) -> list:
+    import keras_nisp as kn
+
+    done = []
+    if tflite is not None:
+        with console.stage(f"Converting for TFLite ({options['quantization'] or 'float32'})"):
+            outcome = kn.export_tflite(network, tflite, options["quantization"], data, verbose=0)
+        done.append(("TFLite", outcome))
+    if onnx is not None:
+        with console.stage("Converting for ONNX"):
+            outcome = kn.export_onnx(network, onnx, check_data=data, verbose=0)
+        done.append(("ONNX", outcome))
+    if serving is not None:
+        with console.stage("Writing a SavedModel"):
+            outcome = kn.export_serving(
+                network,
+                serving,
+                options["version"],
+                top_k=options["top_k"],
+                labels=labels,
+                warmup=data if options["warmup"] else None,
+                check_data=data,
+                verbose=0,
+            )
+        done.append(("TF Serving", outcome))
+    return done
+
+
+def _labels(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError(f"--labels: there is no file '{path}'.")
+    return path.read_text(encoding="utf-8").split("\n")[
+        : -1 if path.read_text().endswith("\n") else None
+    ]
+
+
+def _plain(outcome) -> dict:
+    data = dataclasses.asdict(outcome)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}

@@ -1,0 +1,213 @@
+"""Models and samples from files, for the commands."""
+
+import contextlib
+import functools
+import gc
+import importlib
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from keras_nisp_cli.console import Console, InputError
+
+
+def load_library(console: Console) -> None:
+    """Imports keras_nisp, and with it TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not console.traceback:
+        _silence_native_code()
+    gc.disable()  # of thousands of modules nothing is garbage; this saves a fifth of the time
+    try:
+        with console.stage("Loading TensorFlow"):
+            import tensorflow as tf
+
+            import keras_nisp  # noqa: F401
+        tf.get_logger().setLevel("ERROR")  # it counts retracing, which many models mean
+    finally:
+        gc.enable()
+
+
+@functools.cache
+def _silence_native_code() -> None:
+    """Sends what C++ libraries print nowhere; Python's own standard error stays."""
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def load_model(path: Path, custom_objects: tuple[str, ...], unsafe: bool, console: Console):
+    """A model from a `.keras` or `.h5` file, not compiled.
+
+    Args:
+        path: of the file.
+        custom_objects: `module:name` or `module` of the user's code.
+        unsafe: whether code from the file may be run.
+        console: of the command.
+    """
+    if not path.exists():
+        raise InputError(f"There is no file '{path}'.")
+    if not _is_model_file(path):
+        raise InputError(
+            f"'{path}' is no Keras model. Expected a .keras or .h5 file, as `model.save` writes it."
+        )
+    load_library(console)
+    import keras
+
+    objects = _custom_objects(custom_objects)
+    with console.stage(f"Loading {path.name}"):
+        try:
+            return keras.saving.load_model(
+                path, custom_objects=objects, compile=False, safe_mode=not unsafe
+            )
+        except Exception as error:  # whatever a damaged file makes Keras raise
+            if console.traceback:
+                raise
+            raise InputError(_load_error(path, str(error))) from error
+
+
+def _is_model_file(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return path.suffix == ".keras" and "config.json" in archive.namelist()
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
+def _load_error(path: Path, text: str) -> str:
+    """What to do about an error of Keras while loading."""
+    lowered = text.lower()
+    if "lambda" in lowered and ("safe" in lowered or "unsafe" in lowered):
+        return (
+            f"'{path}' holds Python code (a Lambda layer), which is not run: whoever made the "
+            "file could make it do anything. If you trust it, pass --unsafe."
+        )
+    if "could not locate" in lowered or "unknown layer" in lowered or "custom object" in lowered:
+        named = text.split("'")
+        name = f"'{named[1]}'" if len(named) > 2 else "a class"
+        return (
+            f"'{path}' needs {name}, which is not part of Keras. Name the module that defines it: "
+            f"--custom-objects module:{named[1] if len(named) > 2 else 'Name'}"
+        )
+    first = next((line for line in text.splitlines() if line.strip()), "it does not say why")
+    return f"'{path}' cannot be loaded: {first[:400]}"
+
+
+def _custom_objects(entries: tuple[str, ...]) -> dict[str, Any]:
+    sys.path.insert(0, os.getcwd())
+    objects = {}
+    for entry in entries:
+        module_name, _, name = entry.partition(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise InputError(f"--custom-objects {entry}: {error}.") from error
+        if not name:
+            continue
+        if not hasattr(module, name):
+            raise InputError(f"--custom-objects {entry}: '{module_name}' has no '{name}'.")
+        objects[name] = getattr(module, name)
+    return objects
+
+
+def load_samples(
+    network, options: dict, name: str, console: Console, *, labels: bool = False
+) -> Any:
+    """`Samples` for a model, or `None` if the option is not given.
+
+    Args:
+        network: the model whose inputs they are for.
+        options: of the command: those of `data_options`, and `name`.
+        name: of the option that says where samples are: an .npz or .npy file, or `tfds:`.
+        console: of the command.
+        labels: whether labels are needed.
+    """
+    if options[name] is None:
+        return None
+    import numpy as np
+
+    from keras_nisp.data import collect
+    from keras_nisp.data_range import check_range, starts_with_rescaling
+
+    source, option, scale = options[name], f"--{name}", options["scale"]
+    with console.stage(f"Reading {source}"):
+        if source.startswith("tfds:"):
+            x, y = _from_tfds(source, options["data_dir"], options["samples"])
+            if scale is None and x.dtype == np.uint8 and not starts_with_rescaling(network):
+                scale = 255
+                console.say(f"{source}: pixels are divided by 255 (--scale 1 leaves them)")
+        else:
+            x, y = _from_file(Path(source), option, network)
+        if labels and y is None:
+            raise InputError(f"{option} {source}: there are no labels; add an array `y`.")
+        if scale is not None:
+            x = _scaled(x, scale)
+        seed = options.get("seed", 0)
+        data = x if y is None else (x, y)
+        samples = collect(data, network, options["samples"], seed, labels)
+    if problem := check_range(network, samples):
+        click.echo(f"Warning: {option} {source}: {problem}", err=True)
+    return samples
+
+
+def _scaled(x, scale: float):
+    import numpy as np
+
+    if isinstance(x, dict):
+        return {name: _scaled(array, scale) for name, array in x.items()}
+    return (np.asarray(x) / scale).astype(np.float32)
+
+
+def _from_file(path: Path, option: str, model) -> tuple[Any, Any]:
+    import numpy as np
+
+    from keras_nisp import graph
+
+    if not path.exists():
+        raise InputError(f"{option}: there is no file '{path}'.")
+    try:
+        data = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{option}: '{path}' is no .npz or .npy file: {error}") from error
+    if isinstance(data, np.ndarray):
+        return data, None
+    with contextlib.closing(data):
+        arrays = {name: data[name] for name in data.files}
+    y = arrays.pop("y", None)
+    names = graph.input_names(model)
+    if set(names) <= set(arrays):
+        return {name: arrays[name] for name in names}, y
+    if len(names) == 1 and (len(arrays) == 1 or "x" in arrays):
+        return arrays.get("x", next(iter(arrays.values()))), y
+    raise InputError(
+        f"{option}: expected '{path}' to hold the arrays {names} (and `y`). It holds "
+        f"{sorted(data.files)}."
+    )
+
+
+def _from_tfds(source: str, data_dir: Path | None, limit: int) -> tuple[Any, Any]:
+    name, _, split = source.removeprefix("tfds:").partition("/")
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            "tfds: data need tensorflow-datasets: `pip install keras-nisp[examples]`."
+        ) from error
+    try:
+        batch = tfds.load(
+            name,
+            data_dir=data_dir,
+            download=data_dir is None,
+            split=f"{split or 'train'}[:{limit}]",
+            as_supervised=True,
+            batch_size=-1,
+        )
+    except Exception as error:  # AssertionError, ValueError, DatasetNotFoundError...
+        first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise InputError(f"{source}: {first[:300]}") from error
+    return tfds.as_numpy(batch)

@@ -1,0 +1,231 @@
+"""`keras-nisp prune` and `keras-nisp apply`."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from keras_nisp_cli.loading import load_model, load_samples
+from keras_nisp_cli.options import (
+    FORCE,
+    INPUT_SHAPE,
+    PATH,
+    SAMPLES_HELP,
+    check_outputs,
+    data_options,
+    model_options,
+    parse_shape,
+)
+
+NEEDS_DATA = ("nisp", "layer-by-layer", "taylor")
+IMPORTANCES = (
+    *NEEDS_DATA[:2],
+    "nisp-mag",
+    "taylor",
+    "magnitude",
+    "geometric-median",
+    "bn-scale",
+    "random",
+)
+SHARE = click.FloatRange(0, 1, max_open=True)
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
+@click.option("--flops", type=SHARE, help="Share of the FLOPs to remove, such as 0.5.")
+@click.option("--params", type=SHARE, help="Share of the parameters to remove.")
+@click.option("--ratio", type=SHARE, help="Share of the channels of every group to remove.")
+@click.option("--latency", type=SHARE, help="Share of the latency on this machine to remove.")
+@click.option("--calibration", metavar="DATA", help=f"Unlabelled samples: {SAMPLES_HELP}")
+@click.option(
+    "--importance",
+    type=click.Choice(IMPORTANCES),
+    default="nisp",
+    show_default=True,
+    help="What decides which channels go. NISP, layer-by-layer and Taylor look at data.",
+)
+@click.option("--ranking", type=click.Choice(["local", "global"]), default="local")
+@click.option("--round-to", type=click.IntRange(1), help="Keep multiples of this many channels.")
+@click.option("--target", type=click.Choice(["x86", "arm", "gpu"]), help="Round for this hardware.")
+@click.option("--min-channels", type=float, default=1, help="Keep so many of a group, or a share.")
+@click.option("--exclude", multiple=True, metavar="NAME", help="Layer or pattern that stays whole.")
+@click.option(
+    "--recalibrate/--no-recalibrate",
+    default=True,
+    help="Repair BatchNormalization and biases on the calibration data (default: yes).",
+)
+@click.option("--plan", "plan_path", type=PATH, help="Keep the plan in this .json file, too.")
+@click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
+@click.option("--seed", type=int, default=0, help="For sampling and for --importance random.")
+@INPUT_SHAPE
+@data_options
+@model_options
+@FORCE
+@click.pass_obj
+def prune(console, model: Path, output: Path, plan_path, report_path, force, **options):
+    """Remove the least important channels of MODEL; save the smaller model.
+
+    The smaller model is compared with the original whose removed channels are zeroed. It is not
+    compiled; fine-tune it before you ship it.
+
+    \b
+    keras-nisp prune model.keras --calibration data.npz --flops 0.5 -o small.keras
+    """
+    budget = _budget(options)
+    if options["importance"] in NEEDS_DATA and options["calibration"] is None:
+        raise click.UsageError(
+            f"--importance {options['importance']} looks at data: give --calibration, or choose "
+            "--importance nisp-mag, which does not."
+        )
+    _check_keras(output)
+    check_outputs(console, force, output, plan_path, report_path)
+    network = load_model(model, options["custom_objects"], options["unsafe"], console)
+    labels = options["importance"] == "taylor"
+    samples = load_samples(network, options, "calibration", console, labels=labels)
+
+    from keras_nisp.planning import plan_pruning
+
+    with console.stage("Choosing channels"):
+        plan = plan_pruning(
+            network,
+            importance_named(options["importance"], network, samples, options["seed"]),
+            ranking=options["ranking"],
+            round_to=options["round_to"],
+            target=options["target"],
+            min_channels=_count_or_share(options["min_channels"]),
+            exclude=options["exclude"],
+            input_shape=parse_shape(options["input_shape"]),
+            **budget,
+        )
+    repair = samples if options["recalibrate"] else None
+    _finish(console, network, plan, output, repair, plan_path, report_path)
+
+
+@click.command()
+@click.argument("plan", type=PATH)
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
+@click.option("--calibration", metavar="DATA", help=f"Repair the result on these: {SAMPLES_HELP}")
+@click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
+@data_options
+@model_options
+@FORCE
+@click.pass_obj
+def apply(console, plan, model: Path, output: Path, report_path, force, **options):
+    """Apply PLAN, as `prune --plan` wrote it, to MODEL: one of the same structure."""
+    _check_keras(output)
+    check_outputs(console, force, output, report_path)
+    from keras_nisp.plan import Plan
+
+    loaded = Plan.load(plan)
+    network = load_model(model, options["custom_objects"], options["unsafe"], console)
+    samples = load_samples(network, options, "calibration", console)
+    _finish(console, network, loaded, output, samples, None, report_path)
+
+
+def _budget(options: dict) -> dict:
+    kinds = {
+        "flops": "flops_reduction",
+        "params": "params_reduction",
+        "ratio": "ratio",
+        "latency": "latency_reduction",
+    }
+    given = {name: options[name] for name in kinds if options[name] is not None}
+    if len(given) != 1:
+        raise click.UsageError(
+            "Say how much to remove by exactly one of --flops, --params, --ratio and --latency."
+        )
+    ((name, amount),) = given.items()
+    return {kinds[name]: amount}
+
+
+def _check_keras(path: Path) -> None:
+    if path.suffix != ".keras":
+        raise click.UsageError(f"Expected an output that ends in .keras. Received: '{path}'")
+
+
+def _count_or_share(value: float) -> int | float:
+    return int(value) if value >= 1 else value
+
+
+def importance_named(name: str, network, samples, seed: int):
+    """The importance that an option names."""
+    import keras_nisp as kn
+
+    if name == "taylor":
+        return kn.Taylor(samples, loss=_loss(network, samples))
+    if name in NEEDS_DATA:
+        return {"nisp": kn.NISP, "layer-by-layer": kn.LayerByLayer}[name](samples)
+    if name == "random":
+        return kn.Random(seed)
+    others = {
+        "nisp-mag": kn.NISPMag,
+        "magnitude": kn.Magnitude,
+        "geometric-median": kn.GeometricMedian,
+        "bn-scale": kn.BNScale,
+    }
+    return others[name]()
+
+
+def _loss(network, samples):
+    """Cross-entropy for the labels that there are: indices or one-hot, for logits or not."""
+    import keras
+
+    from keras_nisp import graph
+
+    if len(graph.output_names(network)) != 1 or getattr(samples.labels, "ndim", 0) not in (1, 2):
+        raise click.UsageError(
+            "--importance taylor needs a classifier with one output and one label for each sample."
+        )
+    losses = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
+    return losses[samples.labels.ndim - 1](from_logits=not graph.ends_in_softmax(network))
+
+
+def _finish(console, network, plan, output, samples, plan_path, report_path) -> None:
+    """Builds, proves and repairs the smaller model, and writes all files."""
+    from keras_nisp.files import replacing
+    from keras_nisp.recalibration import recalibrate
+    from keras_nisp.surgery import rebuild
+    from keras_nisp.verification import verify
+
+    with console.stage("Building the smaller model"):
+        small = rebuild(network, plan, verbose=0)
+    with console.stage("Comparing it with the original"):
+        checked = verify(network, small, plan)
+        checked.check()
+    if samples is not None:
+        with console.stage("Recalibrating"):
+            recalibrate(small, samples, network, plan)
+    with console.stage(f"Writing {output.name}"):
+        with replacing(output) as temporary:
+            small.save(temporary)
+        if plan_path:
+            plan.save(plan_path)
+        if report_path:
+            plan.report(report_path, command=_command())
+    console.say(plan.summary())
+    console.say(f"{checked}")
+    repaired = "recalibrated on " + f"{len(samples):,} samples" if samples is not None else ""
+    console.say(
+        f"{output}: {output.stat().st_size:,} bytes"
+        + (f", {repaired}" if repaired else ", not recalibrated (no --calibration)")
+    )
+    console.result(
+        {
+            "output": str(output),
+            "bytes": output.stat().st_size,
+            "importance": plan.importance,
+            "budget": plan.budget,
+            "parameters": [plan.before.parameters, plan.after.parameters],
+            "flops": [plan.before.flops, plan.after.flops],
+            "difference": checked.relative,
+            "recalibrated_on": len(samples) if samples is not None else 0,
+            "widths": {row.layer: [row.channels, row.kept] for row in plan.creators},
+        }
+    )
+
+
+def _command() -> str:
+    return shlex.join(["keras-nisp", *sys.argv[1:]])

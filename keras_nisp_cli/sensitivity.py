@@ -1,0 +1,75 @@
+"""`keras-nisp sensitivity`."""
+
+from pathlib import Path
+
+import click
+
+from keras_nisp_cli.loading import load_model, load_samples
+from keras_nisp_cli.options import (
+    FORCE,
+    PATH,
+    SAMPLES_HELP,
+    check_outputs,
+    data_options,
+    model_options,
+)
+from keras_nisp_cli.pruning import IMPORTANCES, importance_named
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("--data", required=True, metavar="DATA", help=f"Labelled samples: {SAMPLES_HELP}")
+@click.option("-o", "--output", type=PATH, required=True, help="Results, .json; continued if kept.")
+@click.option("--plot", type=PATH, help="A picture, .png or .svg.")
+@click.option(
+    "--importance", type=click.Choice(IMPORTANCES), default="magnitude", show_default=True
+)
+@click.option("--ratios", default="0.25,0.5,0.75", show_default=True, help="Shares to remove.")
+@click.option(
+    "--recalibrate/--no-recalibrate",
+    default=True,
+    help="Repair BatchNormalization and biases on the samples first (default: yes).",
+)
+@click.option("--seed", type=int, default=0)
+@data_options
+@model_options
+@FORCE
+@click.pass_obj
+def sensitivity(console, model: Path, output: Path, plot, force, **options):
+    """Accuracy of MODEL if one coupled group loses channels, for each group and ratio.
+
+    Results are kept after each measurement. After an interruption the same command goes on where
+    it was; --force starts anew.
+    """
+    check_outputs(console, True, output, plot)
+    ratios = _ratios(options["ratios"])
+    network = load_model(model, options["custom_objects"], options["unsafe"], console)
+    samples = load_samples(network, options, "data", console, labels=True)
+    if force:
+        output.unlink(missing_ok=True)
+    import keras_nisp as kn
+
+    with console.progress("Measuring") as progress:
+        result = kn.sensitivity(
+            network,
+            importance_named(options["importance"], network, samples, options["seed"]),
+            samples,
+            ratios=ratios,
+            calibration=samples if options["recalibrate"] else None,
+            path=output,
+            limit=options["samples"],
+            progress=progress,
+        )
+    if plot is not None:
+        result.plot(plot)
+    console.say(str(result))
+    console.result(result.to_dict())
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"Expected --ratios such as 0.25,0.5. Received: {text!r}"
+        ) from None

@@ -1,0 +1,440 @@
+"""The command line: what it prints, writes and refuses."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from nets import plain, randomise, residual
+
+import keras_nisp as kn
+from keras_nisp_cli import loading, main
+
+COMMAND = [str(Path(sys.executable).with_name("keras-nisp"))]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command in this process; gives its exit code, standard output and error."""
+    monkeypatch.setattr(loading, "_silence_native_code", lambda: None)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["keras-nisp", *map(str, arguments)])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def files(tmp_path, rng):
+    """A model whose BatchNormalization has seen standard normal data, and such data."""
+    model = plain()
+    x = rng.normal(size=(96, 9, 9, 3)).astype("float32")
+    randomise(model)
+    kn.recalibrate(model, x)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", x=x, y=rng.integers(0, 5, 96))
+    return tmp_path
+
+
+def in_process(*arguments, **settings):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, **settings
+    )
+
+
+# Help ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *main.COMMANDS])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        "import sys\nfrom keras_nisp_cli import main\n"
+        "try:\n main.main()\nexcept SystemExit: pass\n"
+        "heavy = {'keras', 'tensorflow', 'numpy', 'rich', 'keras_nisp'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))"
+    )
+    arguments = [*command.split(), "--help"]
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert time.perf_counter() - started < 5  # 0.1 s on an idle machine; TensorFlow takes 3
+    assert "Usage: keras-nisp" in done.stdout
+    assert "HEAVY []" in done.stdout
+
+
+def test_version(run):
+    from importlib.metadata import version
+
+    assert run("--version") == (0, f"keras-nisp {version('keras-nisp')}\n", "")
+
+
+# inspect ---------------------------------------------------------------------------
+
+
+def test_inspect_says_what_can_be_pruned_and_what_not(files, run):
+    code, out, err = run("inspect", files / "model.keras", "--json")
+    facts = json.loads(out)
+    model = keras.models.load_model(files / "model.keras")
+    profile = kn.profile(model).total
+    assert (code, err) == (0, "")
+    assert (facts["parameters"], facts["flops"]) == (profile.parameters, profile.flops)
+    assert facts["parameters"] == model.count_params()
+    rows = {row["layer"]: row for row in facts["layers"]}
+    assert (rows["a"]["channels"], rows["a"]["prunable"], rows["a"]["group"]) == (8, 8, 0)
+    assert rows["head"]["prunable"] == 0
+    assert rows["head"]["fixed_because"] == ["model output 'head'"]
+    code, out, _ = run("inspect", files / "model.keras")
+    assert "30 channels in 3 groups can be removed." in out
+    assert "model output 'head'" in out
+
+
+def test_inspect_names_coupled_layers(tmp_path, run):
+    residual().save(tmp_path / "net.keras")
+    _, out, _ = run("inspect", tmp_path / "net.keras")
+    assert "group 0 couples stem, outer0, outer1" in out
+
+
+def test_a_model_in_which_nothing_can_be_pruned(tmp_path, run):
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "net.keras")
+    code, out, _ = run("inspect", tmp_path / "net.keras")
+    assert code == 0
+    assert "No channel can be removed." in out
+
+
+# prune, apply, diff -----------------------------------------------------------------
+
+
+def test_prune_does_what_the_library_does(files, run):
+    data = ("--calibration", files / "data.npz")
+    outputs = ("-o", files / "small.keras", "--plan", files / "plan.json")
+    report = ("--report", files / "report.html")
+    code, out, err = run("prune", files / "model.keras", *data, "--flops", "0.5", *outputs, *report)
+    assert (code, err) == (0, "")
+    assert "verified: outputs differ by" in out
+    model = keras.models.load_model(files / "model.keras")
+    small = keras.models.load_model(files / "small.keras")
+    x = np.load(files / "data.npz")["x"]
+    plan = kn.plan_pruning(model, kn.NISP(x), flops_reduction=0.5)
+    assert kn.Plan.load(files / "plan.json") == plan
+    expected = kn.recalibrate(kn.rebuild(model, plan), x, model, plan)
+    np.testing.assert_allclose(
+        small.predict(x, verbose=0), expected.predict(x, verbose=0), rtol=1e-4, atol=1e-4
+    )
+    assert "keras-nisp prune" in (files / "report.html").read_text()
+
+
+def test_apply_gives_the_same_model(files, run):
+    model = files / "model.keras"
+    common = ("--importance", "magnitude", "--ratio", "0.5")
+    run("prune", model, *common, "-o", files / "a.keras", "--plan", files / "plan.json")
+    code, out, _ = run("apply", files / "plan.json", model, "-o", files / "b.keras", "--json")
+    assert code == 0
+    assert json.loads(out)["widths"]["a"] == [8, 4]
+    first, second = (keras.models.load_model(files / f"{name}.keras") for name in "ab")
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    code, out, _ = run("diff", files / "a.keras", files / "b.keras")
+    assert "All layers are alike." in out
+
+
+def test_diff_compares_widths_outputs_and_accuracy(files, run):
+    small = files / "small.keras"
+    model, data = files / "model.keras", files / "data.npz"
+    run("prune", model, "--importance", "bn-scale", "--ratio", "0.5", "-o", small)
+    code, out, _ = run("diff", model, small, "--data", data, "--json")
+    facts = json.loads(out)
+    rows = {row["layer"]: row for row in facts["layers"]}
+    assert code == 0
+    assert rows["a"]["channels"] == [8, 4]
+    models = [keras.models.load_model(path) for path in (model, small)]
+    assert [m["parameters"] for m in facts["models"]] == [m.count_params() for m in models]
+    loaded = np.load(data)
+    a, b = (m.predict(loaded["x"], verbose=0) for m in models)
+    assert facts["outputs"]["largest_difference"] == pytest.approx(np.abs(a - b).max(), rel=1e-3)
+    right = [(v.argmax(-1) == loaded["y"]).mean() for v in (a, b)]
+    assert facts["outputs"]["accuracy"] == pytest.approx(right)
+
+
+@pytest.mark.parametrize("importance", ["nisp", "layer-by-layer", "nisp-mag", "taylor", "random"])
+def test_every_importance_has_a_name(importance, files, run):
+    needs = (
+        ("--calibration", files / "data.npz") if importance not in ("nisp-mag", "random") else ()
+    )
+    arguments = ("--importance", importance, "--params", "0.3", "-o", files / "small.keras")
+    code, out, err = run("prune", files / "model.keras", *needs, *arguments, "-q")
+    assert (code, out, err) == (0, "", "")
+
+
+def test_nothing_is_overwritten_unless_told(files, run):
+    output = files / "small.keras"
+    output.write_text("precious")
+    arguments = ("prune", files / "model.keras", "--importance", "random", "--ratio", "0.5", "-o")
+    code, _, err = run(*arguments, output)
+    assert code == 2
+    assert "exists. Pass --force to replace it." in err
+    assert output.read_text() == "precious"
+    assert run(*arguments, output, "--force", "-q")[0] == 0
+    assert keras.models.load_model(output).count_params() > 0
+
+
+# export, benchmark -------------------------------------------------------------------
+
+
+def test_export_and_benchmark(files, run):
+    model, data = files / "model.keras", ("--data", files / "data.npz")
+    tflite, serving = files / "a.tflite", files / "models" / "a"
+    code, out, _ = run("export", model, "--tflite", tflite, "--serving", serving, *data, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert set(facts) == {"TFLite", "TF Serving"}
+    assert all(not f["agreement"]["random"] for f in facts.values())
+    assert facts["TFLite"]["bytes"] == tflite.stat().st_size
+    assert (serving / "1" / "saved_model.pb").exists()
+    int8 = files / "int8.tflite"
+    code, out, _ = run("export", model, "--tflite", int8, "--quantization", "int8", *data)
+    assert code == 0
+    assert "top-1 agrees for" in out
+    speed = ("--rounds", 2, "--repeats", 2)
+    code, out, _ = run("benchmark", tflite, int8, *speed, "--json")
+    assert [m["name"] for m in json.loads(out)["models"]] == ["a.tflite", "int8.tflite"]
+    code, out, _ = run("benchmark", model, int8, *speed)
+    assert "int8.tflite is" in out
+    assert code == 0
+
+
+def test_what_cannot_be_exported_is_said(files, run):
+    code, _, err = run("export", files / "model.keras", "--onnx", files / "a.onnx")
+    assert code == 2  # GELU is made of it
+    assert "tf2onnx has no translation of Erfc" in err
+    assert not (files / "a.onnx").exists()
+
+
+def test_labels_and_warm_up(files, run):
+    labels = files / "labels.txt"
+    labels.write_text("a\nb\nc\nd\ne\n")
+    serving = ("--serving", files / "net", "--top-k", "2", "--labels", labels)
+    code, out, _ = run(
+        "export", files / "model.keras", *serving, "--warmup", "--data", files / "data.npz"
+    )
+    assert code == 0
+    assert "top_k(input) -> classes, scores" in out
+    assert (files / "net/1/assets.extra/tf_serving_warmup_requests").exists()
+
+
+# sensitivity -------------------------------------------------------------------------
+
+
+def test_sensitivity_goes_on_where_it_was(files, run, monkeypatch):
+    data, output = files / "data.npz", files / "s.json"
+    arguments = ("sensitivity", files / "model.keras", "--data", data, "-o", output)
+    code, out, _ = run(*arguments, "--ratios", "0.5", "--json", "--plot", files / "s.png")
+    first = json.loads(out)
+    assert code == 0
+    assert len(first["groups"]) == 3
+    assert (files / "s.png").read_bytes().startswith(b"\x89PNG")
+    kept = json.loads(output.read_text())
+    del kept["results"]["2 0.5"]  # as after an interruption
+    kept["results"]["0 0.5"] = 0.125  # known results are not measured again
+    output.write_text(json.dumps(kept))
+    code, out, _ = run(*arguments, "--ratios", "0.5", "--json")
+    second = json.loads(out)
+    assert second["accuracies"][0] == [0.125]
+    assert second["accuracies"][2] == first["accuracies"][2]
+    code, _, err = run(*arguments, "--importance", "random")
+    assert code == 2
+    assert "results of another model, importance or data" in err
+
+
+# What is wrong with files and data ----------------------------------------------------
+
+
+def test_files_that_are_no_models(files, run):
+    for path, text in (
+        (files / "data.npz", "is no Keras model"),
+        (files, "is no Keras model"),
+        (files / "nix.keras", "There is no file"),
+    ):
+        code, out, err = run("inspect", path)
+        assert (code, out) == (2, "")
+        assert text in err
+    damaged = files / "damaged.keras"
+    damaged.write_bytes((files / "model.keras").read_bytes()[:-200])
+    code, _, err = run("inspect", damaged)
+    assert code == 2
+    assert "is no Keras model" in err
+
+
+def test_code_in_a_model_file_is_not_run(tmp_path, run):
+    path, mark = tmp_path / "lambda.keras", tmp_path / "mark"
+    code = f"__import__('pathlib').Path({str(mark)!r}).write_text('run')"
+    function = eval(f"lambda x: ({code}, x)[1]")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Lambda(function)(inputs)))
+    model.save(path)
+    mark.unlink()
+    exit_code, _, err = run("inspect", path)
+    assert exit_code == 2
+    assert "pass --unsafe" in err
+    assert not mark.exists()
+    assert run("inspect", path, "--unsafe")[0] == 0
+    assert mark.exists()
+
+
+MODULE = """
+import keras, keras_nisp
+
+@keras.saving.register_keras_serializable("mine")
+class Halve(keras.layers.Layer):
+    def call(self, x):
+        return x / 2
+
+keras_nisp.register_rule(Halve)(keras_nisp.PassThrough)
+
+class Double(keras.layers.Layer):
+    def call(self, x):
+        return x * 2
+"""
+MAKE = """
+import keras, my_layers
+inputs = keras.Input((4,))
+x = keras.layers.Dense(8, name="hidden")(inputs)
+x = my_layers.Double(name="double")(my_layers.Halve()(x))
+keras.Model(inputs, keras.layers.Dense(2)(x)).save("custom.keras")
+"""
+
+
+def test_custom_objects_come_from_modules_of_the_user(tmp_path):
+    (tmp_path / "my_layers.py").write_text(MODULE)
+    subprocess.run([sys.executable, "-c", MAKE], cwd=tmp_path, check=True, capture_output=True)
+    done = in_process("inspect", "custom.keras", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--custom-objects module:" in done.stderr
+    objects = ("--custom-objects", "my_layers:Double")
+    done = in_process("inspect", "custom.keras", *objects, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "hidden" in done.stdout
+    assert "No rule follows channels through 'double'" in done.stderr
+    done = in_process("inspect", "custom.keras", "--custom-objects", "nix", cwd=tmp_path)
+    assert (done.returncode, "No module named 'nix'" in done.stderr) == (2, True)
+
+
+def test_data_of_another_shape_or_range(files, run):
+    x = np.load(files / "data.npz")["x"]
+    np.save(files / "shape.npy", x[:, :5])
+    np.savez(files / "range.npz", x=255 * x)
+    np.savez(files / "names.npz", images=x, other=x)
+    (files / "notes.txt").write_text("notes")
+    arguments = ("prune", files / "model.keras", "--ratio", "0.5", "-o", files / "small.keras")
+    for name, text in (
+        ("shape.npy", "Expected calibration data of shape (samples, 9, 9, 3)"),
+        ("names.npz", "It holds ['images', 'other']"),
+        ("nix.npz", "there is no file"),
+        ("notes.txt", "is no .npz or .npy file"),
+    ):
+        code, _, err = run(*arguments, "--calibration", files / name)
+        assert code == 2
+        assert text in err
+        assert not (files / "small.keras").exists()
+    code, _, err = run(*arguments, "--calibration", files / "range.npz")
+    assert code == 0
+    assert "another range than the model was trained on" in err
+    scaled = (*arguments, "--force", "--calibration", files / "range.npz", "--scale", "255")
+    assert run(*scaled)[2] == ""
+
+
+def test_unknown_layers_are_answered_with_the_nearest(files, run):
+    code, _, err = run(
+        "prune", files / "model.keras", "--importance", "random", "--ratio", "0.5",
+        "--exclude", "heed", "-o", files / "small.keras",
+    )  # fmt: skip
+    assert code == 2
+    assert "Did you mean 'head'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("prune", "MODEL", "-o", "a.keras", "--importance", "random"), "exactly one of --flops"),
+        (("prune", "MODEL", "-o", "a.keras", "--flops", "0.5"), "give --calibration"),
+        (("prune", "MODEL", "-o", "a.h5", "--flops", "0.5"), "--calibration"),
+        (("prune", "MODEL", "-o", "a.keras", "--flops", "1.5"), "not in the range"),
+        (
+            ("prune", "MODEL", "-o", "no/a.keras", "--flops", "0.5", "--importance", "random"),
+            "make",
+        ),
+        (("export", "MODEL"), "--serving FOLDER"),
+        (("export", "MODEL", "--tflite", "a.tflite", "--quantization", "int8"), "needs --data"),
+        (("export", "MODEL", "--tflite", "a.tflite", "--top-k", "2"), "goes with --serving"),
+        (("inspect", "MODEL", "--input-shape", "big"), "a shape such as"),
+        (("apply", "MODEL", "MODEL", "-o", "a.keras"), "Expected a plan"),
+        (
+            ("sensitivity", "MODEL", "--data", "tfds:nix", "-o", "s.json", "--data-dir", "."),
+            "tfds:",
+        ),
+    ],
+)
+def test_wrong_arguments(arguments, text, files, run, monkeypatch):
+    monkeypatch.chdir(files)
+    before = sorted(path.name for path in files.iterdir())
+    code, out, err = run(*(str(files / "model.keras") if a == "MODEL" else a for a in arguments))
+    assert (code, out) == (2, "")
+    assert text in err
+    assert sorted(path.name for path in files.iterdir()) == before
+
+
+def test_a_full_disk_leaves_nothing(files):
+    """A limit on the size of files is what a full disk is to whoever writes."""
+
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    before = sorted(files.iterdir())
+    arguments = ("--importance", "random", "--ratio", "0.1", "-o", files / "small.keras")
+    done = in_process("prune", files / "model.keras", *arguments, preexec_fn=small_files)
+    assert done.returncode == 2
+    assert "Error:" in done.stderr
+    assert "Traceback" not in done.stderr
+    export = ("export", files / "model.keras", "--serving", files / "net")
+    done = in_process(*export, preexec_fn=small_files)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert [p for p in sorted(files.iterdir()) if p.name != "net"] == before
+    assert not any((files / "net").iterdir())
+
+
+def test_interrupted_commands_leave_no_half_file(files):
+    data = files / "data.npz"
+    arguments = ("sensitivity", files / "model.keras", "--data", data, "-o", files / "s.json")
+    ratios = ",".join(str(i / 100) for i in range(1, 99))
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments), "--ratios", ratios],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = time.monotonic() + 120
+    while not (files / "s.json").exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    assert "Traceback" not in err
+    assert json.loads((files / "s.json").read_text())["results"]["baseline"] >= 0
+    assert sorted(os.listdir(files)) == ["data.npz", "model.keras", "s.json"]
