@@ -1,0 +1,146 @@
+"""Sensitivity of coupled groups, and the range of data."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from nets import plain, randomise, residual
+
+import keras_nisp as kn
+from keras_nisp.data import Samples
+from keras_nisp.data_range import check_range, starts_with_rescaling
+
+
+@pytest.fixture
+def model(images):
+    model = residual()
+    randomise(model)
+    head = model.get_layer("head")
+    # Logits around zero, so that all classes occur.
+    head.bias.assign_sub(model.predict(images, verbose=0).mean(0))
+    return model
+
+
+@pytest.fixture
+def images(rng):
+    return rng.normal(size=(64, 11, 11, 3)).astype("float32")
+
+
+@pytest.fixture
+def data(model, images):
+    return images, model.predict(images, verbose=0).argmax(-1)  # the whole model is always right
+
+
+def test_accuracy_is_that_of_a_model_pruned_by_hand(model, data):
+    result = kn.sensitivity(model, kn.Magnitude(), data, ratios=[0.5, 0.25])
+    assert result.ratios == (0.25, 0.5)
+    assert result.baseline == 1.0
+    assert result.groups == (("stem", "outer0", "outer1"), ("inner0",), ("inner1",))
+    assert result.channels == (8, 6, 6)
+    for layer, values in (("stem", result.accuracies[0]), ("inner1", result.accuracies[2])):
+        plan = kn.plan_pruning(model, kn.Magnitude(), ratios={layer: 0.5})
+        small = kn.rebuild(model, plan)
+        right = small.predict(data[0], verbose=0).argmax(-1) == data[1]
+        assert values[1] == pytest.approx(right.mean())
+        assert values[1] < 1
+    assert "stem and 2 more" in str(result)
+
+
+def test_measurements_are_kept_and_not_repeated(model, data, tmp_path):
+    path, calls = tmp_path / "s.json", []
+
+    def metric(network, samples):
+        calls.append(network)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return float(network.count_params())
+
+    arguments = {"ratios": [0.5], "metric": metric, "path": path}
+    with pytest.raises(KeyboardInterrupt):
+        kn.sensitivity(model, kn.Magnitude(), data, **arguments)
+    assert len(json.loads(path.read_text())["results"]) == 3
+    result = kn.sensitivity(model, kn.Magnitude(), data, **arguments)
+    assert len(calls) == 5  # one more: the one that was interrupted
+    assert result.baseline == model.count_params()
+    assert max(max(row) for row in result.accuracies) < result.baseline
+    with pytest.raises(kn.PlanFileError, match="of another model, importance or data"):
+        kn.sensitivity(model, kn.Random(), data, **arguments)
+    path.write_text("{}")
+    with pytest.raises(kn.PlanFileError, match="Expected results of `sensitivity`"):
+        kn.sensitivity(model, kn.Magnitude(), data, **arguments)
+
+
+def test_repair_is_that_of_recalibrate(model, data):
+    arguments = {"ratios": [0.5], "calibration": data[0]}
+    result = kn.sensitivity(model, kn.Magnitude(), data, **arguments)
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratios={"inner0": 0.5})
+    small = kn.recalibrate(kn.rebuild(model, plan), data[0], model, plan)
+    right = small.predict(data[0], verbose=0).argmax(-1) == data[1]
+    assert result.accuracies[1][0] == pytest.approx(right.mean())
+    assert result != kn.sensitivity(model, kn.Magnitude(), data, ratios=[0.5])
+
+
+@pytest.mark.parametrize("groups", [3, 15])
+def test_plots(groups, tmp_path):
+    pytest.importorskip("matplotlib")
+    names = tuple((f"conv{i}",) for i in range(groups))
+    values = tuple((0.9 - 0.01 * i, 0.5) for i in range(groups))
+    result = kn.Sensitivity("net", "NISP", 0.9, names, (8,) * groups, (0.25, 0.5), values)
+    result.plot(tmp_path / "s.png")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_not_a_classifier_needs_a_metric(rng):
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(8, name="hidden")(inputs)
+    model = keras.Model(inputs, [keras.layers.Dense(2)(x), keras.layers.Dense(3)(x)])
+    data = rng.normal(size=(8, 4)), np.zeros(8)
+    with pytest.raises(ValueError, match="pass `metric=`"):
+        kn.sensitivity(model, kn.Magnitude(), data)
+    with pytest.raises(TypeError, match="with labels"):
+        kn.sensitivity(model, kn.Magnitude(), data[0])
+    with pytest.raises(ValueError, match="`ratios` in"):
+        kn.sensitivity(model, kn.Magnitude(), data, ratios=[1.0])
+
+
+@pytest.mark.parametrize(("units", "labels"), [(1, [0, 1, 1, 0]), (3, [2, 1, 0, 0])])
+def test_accuracy_of_logits_and_probabilities(units, labels):
+    from keras_nisp.sensitivity import accuracy
+
+    inputs = keras.Input((units,))
+    model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
+    if units == 1:
+        x = np.array([[-1.0], [2.0], [-3.0], [-0.1]])
+        assert accuracy(model, Samples([x.astype("float32")], np.array(labels))) == 0.75
+    else:
+        x = np.eye(3)[[2, 1, 1, 0]].astype("float32")
+        for y in (np.array(labels), np.eye(3)[labels]):
+            assert accuracy(model, Samples([x], y)) == 0.75
+
+
+# Range of data -----------------------------------------------------------------------
+
+
+def test_statistics_of_the_first_normalisation_tell_the_range(rng):
+    model = plain()
+    x = rng.uniform(size=(200, 9, 9, 3)).astype("float32")
+    kn.recalibrate(model, x)
+    assert check_range(model, Samples([x])) is None
+    assert check_range(model, Samples([0.5 * x])) is None
+    assert "times as large as in training" in check_range(model, Samples([255 * x]))
+    kn.recalibrate(model, 255 * x)
+    assert "in another range" in check_range(model, Samples([x]))
+    assert check_range(model, Samples([255 * x])) is None
+
+
+def test_without_statistics_pixels_are_asked_about(rng):
+    x = rng.integers(0, 256, (20, 8, 8, 3)).astype("float32")
+    bare = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)])
+    assert "look like pixels" in check_range(bare, Samples([x]))
+    assert check_range(bare, Samples([x / 255])) is None
+    layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3)]
+    rescaled = keras.Sequential(layers)
+    assert starts_with_rescaling(rescaled)
+    assert not starts_with_rescaling(bare)
+    assert check_range(rescaled, Samples([x])) is None
