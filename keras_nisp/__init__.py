@@ -12,6 +12,7 @@ from keras_nisp.cost import profile  # noqa: E402
 from keras_nisp.deviation import deviation  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
     BudgetError,
+    ConversionError,
     ExportError,
     NoFinalResponseLayerError,
     NotCollapsedError,
@@ -22,6 +23,11 @@ from keras_nisp.errors import (  # noqa: E402
 )
 from keras_nisp.export.onnx import export_onnx  # noqa: E402
 from keras_nisp.export.serving import export_serving  # noqa: E402
+from keras_nisp.export.tf_keras import (  # noqa: E402
+    import_tfmot,
+    quantization_aware,
+    to_tf_keras,
+)
 from keras_nisp.export.tflite import export_tflite  # noqa: E402
 from keras_nisp.functional import as_functional  # noqa: E402
 from keras_nisp.importance import (  # noqa: E402
@@ -56,6 +62,7 @@ __all__ = [
     "CentripetalMonitor",
     "CentripetalSGD",
     "ChannelMap",
+    "ConversionError",
     "ExportError",
     "GeometricMedian",
     "Importance",
@@ -83,15 +90,18 @@ __all__ = [
     "export_onnx",
     "export_serving",
     "export_tflite",
+    "import_tfmot",
     "inf_fs",
     "plan_merging",
     "plan_pruning",
     "profile",
     "prune",
+    "quantization_aware",
     "rebuild",
     "recalibrate",
     "register_rule",
     "sensitivity",
+    "to_tf_keras",
     "trace",
     "verify",
     "widen",

@@ -265,7 +265,7 @@ def test_polynomial_schedule_by_hand():
 
 def test_tfmot_schedules():
     """They are called, not imported by us; their last pruning comes before the last value."""
-    tfmot = pytest.importorskip("tensorflow_model_optimization")
+    tfmot = kn.import_tfmot()
     pruning = tfmot.sparsity.keras
     found = amounts(pruning.PolynomialDecay(0.0, 0.5, 0, 105, frequency=10))
     assert found[-1][1] == pytest.approx(0.5)
