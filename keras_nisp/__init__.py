@@ -42,6 +42,7 @@ from keras_nisp.importance import (  # noqa: E402
     Taylor,
     inf_fs,
 )
+from keras_nisp.latency import LatencyTable  # noqa: E402
 from keras_nisp.merging import plan_merging  # noqa: E402
 from keras_nisp.monitor import CentripetalMonitor  # noqa: E402
 from keras_nisp.plan import Plan  # noqa: E402
@@ -66,6 +67,7 @@ __all__ = [
     "ExportError",
     "GeometricMedian",
     "Importance",
+    "LatencyTable",
     "LayerByLayer",
     "Magnitude",
     "NISP",

@@ -1,21 +1,16 @@
-"""From scores and a budget to the units that are removed."""
+"""How much to remove, and within which limits."""
 
 import dataclasses
-import difflib
-import fnmatch
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_nisp.channels import ChannelMap, Group
-from keras_nisp.cost import CostModel
-from keras_nisp.errors import BudgetError
+from keras_nisp.latency import BLOCKS, STEPS, LatencyTable
 from keras_nisp.tracing import trace
 
-KINDS = ("ratio", "ratios", "widths", "flops_reduction", "params_reduction")
+KINDS = ("ratio", "ratios", "widths", "flops_reduction", "params_reduction", "latency_reduction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +25,11 @@ class Budget:
     widths: Mapping[str, int] | keras.Model | None = None
     flops_reduction: float | None = None
     params_reduction: float | None = None
+    latency_reduction: float | None = None
+    latency: LatencyTable | None = None
     ranking: str = "local"
-    round_to: int = 1
+    round_to: int | None = None
+    target: str | None = None
     min_channels: int | float = 1
     exclude: tuple = ()
 
@@ -49,8 +47,8 @@ class Budget:
             raise ValueError(
                 f"Expected `ranking` to be 'local' or 'global'. Received: {self.ranking!r}"
             )
-        if self.round_to != int(self.round_to) or self.round_to < 1:
-            raise ValueError(f"Expected `round_to` of at least 1. Received: {self.round_to}")
+        _check_rounding(self.round_to, self.target)
+        self._set_table()
         if self.min_channels < 1 and not 0 < self.min_channels < 1:
             raise ValueError(
                 "Expected `min_channels` to be a number of channels of at least 1, or a fraction "
@@ -59,6 +57,32 @@ class Budget:
         exclude = self.exclude
         single = isinstance(exclude, str) or not isinstance(exclude, Iterable)
         object.__setattr__(self, "exclude", (exclude,) if single else tuple(exclude))
+
+    def _set_table(self) -> None:
+        """Checks `latency`, and gives latency budgets a table of this machine by default."""
+        if self.latency is not None and not isinstance(self.latency, LatencyTable):
+            raise TypeError(f"Expected `latency` to be a LatencyTable. Received: {self.latency!r}")
+        if (self.latency is None) != (self.latency_reduction is None):
+            if self.latency is not None:
+                raise ValueError(
+                    f"Expected `latency` with `latency_reduction` alone. Received: {self.kind}."
+                )
+            object.__setattr__(self, "latency", LatencyTable())
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Widths are to be multiples of the first of these with which the budget can be met.
+
+        That is what is given, or what the target wants, or 1. Latency falls in steps, so that
+        latency budgets take those that their table measures, and finer ones if they must.
+        """
+        if self.round_to is not None:
+            return (int(self.round_to),)
+        if self.target is not None:
+            return (BLOCKS[self.target],)
+        if self.latency is None:
+            return (1,)
+        return tuple(step for step in reversed(STEPS) if step <= self.latency.block)
 
     @property
     def kind(self) -> str:
@@ -71,6 +95,22 @@ class Budget:
     def with_amount(self, amount: float) -> "Budget":
         """The same limits with another amount of the same kind."""
         return dataclasses.replace(self, **{self.kind: amount})
+
+
+def _check_rounding(round_to: int | None, target: str | None) -> None:
+    if target is not None and target not in BLOCKS:
+        raise ValueError(
+            f"Expected `target` to be one of {', '.join(BLOCKS)}. Received: {target!r}"
+        )
+    if round_to is None:
+        return
+    if target is not None:
+        raise ValueError(
+            f"Expected `round_to` or `target`, which stands for round_to={BLOCKS[target]}, not "
+            f"both. Received: round_to={round_to}, target={target!r}."
+        )
+    if round_to != int(round_to) or round_to < 1:
+        raise ValueError(f"Expected `round_to` of at least 1. Received: {round_to}")
 
 
 def _check_shares(kind: str, given: Any) -> None:
@@ -95,278 +135,3 @@ def _checked_widths(given: Any) -> dict[str, int]:
         if width < 1:
             raise ValueError(f"Expected the width of '{name}' to be at least 1. Received: {width}")
     return {name: int(width) for name, width in given.items()}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Steps:
-    """Possible removals, one after another; units of a step are removed together.
-
-    Attributes:
-        units: units of all steps, one step after another.
-        sizes: number of units of each step.
-        priority: steps of lower priority come first. In local ranking it is the share
-            of the group that is gone halfway through the step.
-        groups: index of the group of each step.
-    """
-
-    units: np.ndarray
-    sizes: np.ndarray
-    priority: np.ndarray
-    groups: np.ndarray
-
-    def of(self, chosen: np.ndarray) -> np.ndarray:
-        """Units of the chosen steps (a boolean for each)."""
-        return self.units[np.repeat(chosen, self.sizes)]
-
-    def by_priority(self) -> "Steps":
-        """The same steps in the order in which they are taken."""
-        order = np.argsort(self.priority, kind="stable")
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        units = self.units[np.argsort(np.repeat(rank, self.sizes), kind="stable")]
-        return Steps(units, self.sizes[order], self.priority[order], self.groups[order])
-
-
-class Solver:
-    """Finds what to remove from a traced model under a budget.
-
-    Args:
-        channel_map: the traced model.
-        budget: the budget. Its names are checked here.
-        removed: boolean per unit: removed already, always to stay so.
-    """
-
-    def __init__(self, channel_map: ChannelMap, budget: Budget, removed: np.ndarray | None = None):
-        self.channel_map = channel_map
-        self.budget = budget
-        self.costs = CostModel(channel_map)
-        self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
-        self.excluded = _excluded(channel_map, budget.exclude)
-        self.wanted_widths = _wanted_widths(channel_map, budget.widths)
-        self.group_ratios = _group_ratios(channel_map, budget.ratios)
-        self.block_shares = _block_shares(channel_map, self.wanted_widths)
-
-    def select(self, scores: np.ndarray) -> np.ndarray:
-        """The units to remove, as a boolean array.
-
-        Raises:
-            BudgetError: the reduction cannot be reached; the message says what can.
-        """
-        steps, budget = self._steps(scores), self.budget
-        if budget.kind == "widths":
-            chosen = self._reach_widths(scores)
-        elif budget.kind == "ratios":
-            chosen = steps.of(steps.priority < self.group_ratios[steps.groups])
-        elif budget.kind == "ratio" and budget.ranking == "local":
-            chosen = steps.of(steps.priority < budget.ratio)
-        else:
-            chosen = self._fewest(steps.by_priority(), scores)
-        return self.channel_map.seen(chosen)
-
-    def _held(self, scores: np.ndarray) -> np.ndarray:
-        """Boolean per unit: the best of each block, where a group has several.
-
-        Layers that are coupled by a concatenation create different blocks of their group:
-        none may lose all of its channels. (A group of one block has its least width.)
-        """
-        held = np.zeros(self.channel_map.count, bool)
-        for group in self.channel_map.groups:
-            blocks = self.channel_map.blocks(group)
-            for units in blocks if len(blocks) > 1 else ():
-                left = units[~self.removed[units]]
-                if len(left) and not np.isnan(scores[left]).any():
-                    held[left[np.argmax(scores[left])]] = True
-        return held
-
-    def _reach_widths(self, scores: np.ndarray) -> np.ndarray:
-        """The units of least score in each block, as many as the given widths want."""
-        stay, chosen = self.excluded | self._held(scores), [np.array([], int)]
-        for group in self.channel_map.groups:
-            for units in self.channel_map.blocks(group):
-                able = units[~stay[units] & ~np.isnan(scores[units])]
-                able = able[np.lexsort((scores[able], ~self.removed[able]))]
-                chosen.append(able[: round(self.block_shares[units[0]] * len(units))])
-        removed = self.channel_map.seen(np.concatenate(chosen))
-        for creator in self.channel_map.creators:
-            wanted = self.wanted_widths.get(creator.layer)
-            left = int(np.count_nonzero(~removed[creator.units]))
-            if wanted is not None and left != wanted:
-                raise BudgetError(
-                    f"Expected a width of '{creator.layer}' that can be reached. Received: "
-                    f"{wanted} of {len(creator.units)} channels, but {left} is what coupled "
-                    "layers, fixed channels and `exclude` allow (see `plan.explain`)."
-                )
-        return np.flatnonzero(removed)
-
-    def _steps(self, scores: np.ndarray) -> Steps:
-        groups, stay = enumerate(self.channel_map.groups), self.excluded | self._held(scores)
-        parts = [self._group_steps(index, group, scores, stay) for index, group in groups]
-        return Steps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-    def _group_steps(self, index: int, group: Group, scores, stay) -> tuple:
-        """The four arrays of `Steps` for one group; `stay` says which units do."""
-        units = group.units[~stay[group.units]]
-        units = units[~np.isnan(scores[units])]
-        order = np.lexsort((scores[units], ~self.removed[units]))  # those removed come first
-        units, total = units[order], len(group.units)
-        counts = np.array([total - width for width in self.widths(total)])
-        counts = counts[counts <= len(units)]
-        starts, sizes = counts[:-1], np.diff(counts)
-        units = units[: counts[-1]]
-        priority = (counts[:-1] + counts[1:]) / 2 / total
-        if len(starts) and self.budget.ranking == "global" and self.budget.kind != "ratios":
-            # Relative to the group, scores of different groups can be compared.
-            mean = np.nanmean(scores[group.units])
-            means = np.add.reduceat(scores[units], starts) / sizes
-            priority = np.maximum.accumulate(means / mean if mean > 0 else 0 * means)
-        if len(starts):
-            gone = np.logical_and.reduceat(self.removed[units], starts)
-            priority = np.where(gone, -np.inf, priority)
-        return units, sizes, priority, np.full(len(sizes), index)
-
-    def widths(self, total: int) -> list[int]:
-        """Widths that a group of `total` units may have, from the widest down."""
-        least = self.budget.min_channels
-        least = max(1, math.ceil(least * total) if least < 1 else int(least))
-        multiple = self.budget.round_to
-        return [total] + [w for w in range(total - 1, least - 1, -1) if w % multiple == 0]
-
-    def _fewest(self, steps: Steps, scores: np.ndarray) -> np.ndarray:
-        """Units of the shortest run of steps, in order of priority, that meets the budget."""
-        measure, name = self._measure(scores)
-        ends = np.cumsum([0, *steps.sizes])
-
-        def left(count: int) -> float:
-            removed = np.zeros(self.channel_map.count, bool)
-            removed[steps.units[: ends[count]]] = True
-            return measure(removed)
-
-        whole, least = left(0), left(len(steps.sizes))
-        target = whole * (1 - self.budget.amount)
-        if least > target:
-            raise BudgetError(
-                f"Expected a reduction of {name} that can be reached. Received: "
-                f"{self.budget.kind}={self.budget.amount:g}, but with everything removed that may "
-                f"be, it is {1 - least / whole:.4f}. Ask for less, or loosen `exclude`, "
-                "`min_channels` or `round_to`."
-            )
-        low, high = int(np.sum(steps.priority == -np.inf)), len(steps.sizes)
-        while low < high:
-            middle = (low + high) // 2
-            if left(middle) <= target:
-                high = middle
-            else:
-                low = middle + 1
-        return steps.units[: ends[low]]
-
-    def _measure(self, scores) -> tuple[Callable[[np.ndarray], float], str]:
-        if self.budget.kind == "flops_reduction":
-            return lambda removed: self.costs.flops(~removed), "FLOPs"
-        if self.budget.kind == "params_reduction":
-            return lambda removed: self.costs.parameters(~removed), "parameters"
-        scored = np.concatenate([group.units for group in self.channel_map.groups])
-        scored = scored[~np.isnan(scores[scored])]
-        return lambda removed: np.count_nonzero(~removed[scored]), "channels"
-
-
-def matching(channel_map: ChannelMap, entry: Any, argument: str) -> list[str]:
-    """Paths of the layers that a name, pattern or layer object stands for.
-
-    Raises:
-        ValueError: nothing matches; the message names what is near.
-    """
-    calls = channel_map.calls
-    if not isinstance(entry, str):
-        paths = [call.path for call in calls if call.layer is entry]
-        entry = getattr(entry, "name", entry)
-    else:
-        paths = list(channel_map.paths.get(entry, ()))
-        if set(entry) & set("*?["):
-            matches = fnmatch.filter(channel_map.paths, entry)
-            paths += [path for name in matches for path in channel_map.paths[name]]
-    if not paths:
-        near = difflib.get_close_matches(str(entry), [call.path for call in calls], 3, 0.4)
-        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-        raise ValueError(
-            f"Expected every entry of `{argument}` to match a layer of model "
-            f"'{channel_map.model.name}'. Received: {entry!r}, which matches none.{hint}"
-        )
-    return list(dict.fromkeys(paths))
-
-
-def _excluded(channel_map: ChannelMap, exclude: tuple) -> np.ndarray:
-    excluded = np.zeros(channel_map.count, bool)
-    for entry in exclude:
-        for path in matching(channel_map, entry, "exclude"):
-            excluded[channel_map.layer_units(path)] = True
-    return excluded
-
-
-def _wanted_widths(channel_map: ChannelMap, widths: Mapping[str, int] | None) -> dict[str, int]:
-    """The width of each layer that is given one, by path."""
-    channels = {creator.layer: len(creator.units) for creator in channel_map.creators}
-    wanted: dict[str, int] = {}
-    for pattern, width in (widths or {}).items():
-        layers = [path for path in matching(channel_map, pattern, "widths") if path in channels]
-        if not layers:
-            raise ValueError(
-                f"Expected `widths` to name layers that create channels. Received: {pattern!r}, "
-                "which matches none that does."
-            )
-        for layer in layers:
-            if width > channels[layer]:
-                raise ValueError(
-                    f"Expected a width of at most {channels[layer]} for '{layer}', which has as "
-                    f"many channels. Received: {width}"
-                )
-            wanted[layer] = width
-    return wanted
-
-
-def _group_ratios(channel_map: ChannelMap, ratios: Mapping[str, float] | None) -> np.ndarray:
-    """The ratio of each group: that of its layers, 0 where none is given."""
-    result = np.zeros(len(channel_map.groups))
-    given: dict[int, str] = {}
-    group_of = {
-        channel_map.creators[i].layer: g
-        for g, group in enumerate(channel_map.groups)
-        for i in group.creators
-    }
-
-    for pattern, ratio in (ratios or {}).items():
-        layers = matching(channel_map, pattern, "ratios")
-        groups = {group_of[layer] for layer in layers if layer in group_of}
-        if not groups:
-            raise ValueError(
-                f"Expected `ratios` to name layers with channels that can be removed. Received: "
-                f"{pattern!r}, which matches {layers[:3]}: these create none, or their channels "
-                "are fixed (see `plan.explain`)."
-            )
-        for group in groups:
-            if group in given and result[group] != ratio:
-                raise ValueError(
-                    f"Expected one ratio for coupled layers. Received: {given[group]!r}: "
-                    f"{result[group]:g} and {pattern!r}: {ratio:g}, whose layers share channels."
-                )
-            given[group], result[group] = pattern, ratio
-    return result
-
-
-def _block_shares(channel_map: ChannelMap, widths: dict[str, int]) -> np.ndarray:
-    """For each unit the share of its block that must go for layers to have their widths.
-
-    A layer that creates several blocks has less to say than those that create one alone.
-    """
-    shares = np.zeros(channel_map.count)
-    creators = [c for c in channel_map.creators if c.layer in widths]
-    blocks = [units for group in channel_map.groups for units in channel_map.blocks(group)]
-    block_of = np.full(channel_map.count, -1)
-    for index, units in enumerate(blocks):
-        block_of[units] = index
-    for alone in (False, True):
-        for creator in creators:
-            free = creator.units[channel_map.free[creator.units]]
-            if len(free) and (len(np.unique(block_of[free])) == 1) == alone:
-                share = (len(creator.units) - widths[creator.layer]) / len(free)
-                shares[np.isin(block_of, block_of[free]) & (block_of >= 0)] = min(share, 1)
-    return shares

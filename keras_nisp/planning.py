@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
-from keras_nisp.budget import Budget, Solver
+from keras_nisp.budget import Budget
 from keras_nisp.channels import ChannelMap
 from keras_nisp.cost import Cost
 from keras_nisp.importance.base import Importance, as_importance, checked_scores
+from keras_nisp.latency import LatencyTable
 from keras_nisp.plan import CreatorPlan, GroupPlan, LayerPlan, Plan, creator_clusters
+from keras_nisp.solver import Solver
 from keras_nisp.tracing import trace
 from keras_nisp.unit_map import UnitMap
 
@@ -23,8 +25,11 @@ def plan_pruning(
     widths: Mapping[str, int] | keras.Model | None = None,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
+    latency: LatencyTable | None = None,
     ranking: str = "local",
-    round_to: int = 1,
+    round_to: int | None = None,
+    target: str | None = None,
     min_channels: int | float = 1,
     exclude=(),
     whole_groups=(),
@@ -32,8 +37,8 @@ def plan_pruning(
 ) -> Plan:
     """Decides which channels to remove. Nothing is built or changed.
 
-    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction` and `params_reduction` is
-    given.
+    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction`, `params_reduction` and
+    `latency_reduction` is given.
 
     Args:
         model: a functional or Sequential model.
@@ -47,10 +52,17 @@ def plan_pruning(
             model whose layers have the same names gives the widths of all of them.
         flops_reduction: share of the FLOPs to remove, met within one channel.
         params_reduction: share of the parameters to remove, likewise.
+        latency_reduction: share of the latency to remove, by a table of measured layers.
+        latency: the `LatencyTable` for `latency_reduction`; by default float32 on one thread
+            of this machine.
         ranking: `"local"` takes the same share of each group, `"global"` compares
             channels of all groups by their score over the mean of their group.
-        round_to: keep multiples of this many channels in every pruned group (hardware
-            works in blocks of 8 or 16).
+        round_to: keep multiples of this many channels in every pruned group, the nearest with
+            which the budget is met. A group of no more channels than that stays whole. By default
+            1; for `latency_reduction` what the table measures (`LatencyTable.block`), or finer if
+            the budget cannot be met with that.
+        target: a preset for `round_to`: `"x86"` (16), `"arm"` (8) or `"gpu"` (8), as many
+            channels as kernels there usually compute at once.
         min_channels: keep at least so many channels of a group; below 1, that share.
         exclude: names, patterns or layer objects whose channels stay.
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
@@ -85,8 +97,11 @@ def plan_pruning(
         widths=widths,
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
+        latency_reduction=latency_reduction,
+        latency=latency,
         ranking=ranking,
         round_to=round_to,
+        target=target,
         min_channels=min_channels,
         exclude=exclude,
     )
@@ -130,17 +145,20 @@ def choose(
 
 
 def describe(channel_map, unit_map, importance, budget, solver, scores, variables=()) -> Plan:
-    """The plan for what becomes of the units, with all that there is to say about it."""
+    """The plan for what becomes of the units, with all that there is to say about it.
+
+    `scores` is `None` if no importance chose them.
+    """
     keep, costs = unit_map.keep, solver.costs
     before, after = costs.layers(costs.everything), costs.layers(keep)
     return Plan(
         model=channel_map.model.name,
         fingerprint=channel_map.fingerprint,
         importance=importance,
-        budget=_budget_text(budget),
+        budget=_budget_text(budget, solver, keep),
         input_shapes=tuple(channel_map.input_shapes),
         creators=_creators(channel_map, unit_map, solver, scores),
-        groups=_groups(channel_map, ~keep),
+        groups=_groups(channel_map, ~keep, scores),
         layers=_layers(channel_map, keep, before, after),
         before=sum(before.values(), Cost()),
         after=sum(after.values(), Cost()),
@@ -160,13 +178,17 @@ def inexact_layers(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def _budget_text(budget: Budget) -> str:
+def _budget_text(budget: Budget, solver: Solver, keep: np.ndarray) -> str:
     amount = budget.amount
     if budget.kind == "widths" and len(amount) > 4:
         amount = f"those of {len(amount)} layers"
     limits = [f"{budget.kind}={amount}", f"ranking={budget.ranking}"]
-    if budget.round_to > 1:
-        limits.append(f"round_to={budget.round_to}")
+    if budget.latency is not None:
+        limits[0] += f" (table: {budget.latency.change(solver.channel_map, keep)})"
+    if budget.target:
+        limits.append(f"target={budget.target}")
+    if solver.block > 1:
+        limits.append(f"round_to={solver.block}")
     if budget.min_channels != 1:
         limits.append(f"min_channels={budget.min_channels}")
     return ", ".join(limits)
@@ -182,7 +204,7 @@ def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
         reasons = [r for unit in kept.tolist() for r in channel_map.reasons.get(unit, ())]
         if solver.excluded[kept].any():
             reasons.append("excluded")
-        if np.isnan(scores[kept]).any() and group >= 0:
+        if scores is not None and np.isnan(scores[kept]).any() and group >= 0:
             reasons.append("the importance gives no score")
         if group >= 0:
             reasons += _width_reasons(channel_map.groups[group], removed, solver)
@@ -206,12 +228,12 @@ def _width_reasons(group, removed, solver) -> list[str]:
     widths = solver.widths(len(group.units))
     if width == widths[-1]:
         return [f"the least width that `min_channels` and `round_to` allow is {width}"]
-    if solver.budget.round_to > 1:
-        return [f"widths are multiples of {solver.budget.round_to}"]
+    if solver.block > 1:
+        return [f"widths are multiples of {solver.block}"]
     return []
 
 
-def _groups(channel_map, removed) -> tuple[GroupPlan, ...]:
+def _groups(channel_map, removed, scores) -> tuple[GroupPlan, ...]:
     group_of = np.full(channel_map.count, -1)
     for index, group in enumerate(channel_map.groups):
         group_of[group.units] = index
@@ -235,9 +257,19 @@ def _groups(channel_map, removed) -> tuple[GroupPlan, ...]:
             tuple(readers[i]),
             len(group.units),
             int(removed[group.units].sum()),
+            *(() if scores is None else _scores(scores[group.units], removed[group.units])),
         )
         for i, group in enumerate(channel_map.groups)
     )
+
+
+def _scores(scores: np.ndarray, removed: np.ndarray) -> tuple[tuple, tuple]:
+    """Scores of a group's units, and which of them are removed, as plain data.
+
+    Six digits are more than a figure shows, and keep files small.
+    """
+    rounded = (None if np.isnan(score) else float(f"{score:.6g}") for score in scores)
+    return tuple(rounded), tuple(np.flatnonzero(removed).tolist())
 
 
 def _layers(channel_map, keep, before, after) -> tuple[LayerPlan, ...]:

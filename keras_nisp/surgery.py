@@ -15,11 +15,13 @@ from keras_nisp.data import random_samples
 from keras_nisp.deviation import deviation
 from keras_nisp.errors import NotCollapsedError
 from keras_nisp.importance.base import Importance
+from keras_nisp.latency_budget import realise_latency
 from keras_nisp.plan import Plan
 from keras_nisp.planning import plan_pruning
 from keras_nisp.recalibration import recalibrate
 from keras_nisp.unit_map import UnitMap
 from keras_nisp.verification import LOSSLESS, output_change, verify_traced
+from keras_nisp.workload import resized_arguments
 from keras_nisp.wrappers import WRAPPED, is_wrapper, rewrap
 
 
@@ -115,13 +117,16 @@ def prune(
         verify: compare the result with the original whose removed channels are zeroed, on a
             random sample.
         verbose: 1 prints the outcome in one line, 0 nothing.
-        **budget: as for `plan_pruning`: `ratio=`, `flops_reduction=` and so on.
+        **budget: as for `plan_pruning`: `ratio=`, `flops_reduction=` and so on. With
+            `latency_reduction=` both models are measured in the TFLite interpreter, and more is
+            removed (up to three times) if too little latency is gone.
 
     Returns:
         The smaller model, as from `rebuild`.
 
     Raises:
         TypeError, ValueError: see `plan_pruning`.
+        ExportError: the model, whose latency is to be measured, is none that TFLite takes.
         VerificationError: the smaller model does not compute what it must.
 
     Example:
@@ -135,16 +140,22 @@ def prune(
     >>> small.count_params()
     35
     """
-    plan = plan_pruning(model, importance, **budget)
-    channel_map = plan.trace(model)
-    unit_map = plan.unit_map(channel_map)
-    small = rebuild_traced(channel_map, unit_map, optimizer_state=False)
+    realised = None
+    if budget.get("latency_reduction") is None:
+        plan = plan_pruning(model, importance, **budget)
+        small = rebuild(model, plan)
+    else:
+        realised = realise_latency(model, importance, rebuild, **budget)
+        plan, small = realised.plan, realised.small
     text = (
         f"{model.name}: parameters -{100 * plan.params_reduction:.1f} %, "
         f"FLOPs -{100 * plan.flops_reduction:.1f} %"
     )
+    if realised is not None:
+        text += f"; {realised}"
     if verify:
-        result = verify_traced(channel_map, unit_map, small)
+        channel_map = plan.trace(model)
+        result = verify_traced(channel_map, plan.unit_map(channel_map), small)
         result.check()
         text += f"; {result}"
     if verbose:
@@ -205,13 +216,7 @@ class Surgeon:
         call = self.places.get(id(node.outputs[0]))
         if call is None:
             return layer(*args, **kwargs)
-        args = list(args)
-        for place, binding in call.constants.items():
-            if isinstance(place, int):
-                args[place] = binding.variable
-                for axis, units in binding.axes.items():
-                    args[place] = args[place].take(self.positions(units), axis)
-        args, kwargs = call.rule.arguments(call, tuple(args), kwargs, self.width)
+        args, kwargs = resized_arguments(call, args, kwargs, self.positions)
         return layer(*args, **kwargs)
 
     def clone(self, operation):

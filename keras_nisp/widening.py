@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.budget import matching
 from keras_nisp.channels import ChannelMap
 from keras_nisp.data import random_samples
 from keras_nisp.errors import VerificationError
+from keras_nisp.solver import matching
 from keras_nisp.surgery import Surgeon, compile_alike
 from keras_nisp.tracing import trace
 from keras_nisp.unit_map import occurrences

@@ -199,15 +199,14 @@ def _from_tfds(source: str, data_dir: Path | None, limit: int) -> tuple[Any, Any
             "tfds: data need tensorflow-datasets: `pip install keras-nisp[examples]`."
         ) from error
     try:
-        batch = tfds.load(
+        data = tfds.load(
             name,
             data_dir=data_dir,
             download=data_dir is None,
-            split=f"{split or 'train'}[:{limit}]",
+            split=split or "train",
             as_supervised=True,
-            batch_size=-1,
         )
+        return next(iter(tfds.as_numpy(data.batch(limit))))
     except Exception as error:  # AssertionError, ValueError, DatasetNotFoundError...
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise InputError(f"{source}: {first[:300]}") from error
-    return tfds.as_numpy(batch)

@@ -38,6 +38,8 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option("--params", type=SHARE, help="Share of the parameters to remove.")
 @click.option("--ratio", type=SHARE, help="Share of the channels of every group to remove.")
 @click.option("--latency", type=SHARE, help="Share of the latency on this machine to remove.")
+@click.option("--quantization", type=click.Choice(["int8"]), help="For --latency: of int8 models.")
+@click.option("--threads", type=click.IntRange(1), default=1, help="For --latency.")
 @click.option("--calibration", metavar="DATA", help=f"Unlabelled samples: {SAMPLES_HELP}")
 @click.option(
     "--importance",
@@ -85,22 +87,19 @@ def prune(console, model: Path, output: Path, plan_path, report_path, force, **o
     labels = options["importance"] == "taylor"
     samples = load_samples(network, options, "calibration", console, labels=labels)
 
-    from keras_nisp.planning import plan_pruning
-
+    limits = {
+        "ranking": options["ranking"],
+        "round_to": options["round_to"],
+        "target": options["target"],
+        "min_channels": _count_or_share(options["min_channels"]),
+        "exclude": options["exclude"],
+        "input_shape": parse_shape(options["input_shape"]),
+    }
+    importance = importance_named(options["importance"], network, samples, options["seed"])
     with console.stage("Choosing channels"):
-        plan = plan_pruning(
-            network,
-            importance_named(options["importance"], network, samples, options["seed"]),
-            ranking=options["ranking"],
-            round_to=options["round_to"],
-            target=options["target"],
-            min_channels=_count_or_share(options["min_channels"]),
-            exclude=options["exclude"],
-            input_shape=parse_shape(options["input_shape"]),
-            **budget,
-        )
+        plan, small, note = _planned(network, importance, {**budget, **limits}, options)
     repair = samples if options["recalibrate"] else None
-    _finish(console, network, plan, output, repair, plan_path, report_path)
+    _finish(console, network, plan, small, output, repair, plan_path, report_path, note)
 
 
 @click.command()
@@ -122,7 +121,10 @@ def apply(console, plan, model: Path, output: Path, report_path, force, **option
     loaded = Plan.load(plan)
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
     samples = load_samples(network, options, "calibration", console)
-    _finish(console, network, loaded, output, samples, None, report_path)
+    from keras_nisp.surgery import rebuild
+
+    small = rebuild(network, loaded, verbose=0)
+    _finish(console, network, loaded, small, output, samples, None, report_path)
 
 
 def _budget(options: dict) -> dict:
@@ -139,6 +141,21 @@ def _budget(options: dict) -> dict:
         )
     ((name, amount),) = given.items()
     return {kinds[name]: amount}
+
+
+def _planned(network, importance, budget: dict, options: dict):
+    """A plan, its model, and what there is to say about a latency budget."""
+    from keras_nisp.latency import LatencyTable
+    from keras_nisp.latency_budget import realise_latency
+    from keras_nisp.planning import plan_pruning
+    from keras_nisp.surgery import rebuild
+
+    if "latency_reduction" not in budget:
+        plan = plan_pruning(network, importance, **budget)
+        return plan, rebuild(network, plan, verbose=0), None
+    table = LatencyTable(options["quantization"], options["threads"])
+    realised = realise_latency(network, importance, rebuild, latency=table, **budget)
+    return realised.plan, realised.small, str(realised)
 
 
 def _check_keras(path: Path) -> None:
@@ -183,15 +200,14 @@ def _loss(network, samples):
     return losses[samples.labels.ndim - 1](from_logits=not graph.ends_in_softmax(network))
 
 
-def _finish(console, network, plan, output, samples, plan_path, report_path) -> None:
-    """Builds, proves and repairs the smaller model, and writes all files."""
+def _finish(
+    console, network, plan, small, output, samples, plan_path, report_path, note=None
+) -> None:
+    """Proves and repairs the smaller model, and writes all files."""
     from keras_nisp.files import replacing
     from keras_nisp.recalibration import recalibrate
-    from keras_nisp.surgery import rebuild
     from keras_nisp.verification import verify
 
-    with console.stage("Building the smaller model"):
-        small = rebuild(network, plan, verbose=0)
     with console.stage("Comparing it with the original"):
         checked = verify(network, small, plan)
         checked.check()
@@ -206,6 +222,8 @@ def _finish(console, network, plan, output, samples, plan_path, report_path) -> 
         if report_path:
             plan.report(report_path, command=_command())
     console.say(plan.summary())
+    if note:
+        console.say(note)
     console.say(f"{checked}")
     repaired = "recalibrated on " + f"{len(samples):,} samples" if samples is not None else ""
     console.say(
@@ -220,6 +238,7 @@ def _finish(console, network, plan, output, samples, plan_path, report_path) -> 
             "budget": plan.budget,
             "parameters": [plan.before.parameters, plan.after.parameters],
             "flops": [plan.before.flops, plan.after.flops],
+            "latency": note,
             "difference": checked.relative,
             "recalibrated_on": len(samples) if samples is not None else 0,
             "widths": {row.layer: [row.channels, row.kept] for row in plan.creators},

@@ -9,8 +9,9 @@ from keras import layers
 from nets import NETS, branches, plain, randomise, residual
 
 import keras_nisp as kn
-from keras_nisp.budget import Budget, Solver
+from keras_nisp.budget import Budget
 from keras_nisp.cost import CostModel
+from keras_nisp.solver import Solver
 
 
 def widths(plan):

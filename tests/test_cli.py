@@ -180,6 +180,16 @@ def test_every_importance_has_a_name(importance, files, run):
     assert (code, out, err) == (0, "", "")
 
 
+def test_latency_is_measured(files, run, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files / "cache"))  # no table of this machine's user
+    small = ("-o", files / "small.keras")
+    code, out, _ = run(
+        "prune", files / "model.keras", "--importance", "random", "--latency", "0.2", *small
+    )
+    assert code == 0
+    assert "latency: wanted -20.0 %, by the table -" in out
+
+
 def test_nothing_is_overwritten_unless_told(files, run):
     output = files / "small.keras"
     output.write_text("precious")
