@@ -14,6 +14,7 @@ from keras_nisp import graph
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap, Traced
 from keras_nisp.cost import CostModel
+from keras_nisp.rules.activation import IDLE
 from keras_nisp.rules.merging import Joining, Operator
 
 Shape = tuple[int, ...]
@@ -22,19 +23,6 @@ Shape = tuple[int, ...]
 NAMELESS = ("name", "trainable", "dtype", "seed", "module", "registered_name", "build_config")
 PASSING = ("initializer", "regularizer", "constraint")
 
-# At inference these give what they get.
-IDLE = (
-    layers.Identity,
-    layers.Dropout,
-    layers.AlphaDropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    layers.ActivityRegularization,
-    graph.StochasticDepth,
-)
 CLAMPS = (keras.activations.linear, keras.activations.relu, keras.activations.relu6)
 CLAMP_OPERATIONS = (graph.operation_class("relu"), graph.operation_class("relu6"))
 

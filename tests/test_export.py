@@ -409,3 +409,24 @@ def test_normalization_survives_onnx(tmp_path, rng):
     with pytest.raises(kn.ExportError, match="made inputs of the constants"):
         kn.export_onnx(along_rows, path)
     assert not path.exists()
+
+
+def test_the_command_of_tensorflow_reads_it(tmp_path):
+    """`saved_model_cli`, which knows nothing of Keras, shows the signature and runs it."""
+    model = two_outputs()
+    export = kn.export_serving(model, tmp_path / "net", verbose=0)
+    arrays = dict(zip(Signature(model).inputs, samples_for(model, 3), strict=True))
+    inputs = []
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        inputs.append(f"{name}={tmp_path / name}.npy")
+    tool = [str(Path(sys.executable).with_name("saved_model_cli")), "run", "--dir"]
+    signature = ["--tag_set", "serve", "--signature_def", "serving_default"]
+    command = [*tool, str(export.path), *signature, "--inputs", ";".join(inputs)]
+    subprocess.run(
+        [*command, "--outdir", str(tmp_path / "out")], check=True, capture_output=True, text=True
+    )
+    expected = model({name: tf.constant(array) for name, array in arrays.items()})
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out" / "score.npy"), expected["score"], rtol=1e-4, atol=1e-5
+    )

@@ -53,10 +53,8 @@ class Activation(PassThrough):
         return fix_unless_elementwise(call, x.names)
 
 
-register_rule(
-    layers.ReLU,
-    layers.LeakyReLU,
-    layers.ELU,
+# At inference these give what they get.
+IDLE = (
     layers.Identity,
     layers.Dropout,
     layers.AlphaDropout,
@@ -66,9 +64,9 @@ register_rule(
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
     layers.ActivityRegularization,
-    layers.Masking,
     graph.StochasticDepth,
-)(PassThrough)
+)
+register_rule(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Masking, *IDLE)(PassThrough)
 
 
 @register_rule(*graph.ACTIVATIONS)
