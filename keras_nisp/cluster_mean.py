@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.errors import PlanMismatchError
-from keras_nisp.plan import Plan, VariablePlan
+from keras_nisp.plan import Plan
+from keras_nisp.plan_rows import VariablePlan
 
 # A product with a small matrix is one fast operation; wider than this, sums of whole rows of
 # the transposed kernel are faster (benchmarks/step_time.py).

@@ -11,7 +11,8 @@ import tensorflow as tf
 from keras_nisp.budget import Budget
 from keras_nisp.channels import Binding, ChannelMap, reasons_by_unit
 from keras_nisp.clustering import Clustering
-from keras_nisp.plan import Plan, VariablePlan
+from keras_nisp.plan import Plan
+from keras_nisp.plan_rows import VariablePlan
 from keras_nisp.planning import describe
 from keras_nisp.solver import Solver
 from keras_nisp.tracing import trace

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from keras_nisp.cost import Cost
 from keras_nisp.errors import PlanFileError
 from keras_nisp.files import replacing
+from keras_nisp.plan_rows import CreatorPlan, GroupPlan, LayerPlan, VariablePlan
 
 if TYPE_CHECKING:
     from keras_nisp.plan import Plan
@@ -54,7 +55,7 @@ def load(path: str | os.PathLike) -> "Plan":
 
 
 def _from_data(data: dict) -> "Plan":
-    from keras_nisp.plan import CreatorPlan, GroupPlan, LayerPlan, Plan, VariablePlan
+    from keras_nisp.plan import Plan
 
     def rows(kind, name):
         return tuple(kind(**_tuples({**row, **_costs(row)})) for row in data.get(name, ()))

@@ -10,7 +10,8 @@ from keras_nisp.channels import ChannelMap
 from keras_nisp.cost import Cost
 from keras_nisp.importance.base import Importance, as_importance, checked_scores
 from keras_nisp.latency import LatencyTable
-from keras_nisp.plan import CreatorPlan, GroupPlan, LayerPlan, Plan, creator_clusters
+from keras_nisp.plan import Plan
+from keras_nisp.plan_rows import CreatorPlan, GroupPlan, LayerPlan, creator_clusters
 from keras_nisp.solver import Solver
 from keras_nisp.tracing import trace
 from keras_nisp.unit_map import UnitMap

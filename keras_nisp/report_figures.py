@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from keras_nisp.plan import GroupPlan, LayerPlan, Plan
+    from keras_nisp.plan import Plan
+    from keras_nisp.plan_rows import GroupPlan, LayerPlan
 
 COLOURS = 6  # of coupled groups; the number in the mark tells groups of one colour apart
 
