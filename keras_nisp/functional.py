@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nisp import graph
+from keras_nisp import copying, graph
 from keras_nisp.data import random_samples
 from keras_nisp.rules.base import registered
 from keras_nisp.wrappers import is_wrapper
@@ -138,7 +138,7 @@ class _Writer:
                     return written(args, kwargs)
                 return written(*args, **kwargs)
 
-            inputs = graph.new_inputs(model, [t.shape for t in graph.body(model).inputs])
+            inputs = copying.new_inputs(model, [t.shape for t in graph.body(model).inputs])
             outputs = graph.replay(model, inputs, visit)
             structure = graph.structured_inputs(model, inputs)
             written = keras.Model(structure, outputs, name=model.name) if changed else model
@@ -275,7 +275,7 @@ def _replayed(model: keras.Model, shapes: list) -> keras.Model:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
         return operation(*args, **kwargs)
 
-    inputs = graph.new_inputs(model, shapes)
+    inputs = copying.new_inputs(model, shapes)
     outputs = graph.replay(model, inputs, visit)
     return keras.Model(_single(inputs), outputs, name=model.name)
 

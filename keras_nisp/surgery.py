@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
+from keras_nisp import copying, graph
 from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.channels import ChannelMap
 from keras_nisp.data import random_samples
@@ -208,8 +208,8 @@ class Surgeon:
         return self.clone_model(model, [tensor.shape for tensor in graph.body(model).inputs])
 
     def clone_model(self, model, shapes):
-        inputs = graph.new_inputs(model, shapes)
-        return graph.clone_model(model, inputs, self.clone, self._call)
+        inputs = copying.new_inputs(model, shapes)
+        return copying.clone_model(model, inputs, self.clone, self._call)
 
     def _call(self, node, layer, args, kwargs):
         """Calls a clone; constants and sizes among its arguments change with the channels."""
@@ -250,10 +250,10 @@ class Surgeon:
         names = [*(tensor.names for tensor in (*call.inputs, *call.outputs)), *call.hidden.values()]
         changes = any(self.width(array) != array.size for array in names)
         try:
-            config = graph.layer_config(layer)
+            config = copying.layer_config(layer)
             if changes:
                 config = call.rule.resize(call, config, self.width)
-            return graph.copy_layer(layer, config)
+            return copying.copy_layer(layer, config)
         except Exception as error:
             raise TypeError(
                 f"Layer '{call.path}' ({type(layer).__name__}) cannot be copied from its config: "
@@ -265,7 +265,7 @@ class Surgeon:
         for call in self.calls.values():
             clone = self.clones.get(id(call.layer))
             if clone is not None:  # what a wrapper does between its layers has none
-                for old, new in graph.paired_variables(call.layer, clone):
+                for old, new in copying.paired_variables(call.layer, clone):
                     yield call, old, new
 
     def transfer(self, resize: Callable) -> None:

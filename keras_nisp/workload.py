@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_nisp import graph
+from keras_nisp import copying, graph
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap, Traced
 from keras_nisp.cost import CostModel
@@ -59,7 +59,7 @@ class Workload:
 def layer_workload(layer: keras.Layer, inputs: tuple[Shape, ...], flops: int = 0) -> Workload:
     """The workload of a layer that is not yet built and takes its inputs one by one."""
     outputs = layer.compute_output_shape(*inputs)
-    settings = _settings(graph.layer_config(layer))
+    settings = _settings(copying.layer_config(layer))
     elements = int(np.prod(outputs))
     kind = type(layer).__name__
     return Workload(layer.name, kind, settings, inputs, elements, flops, lambda: layer)
@@ -103,7 +103,7 @@ class Workloads:
         def width(units):
             return int(np.count_nonzero(keep[units]))
 
-        config = graph.layer_config(call.layer)
+        config = copying.layer_config(call.layer)
         if not all(keep[tensor.names].all() for tensor in (*call.inputs, *call.outputs)) or any(
             not keep[units].all() for units in call.hidden.values()
         ):
@@ -140,7 +140,7 @@ def resized_arguments(call: Call, args: tuple, kwargs: dict, positions: Callable
 
 def _computation(call, config, args, kwargs, positions) -> Callable:
     """A function of tensors that calls a new layer as the call does."""
-    layer = graph.copy_layer(call.layer, _buildable(config))
+    layer = copying.copy_layer(call.layer, _buildable(config))
 
     def compute(*tensors):
         values = iter(tensors)

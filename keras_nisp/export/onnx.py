@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
+from keras_nisp import copying, graph
 from keras_nisp.errors import ExportError
 from keras_nisp.export.signature import Agreement, Signature, check_samples, compare
 from keras_nisp.export.tflite import in_float32
@@ -149,7 +149,9 @@ def _without_normalization(model: keras.Model) -> keras.Model:
     """A model whose `Normalization` layers are `Rescaling`: tf2onnx loses their constants."""
     if not any(_as_rescaling(layer) for layer in graph.all_layers(model)):
         return model
-    return graph.copy_model(model, lambda layer: _as_rescaling(layer) or graph.plain_copy(layer))
+    return copying.copy_model(
+        model, lambda layer: _as_rescaling(layer) or copying.plain_copy(layer)
+    )
 
 
 def _as_rescaling(layer: keras.Layer) -> keras.layers.Rescaling | None:

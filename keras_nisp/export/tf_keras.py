@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp import graph
+from keras_nisp import copying, graph
 from keras_nisp.data import random_samples
 from keras_nisp.errors import ConversionError
 from keras_nisp.export.tflite import in_float32
@@ -343,7 +343,7 @@ def _settings(layer: keras.Layer, path: str, accepted: set[str]) -> dict:
     """The layer's settings as its counterpart takes them; none is dropped that means something."""
     defaults = inspect.signature(type(layer).__init__).parameters
     settings = {}
-    for key, value in graph.layer_config(layer).items():
+    for key, value in copying.layer_config(layer).items():
         new_key = RENAMED.get((type(layer), key), key)
         if key in ("name", "dtype") or key.endswith("_initializer"):
             continue

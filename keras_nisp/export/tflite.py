@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
+from keras_nisp import copying, graph
 from keras_nisp.data import Samples, collect
 from keras_nisp.errors import ExportError
 from keras_nisp.export.signature import (
@@ -232,7 +232,7 @@ def in_float32(model: keras.Model) -> keras.Model:
     """A model of mixed precision in float32, which the converter needs; others as they are."""
     if not graph.is_half(model):
         return model
-    return graph.copy_model(model, lambda layer: graph.plain_copy(layer, dtype="float32"))
+    return copying.copy_model(model, lambda layer: copying.plain_copy(layer, dtype="float32"))
 
 
 def runner(model: bytes | str | os.PathLike, threads: int = 1):
