@@ -10,15 +10,20 @@ import numpy as np
 
 
 def load_interpreter(
-    model: bytes | str | os.PathLike, threads: int = 1, resize: Callable | None = None
+    model: bytes | str | os.PathLike,
+    threads: int = 1,
+    resize: Callable | None = None,
+    allocate: bool = True,
 ) -> Any:
-    """An interpreter with its tensors allocated.
+    """An interpreter of a TFLite model.
 
     Args:
         model: content or path of a TFLite file.
         threads: number of threads.
         resize: `resize(details)` gives a shape for each input, from `get_input_details()`; by
             default inputs are as large as the file says.
+        allocate: whether to allocate its tensors; a signature runner does so when it is called,
+            at the size of what it is given.
 
     Returns:
         An `ai_edge_litert.interpreter.Interpreter`; where that package is missing the
@@ -35,7 +40,8 @@ def load_interpreter(
         details = interpreter.get_input_details()
         for detail, shape in zip(details, resize(details) if resize else (), strict=False):
             interpreter.resize_tensor_input(detail["index"], shape)
-        interpreter.allocate_tensors()
+        if allocate:
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         name = "these bytes" if isinstance(model, bytes) else f"'{model}'"
         raise ValueError(f"The TFLite interpreter does not take {name}: {error}") from error

@@ -275,6 +275,21 @@ def test_inputs_go_by_name_not_by_position(tmp_path, rng):
     np.testing.assert_allclose(got["parts_first"], want["parts"]["first"], rtol=1e-4, atol=1e-5)
 
 
+def test_open_sizes_stay_open(tmp_path, rng):
+    inputs = keras.Input((None, None, 3), name="photo")
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    kn.export_tflite(model, tmp_path / "net.tflite", verbose=0)
+    kn.export_serving(model, tmp_path / "net", verbose=0)
+    kn.export_onnx(model, tmp_path / "net.onnx", verbose=0)
+    run = runner(tmp_path / "net.tflite")
+    for size in ((2, 9, 8, 3), (3, 20, 31, 3)):
+        photos = rng.normal(size=size).astype("float32")
+        np.testing.assert_allclose(
+            run({"photo": photos})["output_0"], model(photos), rtol=1e-4, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_is_exported_in_float32(policy, tmp_path):
     keras.mixed_precision.set_global_policy(policy)

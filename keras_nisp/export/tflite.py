@@ -246,7 +246,7 @@ def runner(model: bytes | str | os.PathLike, threads: int = 1):
         A function from a dict of float arrays `(samples, ...)` by name to a dict of such arrays;
         integers are quantized and dequantized.
     """
-    interpreter = load_interpreter(model, threads)
+    interpreter = load_interpreter(model, threads, allocate=False)
     call = interpreter.get_signature_runner("serving_default")
     inputs, outputs = call.get_input_details(), call.get_output_details()
 
