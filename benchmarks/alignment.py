@@ -31,7 +31,7 @@ SWEEPS = {
     ("dense", "outputs"): lambda w: (keras.layers.Dense(w), (1, 4096)),
     ("dense", "inputs"): lambda w: (keras.layers.Dense(4096), (1, w)),
 }
-BLOCKS = (1, 2, 4, 8, 16, 32)
+BLOCKS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def _conv3(width):

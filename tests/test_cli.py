@@ -289,8 +289,9 @@ def test_files_that_are_no_models(files, run):
     assert "is no Keras model" in err
 
 
-def test_code_in_a_model_file_is_not_run(tmp_path, run):
-    path, mark = tmp_path / "lambda.keras", tmp_path / "mark"
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_code_in_a_model_file_is_not_run(ending, tmp_path, run):
+    path, mark = tmp_path / f"lambda.{ending}", tmp_path / "mark"
     code = f"__import__('pathlib').Path({str(mark)!r}).write_text('run')"
     function = eval(f"lambda x: ({code}, x)[1]")
     inputs = keras.Input((4,))
