@@ -239,6 +239,9 @@ def test_tflite_files_run_without_tensorflow(tmp_path):
     in_fresh_process(INTERPRET, export.path, tmp_path / "data.npz", without=without)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Quantization changes the answers"
+)  # random nets are close calls
 @pytest.mark.parametrize("build", NETS)
 @pytest.mark.parametrize("quantization", [None, "float16", "dynamic", "int8"])
 def test_every_kind_agrees(build, quantization, tmp_path):
@@ -263,6 +266,20 @@ def test_int8_is_int8_throughout(tmp_path):
     assert {np.dtype(d["dtype"]) for d in details} == {np.dtype("int8")}
     kinds = {np.dtype(d["dtype"]).name for d in interpreter.get_tensor_details()}
     assert "float32" not in kinds
+
+
+def test_answers_that_change_are_said_aloud(tmp_path, rng):
+    """Two logits that differ by less than a step of int8."""
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(2, name="head")(inputs)
+    model = keras.Model(inputs, x)
+    kernel = rng.normal(size=(4, 1)) + 1e-4 * rng.normal(size=(4, 2))
+    model.get_layer("head").set_weights([kernel, np.zeros(2)])
+    data = rng.normal(size=(64, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="changes the answers of model"):
+        export = kn.export_tflite(model, tmp_path / "net.tflite", "int8", data, verbose=0)
+    assert export.agreement.top1 < 0.9
+    kn.export_tflite(model, tmp_path / "net.tflite", check_data=data, verbose=0)  # no warning
 
 
 def test_inputs_go_by_name_not_by_position(tmp_path, rng):

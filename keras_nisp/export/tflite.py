@@ -31,6 +31,7 @@ from keras_nisp.runtime import dequantized, load_interpreter, quantized
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 # Of the outputs' scale. Integers lose what the data decide: there, only the report tells.
 TOLERANCES = {None: 1e-4, "float16": 0.05, "dynamic": np.inf, "int8": np.inf}
+LEAST_TOP1 = 0.9  # of quantized files; less is said aloud
 REPRESENTATIVE = 200  # samples from which the converter takes the ranges of activations
 
 
@@ -98,6 +99,9 @@ def export_tflite(
         ExportError: the converter cannot translate the model (the message says what), or the file
             computes something else. Then no file is written.
 
+    Warns:
+        UserWarning: on given samples, top-1 of a quantized file agrees for less than 90 %.
+
     Example:
 
     >>> import tempfile
@@ -117,6 +121,13 @@ def export_tflite(
     agreement = compare(Signature(model), runner(content), samples, random)
     tolerance = TOLERANCES["float16" if graph.is_half(model) and not quantization else quantization]
     agreement.check(tolerance, f"The TFLite file of model '{model.name}'")
+    if quantization and not random and (agreement.top1 or 1.0) < LEAST_TOP1:
+        warnings.warn(
+            f"Quantization changes the answers of model '{model.name}': {agreement}. More "
+            "representative data may help; else 'float16', or training with emulated int8 "
+            "(`keras_nisp.quantization_aware`).",
+            stacklevel=2,
+        )
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     signature = Signature(model)
