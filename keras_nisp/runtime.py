@@ -35,7 +35,7 @@ def load_interpreter(
     content = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"[\s\S]*tf.lite.Interpreter is deprecated")
+            warnings.filterwarnings("ignore", message=r"[\s\S]*LiteRT interpreter")
             interpreter = _interpreter_class()(**content, num_threads=threads)
         details = interpreter.get_input_details()
         for detail, shape in zip(details, resize(details) if resize else (), strict=False):

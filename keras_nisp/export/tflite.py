@@ -219,7 +219,7 @@ def run_converter(converter: Any, name: str) -> bytes:
     silence = contextlib.redirect_stdout(io.StringIO())
     with warnings.catch_warnings(), silence:
         warnings.filterwarnings("ignore", message="Statistics for quantized inputs")
-        warnings.filterwarnings("ignore", message=r"[\s\S]*tf.lite.Interpreter is deprecated")
+        warnings.filterwarnings("ignore", message=r"[\s\S]*LiteRT interpreter")
         try:
             return converter.convert()
         except Exception as error:  # ConverterError, RuntimeError and others, without a base
