@@ -180,14 +180,20 @@ def test_every_importance_has_a_name(importance, files, run):
     assert (code, out, err) == (0, "", "")
 
 
-def test_latency_is_measured(files, run, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(files / "cache"))  # no table of this machine's user
-    small = ("-o", files / "small.keras")
-    code, out, _ = run(
-        "prune", files / "model.keras", "--importance", "random", "--latency", "0.2", *small
-    )
-    assert code == 0
+def test_latency_is_measured(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no table of this machine's user
+    layers = [keras.layers.Conv2D(128, 3, activation="relu") for _ in range(2)]
+    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4)]
+    keras.Sequential([keras.Input((16, 16, 16)), *layers, *head]).save(tmp_path / "net.keras")
+    arguments = ("--importance", "random", "--latency", "0.2", "-o", tmp_path / "small.keras")
+    code, out, err = run("prune", tmp_path / "net.keras", *arguments)
+    assert code == 0, err
     assert "latency: wanted -20.0 %, by the table -" in out
+    assert list((tmp_path / "cache").rglob("latency-*.json"))
+    widths = [
+        layer.filters for layer in keras.models.load_model(tmp_path / "small.keras").layers[:2]
+    ]
+    assert max(widths) < 128
 
 
 def test_nothing_is_overwritten_unless_told(files, run):
@@ -227,11 +233,16 @@ def test_export_and_benchmark(files, run):
     assert code == 0
 
 
-def test_what_cannot_be_exported_is_said(files, run):
-    code, _, err = run("export", files / "model.keras", "--onnx", files / "a.onnx")
-    assert code == 2  # GELU is made of it
-    assert "tf2onnx has no translation of Erfc" in err
-    assert not (files / "a.onnx").exists()
+def test_what_cannot_be_exported_is_said(tmp_path, run):
+    inputs = keras.Input((4,))
+    keras.Model(inputs, keras.ops.erfinv(inputs)).save(tmp_path / "odd.keras")
+    code, _, err = run("export", tmp_path / "odd.keras", "--onnx", tmp_path / "a.onnx")
+    assert code == 2
+    assert "tf2onnx has no translation of Erfinv" in err
+    code, _, err = run("export", tmp_path / "odd.keras", "--tflite", tmp_path / "a.tflite")
+    assert code == 2
+    assert "no TFLite operation for Erfinv" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.keras"]
 
 
 def test_labels_and_warm_up(files, run):
