@@ -28,6 +28,13 @@ class Samples:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
+    def first(self, count: int) -> "Samples":
+        """The first so many of them."""
+        if len(self) <= count:
+            return self
+        labels = _map_labels(operator.itemgetter(slice(count)), self.labels)
+        return Samples([array[:count] for array in self.inputs], labels)
+
     def batches(self, batch_size: int = DEFAULT_BATCH) -> Iterator[tuple[list, Any]]:
         """Pairs of (list of input tensors, labels), in order."""
         for start in range(0, len(self), batch_size):
@@ -96,7 +103,18 @@ def collect(
     if limit < 1:
         raise ValueError(f"Expected at least 1 calibration sample. Received: {limit}")
     if isinstance(data, Samples):
-        return data
+        samples = data.first(limit)
+    else:
+        samples = _collected(data, model, limit, seed, verbose)
+    if labels and samples.labels is None:
+        raise TypeError(
+            "Expected calibration data with labels, as an `(x, y)` tuple or a dataset of "
+            "them. Received data without labels."
+        )
+    return samples
+
+
+def _collected(data: Any, model: keras.Model, limit: int, seed: int, verbose: int) -> Samples:
     tensors = graph.body(model).inputs
     if _is_arrays(data):
         x, y = _split(data)
@@ -104,11 +122,6 @@ def collect(
     else:
         inputs, y = _read(data, model, limit, verbose)
     inputs = [_check(array, tensor) for array, tensor in zip(inputs, tensors, strict=True)]
-    if labels and y is None:
-        raise TypeError(
-            "Expected calibration data with labels, as an `(x, y)` tuple or a dataset of "
-            "them. Received data without labels."
-        )
     return Samples(inputs, y)
 
 

@@ -56,6 +56,16 @@ def test_limit():
     np.testing.assert_array_equal(first.inputs[0], X[first.labels])  # labels go along
 
 
+def test_samples_are_taken_as_they_are_up_to_the_limit():
+    samples = collect((X, Y), MODEL)
+    few = collect(samples, MODEL, limit=3, labels=True)
+    np.testing.assert_array_equal(few.inputs[0], X[:3])
+    np.testing.assert_array_equal(few.labels, Y[:3])
+    assert collect(samples, MODEL, limit=20) is samples
+    with pytest.raises(TypeError, match="with labels"):
+        collect(collect(X, MODEL), MODEL, labels=True)
+
+
 def test_several_inputs():
     model = nested()
     left, right = np.zeros((5, 8, 8, 3)), np.ones((5, 6, 6, 1))

@@ -61,7 +61,7 @@ def export_onnx(
         model: a functional or Sequential model. It is not changed.
         path: of the file, ending in `.onnx`. An existing file is replaced as a whole.
         opset: version of ONNX's operations.
-        check_data: samples on which the file is compared with the model (up to 64); random
+        check_data: samples on which the file is compared with the model (up to 256); random
             ones by default.
         verbose: 1 prints the outcome in one line.
 

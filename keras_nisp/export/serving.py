@@ -84,7 +84,7 @@ def export_serving(
         warmup: some inputs as clients send them (with `preprocessing`: for that), as calibration
             data; the server runs them before it takes requests. Needs `tensorflow-serving-api`.
         check_data: inputs, likewise, on which the SavedModel is compared with the Keras model (up
-            to 64); random ones by default.
+            to 256); random ones by default.
         verbose: 1 prints the outcome in one line.
 
     Returns:

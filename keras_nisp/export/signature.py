@@ -16,7 +16,7 @@ from keras_nisp.errors import ExportError
 
 UNNAMED = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?$")
 ASSUMED_SIZE = 64  # of the random samples where a model leaves its input size open
-CHECKED = 64  # samples
+CHECKED = 256  # samples
 
 
 class Signature:

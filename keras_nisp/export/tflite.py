@@ -85,7 +85,7 @@ def export_tflite(
             activations, inputs and outputs, for the fastest and for integer-only devices).
         representative_data: some real inputs, as calibration data, of which `"int8"` takes the
             ranges of activations (up to 200 samples). Labels are passed over.
-        check_data: samples on which the file is compared with the model (up to 64); by default
+        check_data: samples on which the file is compared with the model (up to 256); by default
             representative data, else random numbers.
         seed: for choosing samples.
         verbose: 1 prints the outcome in one line.
