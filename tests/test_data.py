@@ -93,7 +93,7 @@ NAN[3, 0, 0] = np.nan
         (X[:0], ValueError, "Received none"),
         (tf.data.Dataset.from_tensor_slices(X[:0]), ValueError, "data are empty"),
         (iter([]), ValueError, "data are empty"),
-        (X[:, :2], ValueError, r"\(samples, \*\(4, 3\)\)"),
+        (X[:, :2], ValueError, r"\(samples, 4, 3\)"),
         (X[0], ValueError, "shape"),
         (NAN, ValueError, "NaN or infinity in 1 of 20 samples, the first at index 3"),
         (np.full((2, 4, 3), "a"), TypeError, "dtype"),
