@@ -105,7 +105,7 @@ def _errors(console: Console) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, click.Abort):
-        _fail("Interrupted. No file was changed.", 130)
+        _fail("Interrupted. No half-written file is left.", 130)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

@@ -449,6 +449,8 @@ def test_interrupted_commands_leave_no_half_file(files):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     limit = time.monotonic() + 120
     while not (files / "s.json").exists() and time.monotonic() < limit:
