@@ -444,19 +444,22 @@ def test_interrupted_commands_leave_no_half_file(files):
     data = files / "data.npz"
     arguments = ("sensitivity", files / "model.keras", "--data", data, "-o", files / "s.json")
     ratios = ",".join(str(i / 100) for i in range(1, 99))
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*COMMAND, *map(str, arguments), "--ratios", ratios],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # A shell that runs the tests in the background has them ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    limit = time.monotonic() + 120
-    while not (files / "s.json").exists() and time.monotonic() < limit:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    ) as process:
+        limit = time.monotonic() + 120
+        while not (files / "s.json").exists() and time.monotonic() < limit:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # does nothing to one that has ended
     assert process.returncode == 130
     assert "Interrupted" in err
     assert "Traceback" not in err
