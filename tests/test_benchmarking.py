@@ -1,5 +1,8 @@
 """Latency in the interpreter. How long things take is not tested, but that they are counted."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -82,3 +85,21 @@ def test_integer_inputs_stay_in_any_vocabulary():
         [keras.Input((5,), dtype="int32"), keras.layers.Embedding(2, 4), keras.layers.Flatten()]
     )
     assert np.isfinite(kn.benchmark(model, rounds=1, repeats=1).latencies[0].median)
+
+
+def test_the_interpreter_inside_tensorflow_serves_too():
+    """Where ai-edge-litert is not installed; its deprecation is nobody's concern."""
+    code = """
+import sys, warnings
+sys.modules["ai_edge_litert"] = sys.modules["ai_edge_litert.interpreter"] = None
+warnings.filterwarnings("error", message=".*[Ii]nterpreter")
+import keras, keras_nisp as kn
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+print(type(kn.benchmark(model, rounds=1, repeats=1)).__name__)
+from keras_nisp.runtime import load_interpreter
+from keras_nisp.export.tflite import convert
+print(type(load_interpreter(convert(model))).__module__)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Benchmark", "tensorflow.lite.python.interpreter"]
