@@ -23,12 +23,9 @@ from keras_nisp.errors import (  # noqa: E402
 )
 from keras_nisp.export.onnx import export_onnx  # noqa: E402
 from keras_nisp.export.serving import export_serving  # noqa: E402
-from keras_nisp.export.tf_keras import (  # noqa: E402
-    import_tfmot,
-    quantization_aware,
-    to_tf_keras,
-)
+from keras_nisp.export.tf_keras import to_tf_keras  # noqa: E402
 from keras_nisp.export.tflite import export_tflite  # noqa: E402
+from keras_nisp.export.tfmot import import_tfmot, quantization_aware  # noqa: E402
 from keras_nisp.functional import as_functional  # noqa: E402
 from keras_nisp.importance import (  # noqa: E402
     NISP,

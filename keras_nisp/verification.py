@@ -13,14 +13,12 @@ from keras_nisp.data import Samples, collect, random_samples
 from keras_nisp.errors import VerificationError
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
+from keras_nisp.rounding import LARGEST_TOLERANCE, amplification, default_tolerance
 from keras_nisp.rules.base import meaningful
 from keras_nisp.unit_map import DROPPED, UnitMap
 
-TOLERANCE = 1e-4
 # A merge is lossless up to this relative deviation and this relative change of the outputs.
 LOSSLESS = 1e-3
-# However much a network amplifies rounding errors, more than this is an error of the surgery.
-LARGEST_TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +114,7 @@ def verify(
 def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples) -> Verification:
     """Compares a merged model with the traced one as it is."""
     nothing = UnitMap(np.arange(channel_map.count))  # the original as it is
-    limit = max(LOSSLESS, _default_tolerance(channel_map))
+    limit = max(LOSSLESS, default_tolerance(channel_map.model))
     return verify_traced(channel_map, nothing, small, samples, limit)
 
 
@@ -132,7 +130,7 @@ def verify_traced(
     inputs, _ = next(samples.batches())
     expected = keras.tree.flatten(oracle(channel_map, unit_map, inputs))
     received = keras.tree.flatten(small(graph.structured_inputs(small, inputs), training=False))
-    limit = _default_tolerance(channel_map) if tolerance is None else tolerance
+    limit = default_tolerance(channel_map.model) if tolerance is None else tolerance
     inexact = tuple(inexact_layers(channel_map, ~unit_map.keep))
     results = []
     reference = {"reference": "the original with clusters at their means"}
@@ -154,29 +152,6 @@ def verify_traced(
         limit = max(limit, min(rounding, LARGEST_TOLERANCE))
         worst = dataclasses.replace(worst, tolerance=limit)
     return worst
-
-
-def _default_tolerance(channel_map: ChannelMap) -> float:
-    half = any("16" in getattr(call.layer, "compute_dtype", "") for call in channel_map.calls)
-    return LARGEST_TOLERANCE if half else TOLERANCE
-
-
-def amplification(model: keras.Model, inputs: list, change: float = 1e-6) -> float:
-    """What a small relative change of the inputs does to the outputs, over their scale."""
-    rng = np.random.default_rng(0)
-
-    def outputs(change):
-        moved = [
-            x * tf.constant(1 + change * rng.choice([-1.0, 1.0], x.shape), x.dtype)
-            if x.dtype.is_floating
-            else x
-            for x in inputs
-        ]
-        values = keras.tree.flatten(model(graph.structured_inputs(model, moved), training=False))
-        return [np.asarray(value, np.float64) for value in values]
-
-    pairs = zip(outputs(0.0), outputs(change), strict=True)
-    return max(float(np.abs(a - b).max() / (np.abs(a).max() or 1.0)) for a, b in pairs)
 
 
 def oracle(channel_map: ChannelMap, unit_map: UnitMap, inputs: list) -> Any:

@@ -12,9 +12,9 @@ from keras import layers, ops
 from nets import NETS, example_inputs, random_plan, randomise
 
 import keras_nisp as kn
+from keras_nisp import import_tfmot, quantization_aware, to_tf_keras
 from keras_nisp.errors import ConversionError
-from keras_nisp.export import tf_keras as bridge
-from keras_nisp.export.tf_keras import import_tfmot, quantization_aware, to_tf_keras
+from keras_nisp.export import tf_keras_layers as bridge
 from keras_nisp.runtime import load_interpreter
 
 tf_keras = pytest.importorskip("tf_keras")
@@ -245,10 +245,10 @@ def test_refusals(step, message):
 
 def test_settings_that_tf_keras_does_not_know_are_refused():
     model = image_model()
-    accepted = bridge._accepted(tf_keras.layers.Conv2D) - {"padding"}
+    accepted = bridge.accepted_by(tf_keras.layers.Conv2D) - {"padding"}
     with pytest.raises(ConversionError, match=r"no setting `padding` \(here 'same'\)"):
-        bridge._settings(model.get_layer("first"), "first", accepted)
-    assert "padding" not in bridge._settings(model.get_layer("last"), "last", accepted)
+        bridge.settings_of(model.get_layer("first"), "first", accepted)
+    assert "padding" not in bridge.settings_of(model.get_layer("last"), "last", accepted)
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`:UserWarning")
@@ -300,7 +300,7 @@ def test_tfmot_leaves_no_trace_in_the_process(value):
     code = """
 import os, sys
 import keras, tensorflow as tf
-from keras_nisp.export.tf_keras import import_tfmot
+from keras_nisp import import_tfmot
 assert not {"tf_keras", "tensorflow_model_optimization"} & set(sys.modules)
 tfmot = import_tfmot()
 print(os.environ.get("TF_USE_LEGACY_KERAS"), tf.keras.Model is keras.Model, tfmot.__name__)

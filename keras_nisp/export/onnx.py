@@ -16,8 +16,8 @@ from keras_nisp.errors import ExportError
 from keras_nisp.export.signature import Agreement, Signature, check_samples, compare
 from keras_nisp.export.tflite import in_float32
 from keras_nisp.files import check_writable, replacing
+from keras_nisp.rounding import default_tolerance
 
-TOLERANCE = 1e-4
 OPSET = 17
 
 
@@ -74,6 +74,15 @@ def export_onnx(
         ExportError: tf2onnx cannot translate the model, or the file does not run or computes
             something else. Then no file is written.
         ImportError: tf2onnx or onnxruntime is missing.
+
+    Example:
+
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export = export_onnx(model, f"{folder}/model.onnx", verbose=0)
+    >>> export.inputs, export.outputs
+    (('input',), ('output_0',))
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -94,8 +103,7 @@ def export_onnx(
             f"The ONNX file of model '{model.name}' does not run in ONNX Runtime: {cause}. Nothing "
             "was written; TFLite may take the model."
         ) from error
-    tolerance = 0.05 if graph.is_half(model) else TOLERANCE
-    agreement.check(tolerance, f"The ONNX file of model '{model.name}'")
+    agreement.check(default_tolerance(model), f"The ONNX file of model '{model.name}'")
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     names = tuple(signature.inputs), tuple(signature.outputs)

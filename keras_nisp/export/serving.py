@@ -19,8 +19,8 @@ from keras_nisp.export.signature import (
     write_saved_model,
 )
 from keras_nisp.files import making_folder
+from keras_nisp.rounding import default_tolerance
 
-TOLERANCE = 1e-4
 WARMUP = 100  # requests at the most; TF Serving takes up to 1,000
 
 
@@ -129,8 +129,7 @@ def export_serving(
         # Loading it from the folder proves the files, not the model in memory.
         loaded = tf.saved_model.load(str(folder)).signatures
         agreement = compare(served, _runner(loaded["serving_default"]), samples, random)
-        tolerance = 0.05 if graph.is_half(model) else TOLERANCE
-        agreement.check(tolerance, f"The SavedModel of model '{model.name}'")
+        agreement.check(default_tolerance(model), f"The SavedModel of model '{model.name}'")
         signatures = {key: _names(function) for key, function in sorted(loaded.items())}
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     export = ServingExport(place, int(place.name), size, signatures, agreement)

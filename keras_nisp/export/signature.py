@@ -141,12 +141,12 @@ class Agreement:
             text += f", top-1 agrees for {100 * self.top1:.1f} %"
         return f"{text}, {self.samples} {kind}"
 
-    def check(self, tolerance: float, what: str, hint: str = "") -> None:
+    def check(self, tolerance: float, what: str) -> None:
         """Raises unless the relative difference is within the tolerance."""
         if not self.relative <= tolerance:
             raise ExportError(
                 f"{what} does not compute what the Keras model computes: {self}, more than "
-                f"{tolerance:g} of the scale. Nothing was written.{hint}"
+                f"{tolerance:g} of the scale. Nothing was written."
             )
 
 

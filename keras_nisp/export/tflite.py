@@ -26,11 +26,12 @@ from keras_nisp.export.signature import (
     write_saved_model,
 )
 from keras_nisp.files import check_writable, replacing
+from keras_nisp.rounding import LARGEST_TOLERANCE, default_tolerance
 from keras_nisp.runtime import dequantized, load_interpreter, quantized
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 # Of the outputs' scale. Integers lose what the data decide: there, only the report tells.
-TOLERANCES = {None: 1e-4, "float16": 0.05, "dynamic": np.inf, "int8": np.inf}
+TOLERANCES = {"float16": LARGEST_TOLERANCE, "dynamic": np.inf, "int8": np.inf}
 LEAST_TOP1 = 0.9  # of quantized files; less is said aloud
 REPRESENTATIVE = 200  # samples from which the converter takes the ranges of activations
 
@@ -119,9 +120,10 @@ def export_tflite(
     samples, random = check_samples(model, check_data, seed)
     content = convert(model, quantization, representative_data, seed=seed)
     agreement = compare(Signature(model), runner(content), samples, random)
-    tolerance = TOLERANCES["float16" if graph.is_half(model) and not quantization else quantization]
+    tolerance = TOLERANCES.get(quantization, default_tolerance(model))
     agreement.check(tolerance, f"The TFLite file of model '{model.name}'")
-    if quantization and not random and (agreement.top1 or 1.0) < LEAST_TOP1:
+    answers = agreement.top1 is not None and not random
+    if quantization and answers and agreement.top1 < LEAST_TOP1:
         warnings.warn(
             f"Quantization changes the answers of model '{model.name}': {agreement}. More "
             "representative data may help; else 'float16', or training with emulated int8 "
