@@ -256,8 +256,8 @@ def _without(model, channel_map, group: int, ratio: float, scores, repair) -> ke
 def _settings(model, importance, ratios, samples: Samples, repair: Samples | None) -> dict:
     """What results depend on."""
     digest = hashlib.sha256()
-    for array in (*model.get_weights(), *samples.inputs, *(repair.inputs if repair else ())):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    for array in (*model.weights, *samples.inputs, *(repair.inputs if repair else ())):
+        digest.update(np.ascontiguousarray(array))
     return {"importance": importance.name, "ratios": list(ratios), "digest": digest.hexdigest()}
 
 

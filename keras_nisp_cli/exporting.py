@@ -95,9 +95,7 @@ def _labels(path: Path | None) -> list[str] | None:
         return None
     if not path.is_file():
         raise InputError(f"--labels: there is no file '{path}'.")
-    return path.read_text(encoding="utf-8").split("\n")[
-        : -1 if path.read_text().endswith("\n") else None
-    ]
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 def _plain(outcome) -> dict:

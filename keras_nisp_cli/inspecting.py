@@ -77,15 +77,16 @@ def _facts(channel_map) -> dict:
 
 def _rows(channel_map, by_layer):
     """Path, class and cost of the layers that cost anything, and of all that create channels."""
+    from keras_nisp.cost import Cost
+
     kinds = {call.path: type(call.layer).__name__ for call in channel_map.calls}
-    created = {creator.layer for creator in channel_map.creators}
+    created = dict.fromkeys(creator.layer for creator in channel_map.creators)
     for path, cost in by_layer.items():
         if cost.parameters or path in created:
             yield path, kinds[path], cost
-    from keras_nisp.cost import Cost
-
-    for path in created - set(by_layer):  # heads and key channels, which are in no tensor
-        yield path, kinds.get(path.partition(":")[0], ""), Cost()
+    for path in created:  # heads and key channels are in no tensor
+        if path not in by_layer:
+            yield path, kinds.get(path.partition(":")[0], ""), Cost()
 
 
 def _reasons(channel_map, units) -> list[str]:

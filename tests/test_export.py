@@ -282,6 +282,17 @@ def test_answers_that_change_are_said_aloud(tmp_path, rng):
     kn.export_tflite(model, tmp_path / "net.tflite", check_data=data, verbose=0)  # no warning
 
 
+def test_answers_that_all_change_are_said_aloud_too(tmp_path, rng, monkeypatch):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    content = tflite.convert(model)
+    model.layers[0].set_weights([-w for w in model.layers[0].get_weights()])
+    monkeypatch.setattr(tflite, "convert", lambda *_, **__: content)
+    data = rng.normal(size=(16, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="changes the answers of model"):
+        export = kn.export_tflite(model, tmp_path / "net.tflite", "dynamic", check_data=data)
+    assert export.agreement.top1 == 0
+
+
 def test_inputs_go_by_name_not_by_position(tmp_path, rng):
     model = two_outputs()
     kn.export_tflite(model, tmp_path / "net.tflite", verbose=0)
