@@ -255,7 +255,12 @@ def _budget_arguments(plan: "Plan") -> list[str]:
     kind, amount, ranking, limits = found.groups()
     if amount.startswith("those of"):
         amount = "{...}"
+    amount = amount.partition(" (table:")[0]  # what the table said is a result
     arguments = [f"{kind}={amount}"]
     if ranking != "local":
         arguments.append(f'ranking="{ranking}"')
-    return arguments + [limit for limit in limits.split(", ") if limit]
+    given = dict(limit.split("=") for limit in limits.split(", ") if limit)
+    if "target" in given:  # which stands for a width to round to
+        given["target"] = f'"{given["target"]}"'
+        given.pop("round_to", None)
+    return arguments + [f"{name}={value}" for name, value in given.items()]

@@ -12,6 +12,7 @@ from keras import layers
 from nets import NETS, layer_norm, plain, random_plan, residual
 
 import keras_nisp as kn
+from keras_nisp.report import _sketch as sketch_of
 from keras_nisp.report import render
 
 VOID = {"meta", "input", "wbr"}
@@ -183,6 +184,46 @@ def test_channels_that_no_tensor_shows():
     model = keras.Model(inputs, layers.Dense(2, name="out")(x))
     found = page(kn.plan_pruning(model, kn.Magnitude(), ratio=0.5))
     assert "attention:heads heads 4 2" in found.text
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"flops_reduction": 0.5},
+        {"ratio": 0.3, "ranking": "global", "min_channels": 0.25},
+        {"params_reduction": 0.4, "round_to": 4},
+        {"ratio": 0.5, "target": "arm"},
+    ],
+)
+def test_a_sketch_makes_the_plan(budget):
+    model = wide_plain()
+    plan = kn.plan_pruning(model, kn.Magnitude(), **budget)
+    names = {"model": model}
+    exec(sketch_of(plan), names)
+    assert names["plan"] == plan
+    assert plan.params_reduction > 0
+
+
+def test_a_sketch_of_a_latency_budget_leaves_out_what_the_table_said():
+    class Device(kn.LatencyTable):
+        def measure(self, work):
+            return 1e-6 * (1 + work.elements)
+
+    table = Device(cache=False)
+    limits = {"latency_reduction": 0.3, "round_to": 2, "latency": table}
+    plan = kn.plan_pruning(wide_plain(), kn.Magnitude(), **limits)
+    assert "table:" in plan.budget
+    names = {"kn": kn}
+    arguments = {}
+    code = sketch_of(plan).replace("kn.plan_pruning", "note").replace("import keras_nisp as kn", "")
+    exec(code, names | {"model": None, "note": lambda *_, **given: arguments.update(given)})
+    assert arguments == {"latency_reduction": 0.3, "round_to": 2}
+
+
+def wide_plain():
+    filters = [layers.Conv2D(32, 3, name=name) for name in ("a", "b")]
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(3, name="head")]
+    return keras.Sequential([keras.Input((12, 12, 3)), *filters, *head])
 
 
 def test_command_and_sketch():
