@@ -11,6 +11,7 @@ from keras_nisp_cli.options import (
     FORCE,
     PATH,
     SAMPLES_HELP,
+    check_ending,
     check_outputs,
     data_options,
     model_options,
@@ -52,6 +53,8 @@ def export(console, model: Path, serving, tflite, onnx, force, **options):
         )
     if options["warmup"] and (serving is None or options["data"] is None):
         raise click.UsageError("--warmup goes with --serving and --data.")
+    check_ending(tflite, ".tflite")
+    check_ending(onnx, ".onnx")
     labels = _labels(options["labels"])
     check_outputs(console, force, tflite, onnx)
     network = load_model(model, options["custom_objects"], options["unsafe"], console)

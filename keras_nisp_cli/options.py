@@ -80,6 +80,12 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
+def check_ending(path: Path | None, ending: str) -> None:
+    """Raises unless a path, if it is given, has the ending that says what is in the file."""
+    if path is not None and path.suffix != ending:
+        raise click.UsageError(f"Expected an output that ends in {ending}. Received: '{path}'")
+
+
 def check_outputs(console: Console, force: bool, *paths: Path | None) -> None:
     """Raises unless all these files can be written, before any work starts."""
     given = [path for path in paths if path is not None]

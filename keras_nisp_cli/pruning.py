@@ -12,6 +12,7 @@ from keras_nisp_cli.options import (
     INPUT_SHAPE,
     PATH,
     SAMPLES_HELP,
+    check_ending,
     check_outputs,
     data_options,
     model_options,
@@ -81,7 +82,7 @@ def prune(console, model: Path, output: Path, plan_path, report_path, force, **o
             f"--importance {options['importance']} looks at data: give --calibration, or choose "
             "--importance nisp-mag, which does not."
         )
-    _check_keras(output)
+    check_ending(output, ".keras")
     check_outputs(console, force, output, plan_path, report_path)
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
     labels = options["importance"] == "taylor"
@@ -114,7 +115,7 @@ def prune(console, model: Path, output: Path, plan_path, report_path, force, **o
 @click.pass_obj
 def apply(console, plan, model: Path, output: Path, report_path, force, **options):
     """Apply PLAN, as `prune --plan` wrote it, to MODEL: one of the same structure."""
-    _check_keras(output)
+    check_ending(output, ".keras")
     check_outputs(console, force, output, report_path)
     from keras_nisp.plan import Plan
 
@@ -156,11 +157,6 @@ def _planned(network, importance, budget: dict, options: dict):
     table = LatencyTable(options["quantization"], options["threads"])
     realised = realise_latency(network, importance, rebuild, latency=table, **budget)
     return realised.plan, realised.small, str(realised)
-
-
-def _check_keras(path: Path) -> None:
-    if path.suffix != ".keras":
-        raise click.UsageError(f"Expected an output that ends in .keras. Received: '{path}'")
 
 
 def _count_or_share(value: float) -> int | float:

@@ -402,6 +402,7 @@ def test_unknown_layers_are_answered_with_the_nearest(files, run):
         (("export", "MODEL"), "--serving FOLDER"),
         (("export", "MODEL", "--tflite", "a.tflite", "--quantization", "int8"), "needs --data"),
         (("export", "MODEL", "--tflite", "a.tflite", "--top-k", "2"), "goes with --serving"),
+        (("export", "MODEL", "--tflite", "a.tflite", "--onnx", "a.bin"), "ends in .onnx"),
         (("inspect", "MODEL", "--input-shape", "big"), "a shape such as"),
         (("apply", "MODEL", "MODEL", "-o", "a.keras"), "Expected a plan"),
         (
