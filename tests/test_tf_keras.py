@@ -412,3 +412,48 @@ def test_what_tfmot_does_not_support_is_named(step, message):
     with pytest.raises(ConversionError, match=f"TFMOT does not support .*{message}") as caught:
         quantization_aware(image_model(step))
     assert "quantization='int8'" in str(caught.value)
+
+
+# The table of docs/tfmot.md; `None` says that TFMOT takes it, else what it refuses.
+NETWORKS = {
+    "ResNet50": None,
+    "MobileNet": None,
+    "MobileNetV2": None,
+    "VGG16": None,
+    "InceptionV3": None,
+    "Xception": None,
+    "ResNet50V2": "BatchNormalization",
+    "DenseNet121": "BatchNormalization",
+    "NASNetMobile": "BatchNormalization",
+    "EfficientNetB0": "Rescaling",
+    "MobileNetV3Small": "Rescaling",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_that_tfmot_takes(name):
+    sizes = {"InceptionV3": 75, "Xception": 71}
+    shape = (sizes.get(name, 32),) * 2 + (3,)
+    settings = {"weights": None, "include_top": False, "pooling": "avg", "input_shape": shape}
+    model = getattr(keras.applications, name)(**settings)
+    if NETWORKS[name] is None:
+        quantized = quantization_aware(model)
+        assert any(layer.name.startswith("quant_") for layer in quantized.layers)
+        return
+    with pytest.raises(ConversionError, match=rf"TFMOT does not support .*\({NETWORKS[name]}"):
+        quantization_aware(model)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv1D(4, 3),
+        layers.LSTM(4),
+        layers.LayerNormalization(),
+    ],
+)
+def test_sequences_are_refused_by_tfmot(layer):
+    model = keras.Sequential([keras.Input((8, 3)), layer, layers.Flatten(), layers.Dense(2)])
+    with pytest.raises(ConversionError, match="TFMOT does not support"):
+        quantization_aware(model)
