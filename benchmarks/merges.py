@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import networks
+import models
 from nets import randomise
 from recipes import load
 from results import save_results
@@ -27,14 +27,14 @@ import keras_nisp as kn
 from keras_nisp.merging import level
 
 NETWORKS = {
-    "resnet20": lambda: networks.resnet(20),
-    "resnet56": lambda: networks.resnet(56),
-    "resnet110": lambda: networks.resnet(110),
-    "densenet40": networks.densenet,
-    "vgg16": networks.vgg16,
-    "mobilenet": networks.mobilenet,
-    "inception": networks.inception,
-    "squeeze_excite": networks.squeeze_excite,
+    "resnet20": lambda: models.cifar_resnet(20),
+    "resnet56": lambda: models.cifar_resnet(56),
+    "resnet110": lambda: models.cifar_resnet(110),
+    "densenet40": models.densenet,
+    "vgg16": models.vgg16,
+    "mobilenet": lambda: models.mobilenet(input_shape=(32, 32, 3), classes=10),
+    "inception": models.inception,
+    "squeeze_excite": models.squeeze_excite,
 }
 
 

@@ -8,7 +8,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-PATHS = ("data_dir", "weights", "out")  # say nothing on another machine
+PATHS = ("data_dir", "weights", "weights_dir", "out")  # say nothing on another machine
 FOLDER = Path(__file__).parent / "results"
 
 

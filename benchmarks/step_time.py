@@ -21,7 +21,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from networks import resnet
+from models import cifar_resnet
 from results import save_results
 
 import keras_nisp as kn
@@ -38,8 +38,8 @@ def mlp():
 
 
 MODELS = {
-    "resnet20": (lambda: resnet(20), 5),
-    "resnet56": (lambda: resnet(56), 2),
+    "resnet20": (lambda: cifar_resnet(20), 5),
+    "resnet56": (lambda: cifar_resnet(56), 2),
     "mlp": (mlp, 20),
 }
 

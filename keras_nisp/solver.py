@@ -55,12 +55,14 @@ class Solver:
 
     Attributes:
         block: widths are multiples of it; see `Budget.blocks`.
+        is_local: whether shares decide, and scores within a block alone.
     """
 
     def __init__(self, channel_map: ChannelMap, budget: Budget, removed: np.ndarray | None = None):
         self.channel_map = channel_map
         self.budget = budget
         self.block = budget.blocks[0]
+        self.is_local = budget.ranking == "local" or budget.kind == "ratios"
         self.costs = CostModel(channel_map)
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
         self.excluded = _excluded(channel_map, budget.exclude)
@@ -113,8 +115,7 @@ class Solver:
         stay, chosen = self.excluded | self._held(scores), [np.array([], int)]
         for group in self.channel_map.groups:
             for units in self.channel_map.blocks(group):
-                able = units[~stay[units] & ~np.isnan(scores[units])]
-                able = able[np.lexsort((scores[able], ~self.removed[able]))]
+                able = self._able(units, scores, stay)
                 chosen.append(able[: round(self.block_shares[units[0]] * len(units))])
         removed = self.channel_map.seen(np.concatenate(chosen))
         for creator in self.channel_map.creators:
@@ -128,6 +129,23 @@ class Solver:
                 )
         return np.flatnonzero(removed)
 
+    def _able(self, units: np.ndarray, scores, stay) -> np.ndarray:
+        """Those of the units that may go: first what is removed already, then by score."""
+        units = units[~stay[units] & ~np.isnan(scores[units])]
+        return units[np.lexsort((scores[units], ~self.removed[units]))]
+
+    def _in_order(self, group: Group, scores, stay) -> np.ndarray:
+        """Those units of a group that may go, in the order in which they do.
+
+        In local ranking all blocks lose the same share. Their scores do not compare: where zeros
+        widen a residual stream, its first channels have readers in every stage, the last in one.
+        """
+        blocks = self.channel_map.blocks(group) if self.is_local else [group.units]
+        parts = [self._able(units, scores, stay) for units in blocks]
+        share = [(np.arange(len(p)) + 0.5) / len(b) for p, b in zip(parts, blocks, strict=True)]
+        units, share = np.concatenate(parts), np.concatenate(share)
+        return units[np.lexsort((scores[units], share, ~self.removed[units]))]
+
     def _steps(self, scores: np.ndarray) -> Steps:
         groups, stay = enumerate(self.channel_map.groups), self.excluded | self._held(scores)
         parts = [self._group_steps(index, group, scores, stay) for index, group in groups]
@@ -135,16 +153,13 @@ class Solver:
 
     def _group_steps(self, index: int, group: Group, scores, stay) -> tuple:
         """The four arrays of `Steps` for one group; `stay` says which units do."""
-        units = group.units[~stay[group.units]]
-        units = units[~np.isnan(scores[units])]
-        order = np.lexsort((scores[units], ~self.removed[units]))  # those removed come first
-        units, total = units[order], len(group.units)
+        units, total = self._in_order(group, scores, stay), len(group.units)
         counts = np.array([total - width for width in self.widths(total)])
         counts = counts[counts <= len(units)]
         starts, sizes = counts[:-1], np.diff(counts)
         units = units[: counts[-1]]
         priority = (counts[:-1] + counts[1:]) / 2 / total
-        if len(starts) and self.budget.ranking == "global" and self.budget.kind != "ratios":
+        if len(starts) and not self.is_local:
             # Relative to the group, scores of different groups can be compared.
             mean = np.nanmean(scores[group.units])
             means = np.add.reduceat(scores[units], starts) / sizes

@@ -307,6 +307,8 @@ def test_removal(name, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "small.keras")
     x = example_inputs(model)
     np.testing.assert_array_equal(small(x, training=False), loaded(x, training=False))
+    free = [kn.trace(net).free for net in (small, loaded)]
+    np.testing.assert_array_equal(*free)  # arguments come back as lists, and hold no more
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -171,7 +171,7 @@ class GetItem(Movement):
 
     def arguments(self, call, args, kwargs, kept):
         x, key = args
-        traced, changed = call.inputs[0], list(key) if isinstance(key, tuple) else [key]
+        traced, changed = call.inputs[0], list(_key(key))
         for place, (axis, entry) in zip(_places(key), _entries(key, traced.rank + 1), strict=True):
             if varies(traced, axis) and entry not in (slice(None), slice(None, None, -1)):
                 names = traced.line(axis - 1)
@@ -183,16 +183,19 @@ class GetItem(Movement):
         return (x, tuple(changed)), kwargs
 
 
+def _key(given) -> tuple:
+    """The entries of an index; where a model was read from a file, it is a list."""
+    return tuple(given) if isinstance(given, (tuple, list)) else (given,)
+
+
 def _places(key) -> list[int]:
     """Where in an index the entries stand that take an axis of the tensor."""
-    key = key if isinstance(key, tuple) else (key,)
-    return [i for i, entry in enumerate(key) if entry is not Ellipsis and entry is not None]
+    return [i for i, e in enumerate(_key(key)) if e is not Ellipsis and e is not None]
 
 
 def _entries(key, rank: int) -> list[tuple]:
     """Axis and entry for each of `_places`."""
-    key = key if isinstance(key, tuple) else (key,)
-    places, found = _places(key), []
+    key, places, found = _key(key), _places(key), []
     for index, place in enumerate(places):
         after = any(entry is Ellipsis for entry in key[:place])
         found.append((rank - len(places) + index if after else index, key[place]))
