@@ -1,6 +1,7 @@
 """Repairs a pruned model on calibration data, without labels and without training."""
 
-from collections import defaultdict
+import math
+from numbers import Real
 from typing import Any
 
 import keras
@@ -8,11 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels import ChannelMap
+from keras_nisp.compensation import (
+    check_compensation,
+    compensate_linearly,
+    fold_means,
+    sum_of_moments,
+)
 from keras_nisp.data import Samples, collect
-from keras_nisp.importance.base import run, spatial_axes
 from keras_nisp.plan import Plan
 from keras_nisp.tracing import trace
-from keras_nisp.unit_map import DROPPED
 
 
 def recalibrate(
@@ -24,52 +29,99 @@ def recalibrate(
     batch_size: int = 256,
     seed: int = 0,
     verbose: int = 0,
+    *,
+    compensate: str | None = "mean",
+    ridge: float | None = None,
 ) -> keras.Model:
-    """Re-estimates BatchNormalization statistics of a pruned model, in place.
+    """Repairs a pruned model in place: BatchNormalization statistics, biases, kernels.
 
     A pruned channel leaves the sums that later layers were normalised for. New means and
-    variances over a few thousand samples recover much of the accuracy. Where no
-    BatchNormalization follows, such as in the classifier, the mean of what is missing
-    can be put into the bias: give `original` and `plan` for that.
+    variances over a few thousand samples recover much of the accuracy. Give `original` and `plan`
+    for more: the channels that are left can stand in for those that are gone. With
+    `compensate="mean"` the mean of what is missing goes into biases, which helps where no
+    BatchNormalization follows, such as in the classifier. With `"linear"` each channel of the
+    original is predicted from the kept ones, by ridge regression over samples and positions, and
+    what kernels read of it is added to what they read of those. That recovers far more.
 
     Args:
-        model: the pruned model. Its moving means and variances are replaced, once all of
-            them are known; biases too if `original` is given; nothing else changes.
+        model: the pruned model, not trained since. Its moving means and variances are replaced,
+            once all of them are known; with `original` biases are too, and with
+            `compensate="linear"` kernels, layer by layer; nothing else changes.
         calibration: samples, as for `NISP`.
         original: the model it was pruned from. It is not changed.
         plan: the plan that it was pruned by.
-        max_samples: how many samples are used.
+        max_samples: how many samples are used. `"linear"` keeps what both networks make of all
+            samples in memory, layer by layer: it takes 1,024 of them at most, and fewer where
+            that would need more than 2 GiB (some 100 images of 224 x 224 pixels in a ResNet-50).
         batch_size: each batch is normalised by its own statistics on its way through.
         seed: for sampling calibration data.
         verbose: 1 shows a progress bar while data are read.
+        compensate: what makes up for the channels that are gone, if `original` and `plan` are
+            given: `"mean"`, `"linear"`, or `None` for nothing. Passed over are layers whose
+            kernel does not read its input directly (depthwise, separable and grouped
+            convolutions, recurrent layers, attention), and by `"mean"` those without a bias.
+            `"linear"` gives layers that are called several times, or read more than 4,096 kept
+            features, the mean only.
+        ridge: for `"linear"`: what is added to the variance of each kept channel, over the mean of
+            these variances. The larger it is, the closer kernels stay to what they were. By
+            default generalised cross-validation chooses it for each layer.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: calibration data are empty, do not fit or are not finite, or only one
-            of `original` and `plan` is given.
+        ValueError: an argument is wrong, calibration data are empty, do not fit or are not
+            finite, or `original` or `plan` is missing.
         PlanMismatchError: `plan` is not for `original`, or `model` is not its result.
 
-    Example:
+    Example: a network whose channels depend on each other loses nothing.
 
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
-    >>> x = np.random.default_rng(0).normal(3.0, 1.0, size=(512, 4))
-    >>> _ = recalibrate(model, x)
-    >>> np.allclose(model.layers[0].moving_mean, x.mean(0), atol=1e-4)
+    >>> model = keras.Sequential([
+    ...     keras.Input((2,)),
+    ...     keras.layers.Dense(8),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> x = np.random.default_rng(0).normal(size=(512, 2)).astype("float32")
+    >>> plan = plan_pruning(model, Magnitude(), ratio=0.5)
+    >>> small = rebuild(model, plan)
+    >>> _ = recalibrate(small, x, model, plan, compensate="linear", ridge=1e-9)
+    >>> np.allclose(small(x), model(x), atol=1e-4)
     True
+
+    Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
+    reconstructs what a layer gives by least squares, too: there its outputs are fitted, here its
+    inputs, with one map for all taps and outputs of a kernel.
     """
+    _check(original, plan, compensate, ridge)
+    samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
+    channel_map = trace(model) if plan is None else plan.trace(model)
+    if original is not None and compensate is not None:
+        large = plan.trace(original)
+        if compensate == "linear":
+            compensate_linearly(channel_map, large, plan, samples, batch_size, ridge)
+        else:
+            fold_means(channel_map, large, plan, samples, batch_size)
+    _renew_statistics(channel_map, samples, batch_size)
+    return model
+
+
+def _check(original, plan, compensate, ridge) -> None:
+    """Raises unless the arguments of `recalibrate` fit together."""
+    check_compensation(compensate)
     if (original is None) != (plan is None):
         raise ValueError(
             "Expected `original` and `plan` together: the model before pruning, and what was "
             "removed from it. Received only one of them."
         )
-    samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
-    channel_map = trace(model) if plan is None else plan.trace(model)
-    if original is not None:
-        _fold_means(channel_map, plan.trace(original), plan, samples, batch_size)
-    _renew_statistics(channel_map, samples, batch_size)
-    return model
+    if compensate == "linear" and original is None:
+        raise ValueError(
+            "Expected `original` and `plan` for compensate='linear': pass the model before "
+            "pruning, and the plan that it was pruned by. Received neither."
+        )
+    if ridge is not None and not (isinstance(ridge, Real) and 0 < ridge < math.inf):
+        raise ValueError(
+            f"Expected `ridge` to be a positive number or None. Received: ridge={ridge!r}"
+        )
 
 
 def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int) -> None:
@@ -79,16 +131,14 @@ def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int
         if not isinstance(call.layer, keras.layers.BatchNormalization):
             return call.infer(*args, **kwargs)
         x, layer = args[0], call.layer
-        axes = [axis for axis in range(len(x.shape)) if axis != layer.axis % len(x.shape)]
-        mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes)
-        weight = len(x)
-        moments = np.stack([mean, variance + mean**2]).astype(np.float64) * weight
+        moments = sum_of_moments(layer, x)
         known, count, _ = sums.get(id(layer), (0.0, 0, layer))
-        sums[id(layer)] = (known + moments, count + weight, layer)
+        sums[id(layer)] = (known + moments, count + len(x), layer)
+        mean, square = moments / len(x)
         y = keras.ops.batch_normalization(
             tf.cast(x, tf.float32),
-            mean,
-            variance,
+            tf.constant(mean, tf.float32),
+            tf.constant(square - mean**2, tf.float32),
             axis=layer.axis,
             offset=layer.beta,
             scale=layer.gamma,
@@ -102,52 +152,3 @@ def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int
         mean, square = total / count
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(np.maximum(square - mean**2, 0))
-
-
-def _fold_means(small: ChannelMap, large: ChannelMap, plan: Plan, samples, batch_size) -> None:
-    """Adds to each bias the mean that removed channels contributed in the original.
-
-    Padding is left out of account. A layer whose kernel does not read its input directly
-    (separable and grouped convolutions, recurrent layers, attention) is passed over.
-    """
-    removed = plan.unit_map(large).into == DROPPED
-    plan.check_result(small)
-    folded = {}
-    for call, twin in zip(large.calls, small.calls, strict=True):
-        kernel = _plain_kernel(large, call)
-        if kernel is not None and removed[call.inputs[0].names].any():
-            folded[call.layer] = (kernel, twin.layer.bias)
-    sums, counts = defaultdict(float), defaultdict(int)
-
-    def on_read(call, index, tensor):
-        if call.layer in folded:
-            names = call.inputs[index].names
-            mean = tf.reduce_mean(tf.cast(tensor, tf.float32), spatial_axes(names))
-            sums[call.layer] += np.asarray(tf.reduce_sum(mean, 0), np.float64).ravel()
-            counts[call.layer] += len(tensor)
-        return tensor
-
-    for inputs, _ in samples.batches(batch_size):
-        run(large, inputs, on_read)
-    for layer, (kernel, bias) in folded.items():
-        (read,), (create,) = kernel.read, kernel.create
-        weights = np.moveaxis(np.asarray(kernel.variable, np.float64), (read, create), (0, 1))
-        weights = weights.reshape(*weights.shape[:2], -1).sum(-1)
-        missing = np.where(removed[kernel.axes[read]], sums[layer] / counts[layer], 0)
-        kept = ~removed[kernel.axes[create]]
-        bias.assign_add((missing @ weights)[kept])
-
-
-def _plain_kernel(channel_map: ChannelMap, call):
-    """The binding of the one kernel of a biased layer, if it reads the layer's input."""
-    if not call.reads or getattr(call.layer, "bias", None) is None:
-        return None
-    bindings = [channel_map.bindings.get(id(weight)) for weight in call.layer.weights]
-    kernels = [binding for binding in bindings if binding is not None and binding.positions]
-    if len(kernels) != 1 or len(kernels[0].read) != 1 or len(kernels[0].create) != 1:
-        return None
-    if len(kernels[0].variable.shape) > 2 and not hasattr(call.layer, "kernel_size"):
-        return None  # an EinsumDense that reads several axes
-    (read,) = kernels[0].read
-    same = np.array_equal(kernels[0].axes[read], call.inputs[0].names.ravel())
-    return kernels[0] if same else None

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_nisp import copying, graph
 from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.channels import ChannelMap
+from keras_nisp.compensation import check_compensation
 from keras_nisp.data import random_samples
 from keras_nisp.deviation import deviation
 from keras_nisp.errors import NotCollapsedError
@@ -102,6 +103,7 @@ def prune(
     importance: Importance | Callable,
     *,
     calibration: Any = None,
+    compensate: str | None = "mean",
     verify: bool = True,
     verbose: int = 1,
     **budget,
@@ -111,9 +113,11 @@ def prune(
     Args:
         model: a functional or Sequential model. It is not changed.
         importance: such as `NISP(calibration)`.
-        calibration: samples on which to `recalibrate` the result (BatchNormalization
-            statistics, and biases for the mean of what was removed). By default it is
-            left as the surgery made it.
+        calibration: samples on which to `recalibrate` the result. By default it is left as the
+            surgery made it.
+        compensate: as for `recalibrate`: besides BatchNormalization statistics, biases make up for
+            the mean of what was removed (`"mean"`), kernels for what the kept channels tell of it
+            (`"linear"`), or nothing does (`None`).
         verify: compare the result with the original whose removed channels are zeroed, on a
             random sample.
         verbose: 1 prints the outcome in one line, 0 nothing.
@@ -140,6 +144,11 @@ def prune(
     >>> small.count_params()
     35
     """
+    check_compensation(compensate)
+    if compensate == "linear" and calibration is None:
+        raise ValueError(
+            "Expected `calibration` for compensate='linear', which looks at data. Received none."
+        )
     realised = None
     if budget.get("latency_reduction") is None:
         plan = plan_pruning(model, importance, **budget)
@@ -161,7 +170,7 @@ def prune(
     if verbose:
         print(text)
     if calibration is not None:
-        recalibrate(small, calibration, model, plan)
+        recalibrate(small, calibration, model, plan, compensate=compensate)
     return small
 
 

@@ -59,6 +59,13 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     default=True,
     help="Repair BatchNormalization and biases on the calibration data (default: yes).",
 )
+@click.option(
+    "--compensate",
+    type=click.Choice(["mean", "linear", "none"]),
+    default="mean",
+    show_default=True,
+    help="How that makes up for removed channels: in biases, in kernels too, or not at all.",
+)
 @click.option("--plan", "plan_path", type=PATH, help="Keep the plan in this .json file, too.")
 @click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
 @click.option("--seed", type=int, default=0, help="For sampling and for --importance random.")
@@ -82,6 +89,11 @@ def prune(console, model: Path, output: Path, plan_path, report_path, force, **o
             f"--importance {options['importance']} looks at data: give --calibration, or choose "
             "--importance nisp-mag, which does not."
         )
+    repairs = options["recalibrate"] and options["calibration"] is not None
+    if options["compensate"] == "linear" and not repairs:
+        raise click.UsageError(
+            "--compensate linear looks at data: give --calibration, without --no-recalibrate."
+        )
     check_ending(output, ".keras")
     check_outputs(console, force, output, plan_path, report_path)
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
@@ -100,7 +112,8 @@ def prune(console, model: Path, output: Path, plan_path, report_path, force, **o
     with console.stage("Choosing channels"):
         plan, small, note = _planned(network, importance, {**budget, **limits}, options)
     repair = samples if options["recalibrate"] else None
-    _finish(console, network, plan, small, output, repair, plan_path, report_path, note)
+    how = None if options["compensate"] == "none" else options["compensate"]
+    _finish(console, network, plan, small, output, repair, plan_path, report_path, note, how)
 
 
 @click.command()
@@ -197,7 +210,16 @@ def _loss(network, samples):
 
 
 def _finish(
-    console, network, plan, small, output, samples, plan_path, report_path, note=None
+    console,
+    network,
+    plan,
+    small,
+    output,
+    samples,
+    plan_path,
+    report_path,
+    note=None,
+    compensate="mean",
 ) -> None:
     """Proves and repairs the smaller model, and writes all files."""
     from keras_nisp.files import replacing
@@ -209,7 +231,7 @@ def _finish(
         checked.check()
     if samples is not None:
         with console.stage("Recalibrating"):
-            recalibrate(small, samples, network, plan)
+            recalibrate(small, samples, network, plan, compensate=compensate)
     with console.stage(f"Writing {output.name}"):
         with replacing(output) as temporary:
             small.save(temporary)

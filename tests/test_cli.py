@@ -138,6 +138,28 @@ def test_prune_does_what_the_library_does(files, run):
     assert "keras-nisp prune" in (files / "report.html").read_text()
 
 
+@pytest.mark.parametrize("compensate", ["linear", "none"])
+def test_prune_compensates(files, run, compensate):
+    model, x = keras.models.load_model(files / "model.keras"), np.load(files / "data.npz")["x"]
+    data = ("--calibration", files / "data.npz", "-o", files / "small.keras")
+    settings = ("--importance", "magnitude", "--ratio", "0.5", "--compensate", compensate)
+    code, _, err = run("prune", files / "model.keras", *data, *settings)
+    assert (code, err) == (0, "")
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    how = None if compensate == "none" else compensate
+    expected = kn.recalibrate(kn.rebuild(model, plan), x, model, plan, compensate=how)
+    small = keras.models.load_model(files / "small.keras")
+    for got, want in zip(small.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_compensation_needs_data(files, run):
+    settings = ("--importance", "magnitude", "--ratio", "0.5", "--compensate", "linear")
+    code, _, err = run("prune", files / "model.keras", *settings, "-o", files / "small.keras")
+    assert code == 2
+    assert "give --calibration" in err
+
+
 def test_apply_gives_the_same_model(files, run):
     model = files / "model.keras"
     common = ("--importance", "magnitude", "--ratio", "0.5")

@@ -1,0 +1,390 @@
+"""What is left of a pruned network stands in for what was removed: by its mean, or linearly."""
+
+import dataclasses
+import math
+from collections import Counter, defaultdict
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp.call import Call
+from keras_nisp.channels import Binding, ChannelMap, Traced
+from keras_nisp.data import Samples
+from keras_nisp.importance.base import run, spatial_axes
+from keras_nisp.plan import Plan
+from keras_nisp.unit_map import DROPPED, UnitMap
+
+COMPENSATIONS = ("mean", "linear", None)
+MOST_FEATURES = 4096  # solving for more takes too long
+MOST_SAMPLES = 1024
+MOST_MEMORY = 2 << 30  # bytes of activations that the walk carries along
+MOST_VALUES = 1 << 25  # positions that a regression looks at, times features
+STRENGTHS = np.logspace(-4, 2, 13)  # of the ridge, over the mean variance of a feature
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
+
+def check_compensation(compensate: Any) -> None:
+    """Raises unless `compensate` names a way to make up for what was removed."""
+    if compensate not in COMPENSATIONS:
+        raise ValueError(
+            "Expected `compensate` to be 'mean', 'linear' or None. "
+            f"Received: compensate={compensate!r}"
+        )
+
+
+# Readers ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer whose one kernel reads the layer's input as it is.
+
+    Attributes:
+        call: in the original.
+        twin: in the smaller network.
+        kernel: the binding of the original's kernel.
+    """
+
+    call: Call
+    twin: Call
+    kernel: Binding
+
+    @property
+    def biased(self) -> bool:
+        return getattr(self.call.layer, "bias", None) is not None
+
+    @property
+    def units(self) -> np.ndarray:
+        """Units along the axis that the kernel reads."""
+        return self.kernel.axes[next(iter(self.kernel.read))]
+
+    def tap_sums(self) -> np.ndarray:
+        """What an input that is 1 at all positions adds to the outputs: `(inputs, outputs)`.
+
+        Padding is left out of account.
+        """
+        (read,), (create,) = self.kernel.read, self.kernel.create
+        weights = np.moveaxis(np.asarray(self.kernel.variable, np.float64), (read, create), (0, 1))
+        sums = weights.reshape(*weights.shape[:2], -1).sum(-1)
+        # The taps of a transposed convolution are shared out among several outputs.
+        share = math.prod(self.call.layer.strides) if isinstance(self.call.layer, TRANSPOSED) else 1
+        return sums / share
+
+
+def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
+    """All readers, one for each call.
+
+    A layer whose kernel does not read its input directly (depthwise, separable and grouped
+    convolutions, recurrent layers, attention) is passed over.
+    """
+    pairs = zip(large.calls, small.calls, strict=True)
+    found = (Reader(call, twin, _plain_kernel(large, call)) for call, twin in pairs)
+    return [reader for reader in found if reader.kernel is not None]
+
+
+def _plain_kernel(channel_map: ChannelMap, call: Call) -> Binding | None:
+    """The binding of the one kernel of a layer, if it reads the layer's input."""
+    if not call.reads:
+        return None
+    bindings = [channel_map.bindings.get(id(weight)) for weight in call.layer.weights]
+    kernels = [binding for binding in bindings if binding is not None and binding.positions]
+    if len(kernels) != 1 or len(kernels[0].read) != 1 or len(kernels[0].create) != 1:
+        return None
+    if len(kernels[0].variable.shape) > 2 and not hasattr(call.layer, "kernel_size"):
+        return None  # an EinsumDense that reads several axes
+    (read,) = kernels[0].read
+    same = np.array_equal(kernels[0].axes[read], call.inputs[0].names.ravel())
+    return kernels[0] if same else None
+
+
+# Means ------------------------------------------------------------------------------
+
+
+def fold_means(
+    small: ChannelMap, large: ChannelMap, plan: Plan, samples: Samples, batch_size: int
+) -> None:
+    """Adds to each bias the mean that removed channels contributed in the original.
+
+    Args:
+        small, large: the pruned model and the original, traced.
+        plan: what was removed.
+        samples: on which means are taken.
+        batch_size: how many of them at a time.
+    """
+    unit_map = plan.unit_map(large)
+    plan.check_result(small)
+    _fold(large, unit_map, _readers(large, small), samples, batch_size)
+
+
+def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, batch_size) -> None:
+    removed = unit_map.into == DROPPED
+    folded = {r.call.layer: r for r in readers if r.biased and removed[r.units].any()}
+    if not folded:
+        return
+    sums, counts = defaultdict(float), defaultdict(int)
+
+    def on_read(call, index, tensor):
+        if call.layer in folded:
+            names = call.inputs[index].names
+            mean = tf.reduce_mean(tf.cast(tensor, tf.float32), spatial_axes(names))
+            sums[call.layer] += np.asarray(tf.reduce_sum(mean, 0), np.float64).ravel()
+            counts[call.layer] += len(tensor)
+        return tensor
+
+    for inputs, _ in samples.batches(batch_size):
+        run(large, inputs, on_read)
+    for layer, reader in folded.items():
+        missing = np.where(removed[reader.units], sums[layer] / counts[layer], 0)
+        (create,) = reader.kernel.create
+        kept = ~removed[reader.kernel.axes[create]]
+        reader.twin.layer.bias.assign_add((missing @ reader.tap_sums())[kept])
+
+
+# Linear maps ------------------------------------------------------------------------
+
+
+def compensate_linearly(
+    small: ChannelMap,
+    large: ChannelMap,
+    plan: Plan,
+    samples: Samples,
+    batch_size: int,
+    ridge: float | None,
+) -> None:
+    """Gives kernels the weights with which the kept channels stand in for all.
+
+    Both networks run side by side, layer by layer. What a layer of the original takes in is
+    regressed on what its twin takes in, which the layers before, repaired by then, made of the
+    same samples. So errors do not add up.
+
+    A layer that is called several times has no one place in that order: the means of what it
+    misses go into its bias.
+
+    Args:
+        small, large, plan, samples, batch_size: as for `fold_means`.
+        ridge: strength of the regularisation over the mean variance of a feature; by default
+            chosen for each layer.
+    """
+    unit_map = plan.unit_map(large)
+    plan.check_result(small)
+    if unit_map.keep.all():
+        return
+    readers = _readers(large, small)
+    calls = Counter(call.layer for call in large.calls)
+    shared = [reader for reader in readers if calls[reader.call.layer] > 1]
+    _fold(large, unit_map, shared, samples, batch_size)
+    single = {reader.call: reader for reader in readers if calls[reader.call.layer] == 1}
+    normalised = _normalised(large)
+
+    original, twin = _Carrier(large), _Carrier(small)
+    samples = _some(samples, original.memory(samples) + twin.memory(samples))
+    original.start(samples, batch_size)
+    twin.start(samples, batch_size)
+    for call, other in zip(large.calls, small.calls, strict=True):
+        if reader := single.get(call):
+            x, z = original.batches(call), twin.batches(other)
+            constant = reader.biased or call.outputs[0] in normalised
+            _repair(reader, unit_map, *_regress(reader, unit_map, x, z, constant, ridge))
+        if isinstance(other.layer, layers.BatchNormalization):
+            _normalise(other.layer, twin.batches(other))
+        original.step()
+        twin.step()
+
+
+def _normalised(channel_map: ChannelMap) -> set[Traced]:
+    """Tensors out of layers in which BatchNormalization takes up a constant that is missing."""
+    linear = {
+        tensor
+        for call in channel_map.calls
+        if getattr(call.layer, "activation", None) in (None, keras.activations.linear)
+        for tensor in call.outputs
+    }
+    normalised = {
+        tensor
+        for call in channel_map.calls
+        if isinstance(call.layer, layers.BatchNormalization)
+        for tensor in call.inputs
+    }
+    return linear & normalised
+
+
+def _some(samples: Samples, memory: int) -> Samples:
+    """As many samples as a walk may carry, evenly spaced: data may be sorted by class.
+
+    Args:
+        samples: all.
+        memory: bytes that the walk takes for a sample.
+    """
+    count = max(1, min(MOST_SAMPLES, MOST_MEMORY // memory))
+    step = math.ceil(len(samples) / count)
+    return Samples([array[::step] for array in samples.inputs])
+
+
+class _Carrier:
+    """Runs a network's calls one by one, with all samples at once, in batches.
+
+    A tensor is let go as soon as no later call takes it.
+    """
+
+    def __init__(self, channel_map: ChannelMap):
+        self.inputs = channel_map.inputs
+        self.steps = []
+        self.done = 0
+        self.values: dict[Traced, list[tf.Tensor]] = {}
+
+        def visit(call, args, kwargs):
+            self.steps.append((call, args, kwargs))
+            return call.outputs
+
+        channel_map.walk(channel_map.inputs, visit)
+        self.last = {t: i for i, (call, _, _) in enumerate(self.steps) for t in call.inputs}
+
+    def memory(self, samples: Samples) -> int:
+        """Bytes that one sample takes where most is carried."""
+        live, most = set(self.inputs), 0
+        for index, (call, _, _) in enumerate(self.steps):
+            live.update(call.outputs)
+            most = max(most, sum(tensor.batch * math.prod(tensor.shape) for tensor in live))
+            live = {tensor for tensor in live if self.last.get(tensor, 0) > index}
+        # The trace may have assumed another input size.
+        traced = sum(math.prod(tensor.shape) for tensor in self.inputs)
+        return math.ceil(4 * most * sum(array[0].size for array in samples.inputs) / traced)
+
+    def start(self, samples: Samples, batch_size: int) -> None:
+        batches = zip(*(inputs for inputs, _ in samples.batches(batch_size)), strict=True)
+        self.values = dict(zip(self.inputs, map(list, batches), strict=True))
+
+    def batches(self, call: Call) -> list[tf.Tensor]:
+        """What enters the call that comes next."""
+        return self.values[call.inputs[0]]
+
+    def step(self) -> None:
+        """Runs the next call."""
+        call, args, kwargs = self.steps[self.done]
+        results = []
+        for index in range(len(next(iter(self.values.values())))):
+            given, named = keras.tree.map_structure(
+                lambda x: self.values[x][index] if isinstance(x, Traced) else x,  # noqa: B023
+                (args, kwargs),
+            )
+            results.append(keras.tree.flatten(call.infer(*given, **named)))
+        self.values |= zip(call.outputs, map(list, zip(*results, strict=True)), strict=True)
+        live = (tensor for tensor in self.values if self.last.get(tensor, 0) > self.done)
+        self.values = {tensor: self.values[tensor] for tensor in live}
+        self.done += 1
+
+
+def _normalise(layer: layers.BatchNormalization, batches: list[tf.Tensor]) -> None:
+    """Sets the moving statistics to those of these batches."""
+    total = sum(sum_of_moments(layer, x) for x in batches)
+    mean, square = total / sum(map(len, batches))
+    layer.moving_mean.assign(mean)
+    layer.moving_variance.assign(np.maximum(square - mean**2, 0))
+
+
+def sum_of_moments(layer: layers.BatchNormalization, x: tf.Tensor) -> np.ndarray:
+    """First and second moment of each channel, times the size of the batch: `(2, channels)`."""
+    axes = [axis for axis in range(len(x.shape)) if axis != layer.axis % len(x.shape)]
+    moments = tf.nn.moments(tf.cast(x, tf.float32), axes)
+    mean, variance = (np.asarray(moment, np.float64) for moment in moments)
+    return np.stack([mean, variance + mean**2]) * len(x)
+
+
+def _regress(reader: Reader, unit_map: UnitMap, x: list, z: list, constant: bool, ridge):
+    """Ridge regression of the original's features on the kept ones.
+
+    Without data the kept features would stand for themselves alone, as after the surgery: the
+    ridge draws towards that, so what is regressed is what this leaves over.
+
+    Args:
+        reader: the layer.
+        unit_map: what became of the units.
+        x, z: batches of what enters the layer and its twin.
+        constant: whether a constant can be added after the kernel.
+        ridge: as for `compensate_linearly`.
+
+    Returns:
+        The map `(kept features, features)`, `None` if there are too many, and a constant for
+        each feature of the original.
+    """
+    axes = [axis for axis, size in enumerate(reader.call.inputs[0].names.shape, 1) if size > 1]
+    x, z = _rows(x, z, axes[0] if axes else None)
+    labels = unit_map.labels(reader.units)
+    residual = x - np.where(labels == DROPPED, 0, z[:, labels])
+    mean_residual, mean_z = residual.mean(0), z.mean(0)
+    if not constant:
+        mean_residual, mean_z = np.zeros_like(mean_residual), np.zeros_like(mean_z)
+    if z.shape[1] > MOST_FEATURES:
+        return None, mean_residual
+    change = _ridge(residual - mean_residual, z - mean_z, ridge)
+    return change, mean_residual - mean_z @ change
+
+
+def _ridge(residual: np.ndarray, z: np.ndarray, ridge: float | None) -> np.ndarray:
+    """Coefficients `(features of z, features of residual)`, without an intercept.
+
+    A Dense layer behind Flatten may have more features than there are samples, and a convolution
+    far fewer than positions: by default generalised cross-validation chooses the strength.
+    """
+    variances, directions = np.linalg.eigh(z.T @ z / len(z))
+    variances = np.maximum(variances, 0)
+    scale = variances.mean()
+    if scale == 0:
+        return np.zeros((z.shape[1], residual.shape[1]))  # what is constant tells nothing
+    along = directions.T @ (z.T @ residual) / len(z)
+    total, parts = (residual**2).sum() / len(z), (along**2).sum(1)
+
+    def expected_error(strength):
+        shrunk = variances + strength
+        left = total - (parts * (shrunk + strength) / shrunk**2).sum()
+        return left / (1 - (variances / shrunk).sum() / len(z)) ** 2
+
+    strengths = scale * (STRENGTHS if ridge is None else np.array([ridge]))
+    best = min(strengths, key=expected_error)
+    return directions @ (along / (variances + best)[:, None])
+
+
+def _rows(x: list, z: list, axis: int | None) -> list[np.ndarray]:
+    """Values along an axis at the same positions of both, some of all: `(positions, features)`.
+
+    Without an axis there is one feature.
+    """
+    rng = np.random.default_rng(0)
+    features = 1 if axis is None else x[0].shape[axis]
+    share = MOST_VALUES // (features * len(x)) + 1
+    rows = ([], [])
+    for pair in zip(x, z, strict=True):
+        flat = [_positions_first(tensor, axis) for tensor in pair]
+        if len(flat[0]) > share:
+            chosen = np.sort(rng.choice(len(flat[0]), share, replace=False))
+            flat = [tf.gather(values, chosen) for values in flat]
+        for collected, values in zip(rows, flat, strict=True):
+            collected.append(np.asarray(values, np.float64))
+    return [np.concatenate(collected) for collected in rows]
+
+
+def _positions_first(tensor: tf.Tensor, axis: int | None) -> tf.Tensor:
+    if axis is None:
+        return tf.reshape(tensor, (-1, 1))
+    rank = len(tensor.shape)
+    if axis != rank - 1:
+        tensor = tf.transpose(tensor, [i for i in range(rank) if i != axis] + [axis])
+    return tf.reshape(tensor, (-1, tensor.shape[-1]))
+
+
+def _repair(reader: Reader, unit_map: UnitMap, change: np.ndarray | None, constant) -> None:
+    """Writes the twin's kernel and bias, made of the original's."""
+    (read,), (create,) = reader.kernel.read, reader.kernel.create
+    made = reader.kernel.axes[create]
+    weights = np.asarray(reader.kernel.variable, np.float64)
+    kernel = unit_map.read(tf.constant(weights), read, reader.units)
+    if change is not None:
+        kernel += np.moveaxis(np.tensordot(change, weights, (1, read)), 0, read)
+    twin = reader.twin.layer
+    twin.kernel.assign(tf.cast(unit_map.own(kernel, create, made), twin.kernel.dtype))
+    if reader.biased:
+        bias = np.asarray(reader.call.layer.bias, np.float64) + constant @ reader.tap_sums()
+        twin.bias.assign(tf.cast(unit_map.own(tf.constant(bias), 0, made), twin.bias.dtype))
