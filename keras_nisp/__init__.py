@@ -10,6 +10,7 @@ from keras_nisp.centripetal import Centripetal, CentripetalSGD  # noqa: E402
 from keras_nisp.channels import ChannelMap  # noqa: E402
 from keras_nisp.cost import profile  # noqa: E402
 from keras_nisp.deviation import deviation  # noqa: E402
+from keras_nisp.distillation import distiller  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
     BudgetError,
     ConversionError,
@@ -86,6 +87,7 @@ __all__ = [
     "as_functional",
     "benchmark",
     "deviation",
+    "distiller",
     "export_onnx",
     "export_serving",
     "export_tflite",

@@ -1,0 +1,47 @@
+"""The accuracy experiments.
+
+    python benchmarks/accuracy.py EXPERIMENT --data-dir DIR [--weights-dir DIR] [--tasks TASK ...]
+
+Each experiment (a file in benchmarks/experiments, which says what it does) runs on some tasks
+(benchmarks/training.py). Rows are kept in results/EXPERIMENT_TASK.json as they are done. Rows that
+are there already are not computed again, and a training that was interrupted goes on with the epoch
+that was interrupted: to resume, give the same command again.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from training import TASKS, Lab, Rows, use_threads
+
+EXPERIMENTS = ("importances", "depth", "propagation", "centripetal", "headline", "combinations")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="by default all it is meant for")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--data-dir", help="TensorFlow Datasets directory; else data are downloaded"
+    )
+    parser.add_argument("--weights-dir", help="where resnet20_cifar10.npz and resnet56_... are")
+    parser.add_argument("--out", default="out", help="folder for base networks and backups")
+    parser.add_argument("--threads", type=int, help="limits TensorFlow to so many")
+    args = parser.parse_args()
+    use_threads(args.threads)
+    experiment = importlib.import_module(f"experiments.{args.experiment}")
+    results = {}
+    for task in args.tasks or experiment.TASKS:
+        lab, rows = Lab(task, args), Rows(f"{args.experiment}_{task}", args)
+        for seed in range(args.seeds):
+            experiment.run(lab, rows, seed)
+        results[task] = list(rows)
+    print(experiment.tables(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The accuracy experiments: `run(lab, rows, seed)` and `tables(results)` in each."""

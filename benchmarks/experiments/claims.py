@@ -1,0 +1,67 @@
+"""NISP's claims, held against the rows of the experiment `importances`."""
+
+import numpy as np
+
+from experiments.tables import markdown
+
+RIVALS = ("L1", "LayerByLayer", "Random")
+
+
+def differences(rows: list[dict], rival: str, ratio: float, stage: str) -> np.ndarray:
+    """NISP's accuracy minus a rival's, seed by seed.
+
+    Args:
+        rows: of one task.
+        rival: name of the other importance.
+        ratio: share of channels removed.
+        stage: "one_shot", "recalibrated", "compensated", "epoch 1" or "last".
+    """
+
+    def value(row):
+        if stage in ("epoch 1", "last"):
+            return row["curve"][0 if stage == "epoch 1" else -1] if "curve" in row else None
+        return row.get(stage)
+
+    found = {
+        (row["importance"], row["seed"]): value(row) for row in rows if row.get("ratio") == ratio
+    }
+    pairs = [
+        (found[name, seed], found.get((rival, seed)))
+        for name, seed in found
+        if name == "NISP" and found[name, seed] is not None
+    ]
+    return np.array([ours - theirs for ours, theirs in pairs if theirs is not None])
+
+
+def verdict(values: np.ndarray) -> str:
+    """In points; "level" if the mean lies within one standard error over seeds."""
+    if not len(values):
+        return ""
+    points = 100 * values
+    if len(points) == 1:
+        return f"{points[0]:+.1f} (1 seed)"
+    error = points.std(ddof=1) / np.sqrt(len(points))
+    text = f"{points.mean():+.1f} ± {error:.1f}"
+    return text if abs(points.mean()) > error else f"{text}, level"
+
+
+def table(results: dict[str, list[dict]], stage: str, ratio: float | None = None) -> str:
+    """NISP minus its rivals in points, by task.
+
+    Args:
+        results: rows of each task.
+        stage: as for `differences`.
+        ratio: share of channels; without it, that at which the task is fine-tuned.
+    """
+    lines = []
+    for task, rows in results.items():
+        tuned = next((row["ratio"] for row in rows if "curve" in row and "ratio" in row), None)
+        chosen = tuned if ratio is None else ratio
+        cells = [verdict(differences(rows, rival, chosen, stage)) for rival in RIVALS]
+        holds = [
+            bool(len(d)) and d.mean() > 0 and "level" not in verdict(d)
+            for d in (differences(rows, rival, chosen, stage) for rival in RIVALS)
+        ]
+        word = "holds" if all(holds) else "does not hold" if not any(holds) else "in part"
+        lines.append([task, f"{100 * chosen:g} %", *cells, word])
+    return markdown(["", "removed", *(f"over {rival}" for rival in RIVALS), "ahead of all"], lines)

@@ -1,0 +1,155 @@
+"""The plots of the accuracy experiments: docs/figures/*.png from the JSON in results/.
+
+python benchmarks/plots.py
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+
+
+def results(experiment: str) -> dict[str, list[dict]]:
+    """The rows of each task of an experiment that was run, by task."""
+    paths = sorted(RESULTS.glob(f"{experiment}_*.json"))
+    return {p.stem[len(experiment) + 1 :]: json.loads(p.read_text())["rows"] for p in paths}
+
+
+def importances() -> None:
+    """One-shot and recalibrated accuracy of each importance, and its recovery, by task."""
+    tasks = results("importances")
+    if not tasks:
+        return
+    figure, axes = plt.subplots(len(tasks), 3, figsize=(12, 2.6 * len(tasks)), squeeze=False)
+    for line, (task, rows) in zip(axes, tasks.items(), strict=True):
+        base = np.mean([row["accuracy"] for row in rows if row["importance"] == "base"])
+        names = [n for n in dict.fromkeys(row["importance"] for row in rows) if n != "base"]
+        for colour, name in enumerate(names):
+            style = {"color": f"C{colour}", "label": name}
+            if name != "Scratch":
+                for axis, stage in zip(line, ("one_shot", "compensated"), strict=False):
+                    _against_ratio(axis, rows, name, stage, base, style)
+            _recovery(line[2], rows, name, style)
+        line[0].set_ylabel(f"{task}\naccuracy")
+        for axis in line[:2]:
+            axis.set_xlabel("share of channels removed")
+        line[2].axhline(base, color="grey", linewidth=0.8, linestyle=":")
+        line[2].set_xlabel("epochs of fine-tuning")
+    titles = ("no repair", "linear compensation", "fine-tuned (dotted: base)")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    axes[0][2].legend(fontsize=7)
+    _save(figure, "importances")
+
+
+def _against_ratio(axis, rows, name, stage, base, style):
+    ratios = sorted({row["ratio"] for row in rows if row["importance"] == name and stage in row})
+    values = [
+        [row[stage] for row in rows if (row["importance"], row.get("ratio")) == (name, ratio)]
+        for ratio in ratios
+    ]
+    means = [base, *(np.mean(v) for v in values)]
+    axis.errorbar([0, *ratios], means, [0, *(np.std(v) for v in values)], capsize=2, **style)
+
+
+def _recovery(axis, rows, name, style):
+    chosen = [row for row in rows if row["importance"] == name and "curve" in row]
+    if not chosen:
+        return
+    curve = np.mean([row["curve"] for row in chosen], axis=0)
+    if name == "Scratch":
+        axis.axhline(curve[-1], linestyle="--", linewidth=1, **style)
+        return
+    start = np.mean([row["recalibrated"] for row in chosen])
+    axis.plot(range(len(curve) + 1), [start, *curve], marker=".", **style)
+
+
+def depth() -> None:
+    """Error of the final responses against depth."""
+    tasks = results("depth")
+    if not tasks:
+        return
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True)
+    depths = {task: int(task.removeprefix("plain").split("_")[0]) for task in tasks}
+    tasks = dict(sorted(tasks.items(), key=lambda item: depths[item[0]]))
+    names = dict.fromkeys(row["importance"] for rows in tasks.values() for row in rows)
+    for axis, key, title in zip(
+        axes, ("ware", "ware_compensated"), ("no repair", "linear compensation"), strict=True
+    ):
+        for name in names:
+            values = [[r[key] for r in rows if r["importance"] == name] for rows in tasks.values()]
+            axis.errorbar(
+                [depths[task] for task in tasks],
+                [np.mean(v) for v in values],
+                [np.std(v) for v in values],
+                capsize=2,
+                label=name,
+            )
+        axis.set_title(title)
+        axis.set_xlabel("convolutions")
+    axes[0].set_ylabel("WARE of the final responses")
+    axes[0].legend(fontsize=7)
+    _save(figure, "depth")
+
+
+def combinations() -> None:
+    """Accuracy against epochs for each combination."""
+    tasks = results("combinations")
+    if not tasks:
+        return
+    figure, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4), squeeze=False)
+    for axis, (task, rows) in zip(axes[0], tasks.items(), strict=True):
+        base = np.mean([row["curve"][-1] for row in rows if row["arm"] == "baseline"])
+        axis.axhline(base, color="grey", linestyle=":", linewidth=0.8, label="baseline")
+        axis.axhline(base - 0.01, color="red", linestyle=":", linewidth=0.8, label="1 point below")
+        for name in dict.fromkeys(row["arm"] for row in rows if row["arm"] != "baseline"):
+            curve = np.mean([row["curve"] for row in rows if row["arm"] == name], axis=0)
+            axis.plot(range(1, len(curve) + 1), curve, marker=".", label=name)
+        axis.set_title(task)
+        axis.set_xlabel("epochs")
+    axes[0][0].set_ylabel("accuracy")
+    axes[0][-1].legend(fontsize=7)
+    _save(figure, "combinations")
+
+
+def headline() -> None:
+    """ResNet-56: accuracy against epochs."""
+    for task, rows in results("headline").items():
+        figure, axis = plt.subplots(figsize=(6, 3.5))
+        for row in rows:
+            if row["method"] == "baseline":
+                axis.axhline(row["curve"][0], color="grey", linestyle=":", label="baseline")
+                continue
+            gone = f", -{100 * row['flops_removed']:.1f} % FLOPs" if "flops_removed" in row else ""
+            start = [(0, row["compensated"])] if "compensated" in row else []
+            points = start + list(enumerate(row["curve"], 1))
+            axis.plot(*zip(*points, strict=True), marker=".", label=row["method"] + gone)
+        axis.set_xlabel("epochs")
+        axis.set_ylabel("accuracy")
+        axis.set_title(task)
+        axis.legend(fontsize=8)
+        _save(figure, "headline")
+
+
+def _save(figure, name: str) -> None:
+    FIGURES.mkdir(exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(FIGURES / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
+def main():
+    for draw in (importances, depth, combinations, headline):
+        draw()
+
+
+if __name__ == "__main__":
+    main()

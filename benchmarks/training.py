@@ -1,0 +1,249 @@
+"""Tasks of the accuracy experiments: data, network, recipe; training that can be interrupted."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import models
+from recipes import accuracy, augmented, compile_for, load, residual_cnn
+from results import FOLDER, save_results
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VGG_LIKE = ((32, 2), (64, 2), (128, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A network on a dataset, and how it is trained.
+
+    `epochs` and `rate` are those of the base network, `tune` the epochs after pruning. `ratio`
+    is the share of channels that the paper removes from such a network. With `weights`, the base
+    starts from this file and its epochs adapt it to the data.
+    """
+
+    dataset: str
+    network: Callable[[tuple], keras.Model]
+    epochs: int
+    tune: int
+    rate: float
+    ratio: float
+    augment: bool = False
+    weights: str | None = None
+    batch_size: int = 128
+
+    def build(self, shape, weights_dir: str | None) -> keras.Model:
+        """The network before any training here."""
+        if self.weights is None:
+            return self.network(shape)
+        if weights_dir is None:
+            raise SystemExit(f"This task starts from {self.weights}: pass --weights-dir.")
+        return models.load_cifar_resnet(Path(weights_dir) / self.weights, shortcut="projection")
+
+
+DEPTHS = (2, 4, 6, 8, 10)
+
+
+def plain_cnn(depth: int, input_shape, width: int = 32, classes: int = 10) -> keras.Model:
+    """Convolutions in a row, without BatchNormalization or shortcuts, and one hidden layer."""
+    inputs = x = keras.Input(input_shape, name="image")
+    for index in range(1, depth + 1):
+        x = keras.layers.Conv2D(
+            width,
+            3,
+            strides=2 if index == 1 else 1,
+            padding="same",
+            activation="relu",
+            kernel_initializer="he_normal",
+            name=f"conv{index}",
+        )(x)
+        if index in (depth // 2, depth):
+            x = keras.layers.MaxPooling2D(name=f"pool{index}")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Dense(64, activation="relu", name="hidden")(x)
+    return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x), name=f"plain{depth}")
+
+
+def _vgg(shape):
+    return models.vgg(VGG_LIKE, (128,), shape)
+
+
+def _resnet20(shape):
+    return models.cifar_resnet(20, input_shape=shape)
+
+
+TASKS = {
+    "digits": Task("digits", residual_cnn, 20, 4, 0.05, 0.25, batch_size=64),  # seconds: a trial
+    "lenet_mnist": Task("mnist", models.lenet5, 3, 2, 0.02, 0.5),
+    "quick_cifar10": Task("cifar10", models.cifar_quick, 8, 3, 0.01, 0.5),
+    "residual_fashion": Task("fashion_mnist", residual_cnn, 4, 2, 0.05, 0.25),
+    "vgg_fashion": Task("fashion_mnist", _vgg, 3, 2, 0.05, 0.5),
+    "vgg_cifar10": Task("cifar10", _vgg, 6, 2, 0.05, 0.5, True),
+    "resnet20_fashion": Task("fashion_mnist", _resnet20, 2, 1, 0.05, 0.25),
+    "resnet20_cifar10": Task("cifar10", _resnet20, 4, 2, 0.02, 0.25, True, "resnet20_cifar10.npz"),
+    "resnet56_cifar10": Task(
+        "cifar10",
+        lambda shape: models.cifar_resnet(56, input_shape=shape),
+        2,
+        4,
+        0.02,
+        0.25,
+        True,
+        "resnet56_cifar10.npz",
+    ),
+    **{
+        f"plain{depth}_fashion": Task(
+            "fashion_mnist", functools.partial(plain_cnn, depth), 2, 0, 0.02, 0.5
+        )
+        for depth in DEPTHS
+    },
+}
+
+
+class Lab:
+    """One task: its data, its base networks (kept in files), and training.
+
+    Args:
+        task: a key of `TASKS`.
+        args: the command's arguments: `data_dir`, `weights_dir`, `out`.
+    """
+
+    def __init__(self, task: str, args: argparse.Namespace):
+        self.name, self.task, self.args = task, TASKS[task], args
+        self.out = Path(args.out) / task
+
+    @functools.cached_property
+    def data(self):
+        """`(x, y)` for training and for testing."""
+        train, test = load(self.task.dataset, self.args.data_dir)
+        if self.task.dataset == "cifar10":
+            train, test = (
+                (((x - MEAN) / DEVIATION).astype("float32"), y) for x, y in (train, test)
+            )
+        return train, test
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.data[0][0]) // self.task.batch_size
+
+    def accuracy(self, model) -> float:
+        """On the test set."""
+        return accuracy(model, *self.data[1])
+
+    def calibration(self, seed: int, count: int = 2000):
+        """Training samples with labels."""
+        x, y = self.data[0]
+        chosen = np.random.default_rng(seed).choice(len(x), count, replace=False)
+        return x[chosen], y[chosen]
+
+    def base(self, seed: int) -> keras.Model:
+        """The base network of a seed."""
+        path = self.out / f"base_{seed}.keras"
+        if not path.exists():
+            keras.utils.set_random_seed(seed)
+            model = self.task.build(self.data[0][0].shape[1:], self.args.weights_dir)
+            self.fit(model, self.task.epochs, self.task.rate, f"base_{seed}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            model.save(path)
+        return keras.models.load_model(path)
+
+    def fit(self, model, epochs: int, rate: float | None, key: str, callbacks=(), wrap=None):
+        """Trains, and goes on after an interruption with the epoch that was interrupted.
+
+        Args:
+            model: to be trained.
+            epochs: how many.
+            rate: learning rate at the start of the cosine; `None` if the model is compiled.
+            key: tells trainings of this task apart.
+            callbacks: of Keras.
+            wrap: `wrap(model)` gives the model to `fit` instead, such as a Distiller.
+
+        Returns:
+            Test accuracy after each epoch.
+        """
+        folder = self.out / "running" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        curve = _Curve(model, self.accuracy, folder / "curve.json")
+        trained = model if wrap is None else wrap(model)
+        if rate is not None:
+            compile_for(trained, self.steps * epochs, rate)
+        x, y = self.data[0]
+        size, count = self.task.batch_size, self.steps * self.task.batch_size
+        data = (augmented(x, y, size),) if self.task.augment else (x[:count], y[:count], size)
+        backup = keras.callbacks.BackupAndRestore(str(folder / "backup"))
+        trained.fit(*data, epochs=epochs, verbose=0, callbacks=[*callbacks, curve, backup])
+        shutil.rmtree(folder)
+        return curve.values
+
+
+class _Curve(keras.callbacks.Callback):
+    """Test accuracy after each epoch, kept in a file until training is over."""
+
+    def __init__(self, measured, accuracy, path):
+        super().__init__()
+        self.measured, self.accuracy, self.path = measured, accuracy, path
+        self.values = json.loads(path.read_text()) if path.exists() else []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.values = [*self.values[:epoch], self.accuracy(self.measured)]
+        self.path.write_text(json.dumps(self.values))
+
+
+class Rows:
+    """The rows of one result file; what is there already is not computed again.
+
+    Args:
+        name: of the file, without its ending.
+        args: the command's arguments, kept with the rows.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        self.name, self.args = name, args
+        path = FOLDER / f"{name}.json"
+        self.rows = json.loads(path.read_text())["rows"] if path.exists() else []
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self.rows)
+
+    def once(self, compute: Callable[[], dict], **key) -> dict:
+        """The row with this key: from the file, or computed and put there."""
+        for row in self.rows:
+            if all(row.get(name) == value for name, value in key.items()):
+                return row
+        started = time.perf_counter()
+        row = {**key, **compute()}
+        row["seconds"] = round(time.perf_counter() - started)
+        self.rows.append(row)
+        save_results(self.name, {"rows": self.rows}, self.args)
+        print(row, flush=True)
+        return row
+
+
+def reductions(small, base) -> dict[str, float]:
+    """What is gone: shares of FLOPs and parameters."""
+    import keras_nisp as kn
+
+    before, after = kn.profile(base).total, kn.profile(small).total
+    return {
+        "flops_removed": 1 - after.flops / before.flops,
+        "parameters_removed": 1 - after.parameters / before.parameters,
+    }
+
+
+def use_threads(count: int | None) -> None:
+    """Limits TensorFlow to so many threads; before anything runs."""
+    if count:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+        tf.config.threading.set_inter_op_parallelism_threads(count)

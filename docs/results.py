@@ -1,0 +1,155 @@
+"""Writes docs/results.md and its figures from the JSON in benchmarks/results.
+
+python docs/results.py
+"""
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import plots
+from experiments import claims
+from experiments.tables import markdown
+
+PAGE = Path(__file__).with_name("results.md")
+HEADER = """# Results
+
+Written by `python docs/results.py` from the JSON in `benchmarks/results`. Each section names the
+command that makes its figures; `DIR` is a TensorFlow Datasets directory (without `--data-dir` the
+data are downloaded), `WEIGHTS` the folder of the two files with published weights. A command that
+is given again computes only what is missing.
+
+**CIFAR-10 here is a JPEG copy.** The lossy images cost published networks ten points, so
+accuracies compare with the baselines beside them, not with those of papers.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A section for an experiment of benchmarks/accuracy.py."""
+
+    name: str
+    title: str
+    findings: Callable[[dict], str] | None = None
+    figure: bool = False
+
+
+def ranking(results: dict[str, list[dict]]) -> str:
+    """Whether NISP's claims hold, network by network."""
+    parts = [
+        "NISP's accuracy minus that of its rivals, in points (mean and standard error over seeds):"
+    ]
+    for title, stage, ratio in (
+        ("a quarter removed, no repair", "one_shot", 0.25),
+        ("half removed, no repair", "one_shot", 0.5),
+        ("a quarter removed, recalibrated", "recalibrated", 0.25),
+        ("half removed, recalibrated", "recalibrated", 0.5),
+        ("after one epoch of fine-tuning", "epoch 1", None),
+        ("after the last epoch", "last", None),
+    ):
+        parts.append(f"**{title[0].upper()}{title[1:]}**\n\n{claims.table(results, stage, ratio)}")
+    return "\n\n".join(parts)
+
+
+EXPERIMENTS = (
+    Experiment("headline", "The papers' headlines: ResNet-56", figure=True),
+    Experiment("combinations", "Better than the papers", figure=True),
+    Experiment("importances", "Which importance", ranking, figure=True),
+    Experiment("depth", "Error against depth", figure=True),
+    Experiment("propagation", "One propagation or many"),
+    Experiment("centripetal", "C-SGD, pruning, scratch"),
+)
+
+
+def section(experiment: Experiment) -> str:
+    """Heading, what was done, command, figure, tables and findings; empty if there are no rows."""
+    results = plots.results(experiment.name)
+    if not results:
+        return ""
+    module = importlib.import_module(f"experiments.{experiment.name}")
+    order = [task for task in module.TASKS if task in results]
+    results = {task: results[task] for task in order}
+    _, _, text = module.__doc__.partition("\n\n")
+    parts = [f"## {experiment.title}", module.__doc__.splitlines()[0], text.strip()]
+    parts.append(f"```\n{command(experiment.name, results)}\n```")
+    if experiment.figure:
+        parts.append(f"![{experiment.title}](figures/{experiment.name}.png)")
+    if experiment.findings is not None:
+        parts.append(experiment.findings(results))
+    parts += [module.tables(results), provenance(f"{experiment.name}_{task}" for task in order)]
+    return "\n\n".join(parts)
+
+
+def command(name: str, results: dict) -> str:
+    """What makes the figures of an experiment."""
+    seeds = 1 + max(row.get("seed", 0) for rows in results.values() for row in rows)
+    tasks = " ".join(results)
+    return (
+        f"python benchmarks/accuracy.py {name} --data-dir DIR --weights-dir WEIGHTS "
+        f"--seeds {seeds} \\\n    --tasks {tasks}"
+    )
+
+
+def provenance(names) -> str:
+    """Machine, versions and dates of results."""
+    records = [json.loads((plots.RESULTS / f"{name}.json").read_text()) for name in names]
+    dates = sorted({record["date"] for record in records})
+    machines = sorted({f"{r['machine']['cpu']}, {r['machine']['cores']} cores" for r in records})
+    versions = records[0]["versions"]
+    hours = sum(row.get("seconds", 0) for r in records for row in r.get("rows", ())) / 3600
+    spent = f"; {hours:.1f} hours" if hours else ""
+    return (
+        f"*{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {'; '.join(machines)}; Keras "
+        f"{versions['keras']}, TensorFlow {versions['tensorflow']}{spent}.*"
+    )
+
+
+def structure() -> str:
+    """The tables of benchmarks/paper_tables.py."""
+    path = plots.RESULTS / "paper_tables.json"
+    if not path.exists():
+        return ""
+    rows = json.loads(path.read_text())["rows"]
+    fitting = sum(row["within"] for row in rows)
+    parts = [
+        "## Structure: what the papers' plans remove",
+        f"{fitting} of {len(rows)} rows are within 0.5 points of what was published, in FLOPs and, "
+        "where they were given, in parameters. Figures in percent.",
+        "```\npython benchmarks/paper_tables.py\n```",
+    ]
+    head = ["", "row", "read as", "FLOPs", "ours", "parameters", "ours", "within 0.5"]
+    for paper in dict.fromkeys(row["paper"] for row in rows):
+        chosen = [row for row in rows if row["paper"] == paper]
+        parts.append(f"**{paper}**\n\n{markdown(head, map(_structure_cells, chosen))}")
+    misses = [row for row in rows if not row["within"]]
+    reasons = [f"* {r['paper']}, {r['network']} {r['row']}: {r['why']}" for r in misses]
+    parts.append("What does not fit, and why:\n\n" + "\n".join(reasons))
+    return "\n\n".join([*parts, provenance(["paper_tables"])])
+
+
+def _structure_cells(row) -> list[str]:
+    cells = [row["network"], row["row"], row["interpretation"]]
+    for key in ("flops", "params"):
+        published = row["published"][key]
+        cells += ["" if published is None else f"{published:g}", f"{row['ours'][key]:.2f}"]
+    return [*cells, "yes" if row["within"] else "no"]
+
+
+def page() -> str:
+    parts = [HEADER, structure(), *(section(experiment) for experiment in EXPERIMENTS)]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def main():
+    plots.main()
+    PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()
