@@ -143,9 +143,9 @@ class Lab:
         return accuracy(model, *self.data[1])
 
     def calibration(self, seed: int, count: int = 2000):
-        """Training samples with labels."""
+        """Training samples with labels, at most so many."""
         x, y = self.data[0]
-        chosen = np.random.default_rng(seed).choice(len(x), count, replace=False)
+        chosen = np.random.default_rng(seed).choice(len(x), min(count, len(x)), replace=False)
         return x[chosen], y[chosen]
 
     def base(self, seed: int) -> keras.Model:

@@ -22,7 +22,7 @@ from experiments.tables import mean_and_deviation
 import keras_nisp as kn
 
 TASK = {"depth": "plain2_fashion"}
-SLOW = ("combinations", "centripetal", "headline", "depth")
+SLOW = ("importances", "combinations", "centripetal", "headline", "depth")
 
 
 @pytest.fixture
