@@ -22,7 +22,6 @@ from experiments.tables import mean_and_deviation
 import keras_nisp as kn
 
 TASK = {"depth": "plain2_fashion"}
-SLOW = ("importances", "combinations", "centripetal", "headline", "depth")
 
 
 @pytest.fixture
@@ -86,9 +85,8 @@ def test_rows_are_not_computed_again(lab):
     assert [row["seed"] for row in training.Rows("trial", lab.args)] == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in EXPERIMENTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_run(lab, name):
     """Each experiment on digits: all rows, a table, and nothing to do the second time."""
     experiment = importlib.import_module(f"experiments.{name}")
