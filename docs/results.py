@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import plots
-from experiments import claims
+from experiments import claims, verdicts
 from experiments.tables import markdown
 
 PAGE = Path(__file__).with_name("results.md")
@@ -112,10 +112,7 @@ def provenance(names) -> str:
 
 def structure() -> str:
     """The tables of benchmarks/paper_tables.py."""
-    path = plots.RESULTS / "paper_tables.json"
-    if not path.exists():
-        return ""
-    rows = json.loads(path.read_text())["rows"]
+    rows = json.loads((plots.RESULTS / "paper_tables.json").read_text())["rows"]
     fitting = sum(row["within"] for row in rows)
     parts = [
         "## Structure: what the papers' plans remove",
@@ -141,8 +138,14 @@ def _structure_cells(row) -> list[str]:
     return [*cells, "yes" if row["within"] else "no"]
 
 
+def summary() -> str:
+    """One line for each claim."""
+    records = json.loads((plots.RESULTS / "paper_tables.json").read_text())
+    return f"## What holds\n\n{verdicts.table(plots.results, records['rows'])}"
+
+
 def page() -> str:
-    parts = [HEADER, structure(), *(section(experiment) for experiment in EXPERIMENTS)]
+    parts = [HEADER, summary(), structure(), *(section(experiment) for experiment in EXPERIMENTS)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import results
 import training
 from accuracy import EXPERIMENTS
-from experiments import claims
+from experiments import claims, verdicts
 from experiments.tables import mean_and_deviation
 
 import keras_nisp as kn
@@ -120,10 +120,35 @@ def test_claims():
     assert claims.verdict(claims.differences(rows, "L1", 0.5, "one_shot")) == "+15.0 ± 5.0"
     level = claims.verdict(claims.differences(rows, "LayerByLayer", 0.5, "one_shot"))
     assert level == "+5.0 ± 15.0, level"
-    assert "| in part |" in claims.table({"task": rows}, "one_shot", 0.5)
+    assert "| does not hold |" in claims.table({"task": rows}, "one_shot", 0.5)
     ahead = [row for row in rows if row["importance"] in ("NISP", "L1")]
     ahead += [{**row, "importance": rival} for row in ahead[2:] for rival in claims.RIVALS[1:]]
     assert "| holds |" in claims.table({"task": ahead}, "one_shot", 0.5)
+
+
+def test_verdicts():
+    """Merges, headlines and combinations, by hand; experiments that were not run say nothing."""
+    rows = {
+        "headline": {
+            "task": [
+                {"method": "baseline", "curve": [0.9]},
+                {"method": "C-SGD", "curve": [0.5, 0.85], "merged": 0.851, "flops_removed": 0.6},
+            ]
+        },
+        "combinations": {
+            "task": [
+                {"arm": "baseline", "curve": [0.9]},
+                {"arm": "L1", "curve": [0.8], "accuracy": 0.8, "flops_removed": 0.5},
+                {"arm": "NISP", "curve": [0.8, 0.895], "accuracy": 0.895, "flops_removed": 0.5},
+            ]
+        },
+    }
+    table = verdicts.table(lambda name: rows.get(name, {}), [{"within": True}, {"within": False}])
+    assert "| 1 of 2 rows within 0.5 points |" in table
+    assert "| 1 merges, at most 0.10 points |" in table
+    assert "| 0.9000 -> 0.8510 in 2 epochs: -4.9 points |" in table
+    assert "| NISP, 2 epochs: 0.9000 -> 0.8950, -0.5 points |" in table
+    assert len(table.splitlines()) == 6
 
 
 def test_mean_and_deviation():

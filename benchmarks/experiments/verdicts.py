@@ -1,0 +1,118 @@
+"""What came of each claim, in one line each, computed from the rows of all experiments."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from experiments import claims
+from experiments.tables import markdown
+
+Rows = dict[str, list[dict]]  # of one experiment, by task
+
+
+def table(results: Callable[[str], Rows], structure: list[dict]) -> str:
+    """Claims and what was measured, as Markdown.
+
+    Args:
+        results: gives the rows of an experiment by its name.
+        structure: the rows of paper_tables.
+    """
+    lines = [
+        [
+            "The papers' structures come out of our planners",
+            f"{sum(row['within'] for row in structure)} of {len(structure)} rows within 0.5 points",
+        ],
+        *_importances(results("importances")),
+        *_depth(results("depth")),
+        *_centripetal(results("centripetal"), results("headline")),
+        *_headline(results("headline")),
+        *_combinations(results("combinations")),
+    ]
+    return markdown(["claim", "measured"], lines)
+
+
+def _importances(tasks: Rows) -> Iterator[list[str]]:
+    if not tasks:
+        return
+    for stage, text in (
+        ("one_shot", "NISP leads without repair, a quarter removed"),
+        ("recalibrated", "NISP leads recalibrated, a quarter removed"),
+        ("compensated", "NISP leads compensated, a quarter removed"),
+        ("epoch 1", "NISP recovers faster (after one epoch)"),
+        ("last", "NISP leads after fine-tuning"),
+    ):
+        ratio = 0.25 if "removed" in text else None
+        ahead = [t for t, rows in tasks.items() if claims.holds(rows, stage, ratio)]
+        names = f" ({', '.join(ahead)})" if ahead else ""
+        yield [
+            f"{text}: ahead of L1, layer-by-layer and random",
+            f"on {len(ahead)} of {len(tasks)} networks{names}",
+        ]
+    for ratio in (0.25, 0.5):
+        gains = [
+            100 * np.mean([row["compensated"] - row["recalibrated"] for row in chosen])
+            for rows in tasks.values()
+            if (chosen := [r for r in rows if r.get("ratio") == ratio and "compensated" in r])
+        ]
+        yield [
+            f"Linear compensation beats recalibration, {100 * ratio:g} % removed",
+            f"{min(gains):+.1f} to {max(gains):+.1f} points, mean over importances, by network",
+        ]
+
+
+def _depth(tasks: Rows) -> Iterator[list[str]]:
+    ahead = [
+        task
+        for task, rows in tasks.items()
+        if _ware(rows, "NISP") < min(_ware(rows, "LayerByLayer"), _ware(rows, "Random"))
+    ]
+    if tasks:
+        yield [
+            "NISP's error at the final responses is below layer-by-layer's and random's",
+            f"at {len(ahead)} of {len(tasks)} depths",
+        ]
+
+
+def _ware(rows, name):
+    return np.mean([row["ware"] for row in rows if row["importance"] == name])
+
+
+def _centripetal(tasks: Rows, headline: Rows) -> Iterator[list[str]]:
+    rows = [row for rows in tasks.values() for row in rows if "unmerged" in row]
+    changes = [abs(row["accuracy"] - row["unmerged"]) for row in rows]
+    merged = [row for rows in headline.values() for row in rows if "merged" in row]
+    changes += [abs(row["merged"] - row["curve"][-1]) for row in merged]
+    if changes:
+        yield [
+            "C-SGD's merge costs no accuracy",
+            f"{len(changes)} merges, at most {100 * max(changes):.2f} points",
+        ]
+
+
+def _headline(tasks: Rows) -> Iterator[list[str]]:
+    for rows in tasks.values():
+        base = next(row["curve"][0] for row in rows if row["method"] == "baseline")
+        for row in rows:
+            if "flops_removed" in row:
+                end = row.get("merged", row["curve"][-1])
+                yield [
+                    f"{row['method']} keeps ResNet-56's accuracy at "
+                    f"-{100 * row['flops_removed']:.2f} % FLOPs",
+                    f"{base:.4f} -> {end:.4f} in {len(row['curve'])} epochs: "
+                    f"{100 * (end - base):+.1f} points",
+                ]
+
+
+def _combinations(tasks: Rows) -> Iterator[list[str]]:
+    for task, rows in tasks.items():
+        base = np.mean([row["curve"][0] for row in rows if row["arm"] == "baseline"])
+        arms = dict.fromkeys(row["arm"] for row in rows if "flops_removed" in row)
+        ends = {a: np.mean([r["accuracy"] for r in rows if r["arm"] == a]) for a in arms}
+        if ends:
+            best = max(ends, key=ends.get)
+            epochs = next(len(row["curve"]) for row in rows if row["arm"] == best)
+            yield [
+                f"Half of the FLOPs within a point of the baseline: {task}",
+                f"{best}, {epochs} epochs: {base:.4f} -> {ends[best]:.4f}, "
+                f"{100 * (ends[best] - base):+.1f} points",
+            ]
