@@ -46,7 +46,7 @@ def importances() -> None:
     titles = ("no repair", "linear compensation", "fine-tuned (dotted: base)")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
-    axes[0][2].legend(fontsize=7)
+    axes[0][2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, "importances")
 
 
@@ -116,7 +116,7 @@ def combinations() -> None:
         axis.set_title(task)
         axis.set_xlabel("epochs")
     axes[0][0].set_ylabel("accuracy")
-    axes[0][-1].legend(fontsize=7)
+    axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, "combinations")
 
 
@@ -142,7 +142,7 @@ def headline() -> None:
 def _save(figure, name: str) -> None:
     FIGURES.mkdir(exist_ok=True)
     figure.tight_layout()
-    figure.savefig(FIGURES / f"{name}.png", dpi=110)
+    figure.savefig(FIGURES / f"{name}.png", dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

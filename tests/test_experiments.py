@@ -146,8 +146,8 @@ def test_verdicts():
     table = verdicts.table(lambda name: rows.get(name, {}), [{"within": True}, {"within": False}])
     assert "| 1 of 2 rows within 0.5 points |" in table
     assert "| 1 merges, at most 0.10 points |" in table
-    assert "| 0.9000 -> 0.8510 in 2 epochs: -4.9 points |" in table
-    assert "| NISP, 2 epochs: 0.9000 -> 0.8950, -0.5 points |" in table
+    assert "| 0.9000 -> 0.8510 in 2 epochs: -4.90 points |" in table
+    assert "| NISP, 2 epochs: 0.9000 -> 0.8950, -0.50 points |" in table
     assert len(table.splitlines()) == 6
 
 

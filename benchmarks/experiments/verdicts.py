@@ -54,9 +54,10 @@ def _importances(tasks: Rows) -> Iterator[list[str]]:
             for rows in tasks.values()
             if (chosen := [r for r in rows if r.get("ratio") == ratio and "compensated" in r])
         ]
+        span = " to ".join(dict.fromkeys(f"{gain:+.1f}" for gain in (min(gains), max(gains))))
         yield [
             f"Linear compensation beats recalibration, {100 * ratio:g} % removed",
-            f"{min(gains):+.1f} to {max(gains):+.1f} points, mean over importances, by network",
+            f"{span} points, mean over importances, by network",
         ]
 
 
@@ -99,7 +100,7 @@ def _headline(tasks: Rows) -> Iterator[list[str]]:
                     f"{row['method']} keeps ResNet-56's accuracy at "
                     f"-{100 * row['flops_removed']:.2f} % FLOPs",
                     f"{base:.4f} -> {end:.4f} in {len(row['curve'])} epochs: "
-                    f"{100 * (end - base):+.1f} points",
+                    f"{100 * (end - base):+.2f} points",
                 ]
 
 
@@ -114,5 +115,5 @@ def _combinations(tasks: Rows) -> Iterator[list[str]]:
             yield [
                 f"Half of the FLOPs within a point of the baseline: {task}",
                 f"{best}, {epochs} epochs: {base:.4f} -> {ends[best]:.4f}, "
-                f"{100 * (ends[best] - base):+.1f} points",
+                f"{100 * (ends[best] - base):+.2f} points",
             ]
