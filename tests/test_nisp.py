@@ -8,7 +8,7 @@ from nets import NETS, example_inputs, randomise
 
 import keras_nisp as kn
 from keras_nisp.importance.final_response import find_final_responses
-from keras_nisp.importance.nisp import Ranking, deviations, propagate
+from keras_nisp.importance.nisp import Ranking, propagate
 
 
 def ranking(channel_map, scores):
@@ -45,41 +45,6 @@ def test_chain_by_hand():
     np.testing.assert_allclose(of_layer(channel_map, scores, "b"), relative([2, 1]))
     # |W| s = [1*2 + 2*1, 3*2 + .5*1, 0*2 + 4*1]
     np.testing.assert_allclose(of_layer(channel_map, scores, "a"), relative([4, 6.5, 4]), rtol=1e-6)
-
-
-def test_bounds_by_deviation():
-    """A channel counts as much as what is read of it varies; what lies before it does not care."""
-    model = chain()
-    model.get_layer("a").kernel.assign([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]])
-    x = np.random.default_rng(0).uniform(0.5, 1.5, (300, 2)).astype("float32")  # ReLU does nothing
-    channel_map = kn.trace(model)
-    importance = kn.NISP(x, data_bound="deviation")
-    bounds = deviations(channel_map, importance.calibration.samples(model))
-    scores = propagate(channel_map, [ranking(channel_map, [2.0, 1.0])], bounds=bounds)
-    a, b = x.std(0)
-    # |W| s = [4, 6.5, 4] as above
-    expected = relative([4 * a, 6.5 * b, 4 * 2 * a])
-    np.testing.assert_allclose(of_layer(channel_map, scores, "a"), expected, rtol=1e-5)
-    responses = np.asarray(model.layers[1](model.layers[0](x)))
-    expected = relative(responses.std(0) * [2, 1])
-    np.testing.assert_allclose(of_layer(channel_map, scores, "b"), expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        importance(channel_map),
-        propagate(channel_map, importance.rank(channel_map), bounds=bounds),
-    )
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_bounds_on_every_kind_of_layer(net):
-    model = randomise(net())
-    x = example_inputs(model, 32)
-    plan = kn.plan_pruning(model, kn.NISP(x, data_bound="deviation"), ratio=0.5)
-    assert sum(row.removed for row in plan.groups)
-
-
-def test_unknown_data_bound():
-    with pytest.raises(ValueError, match=r"data_bound.*'mean'"):
-        kn.NISP(None, data_bound="mean")
 
 
 def test_pruned_scores_are_not_propagated():

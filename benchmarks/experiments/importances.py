@@ -4,9 +4,8 @@ For each seed a base network is trained once. Each importance removes the same s
 coupled group. Test accuracy: without any repair; recalibrated on 2,000 images without labels
 (BatchNormalization, means of what was removed); compensated (`compensate="linear"`, likewise); and
 after each epoch of fine-tuning the recalibrated network at a tenth of the learning rate, at the
-task's ratio. "NISP, deviation" is NISP with `data_bound="deviation"`. "Scratch" is trained with the
-same widths for the epochs of base and fine-tuning together, at the full rate; a base that starts
-from published weights has none.
+task's ratio. "Scratch" is trained with the same widths for the epochs of base and fine-tuning
+together, at the full rate; a base that starts from published weights has none.
 """
 
 import keras
@@ -27,7 +26,6 @@ def importances(x, y, seed):
     """Every importance under its name; calibration data are training data."""
     return {
         "NISP": kn.NISP(x),
-        "NISP, deviation": kn.NISP(x, data_bound="deviation"),
         "NISPMag": kn.NISPMag(),
         "LayerByLayer": kn.LayerByLayer(x),
         "L1": kn.Magnitude(1),
@@ -68,7 +66,7 @@ def _pruned(lab, base, importance, ratio, seed, name):
         row[stage] = lab.accuracy(small)
     if ratio == lab.task.ratio:
         keras.utils.set_random_seed(seed)
-        key = f"importances_{name.replace(', ', '_')}_{seed}"
+        key = f"importances_{name}_{seed}"
         row["curve"] = lab.fit(small, lab.task.tune, lab.task.rate / 10, key)
     return {**row, **reductions(small, base)}
 

@@ -1,7 +1,6 @@
 """NISP: importance of the final responses, propagated back to every channel."""
 
 import dataclasses
-from collections import defaultdict
 from typing import Any
 
 import keras
@@ -10,8 +9,8 @@ import tensorflow as tf
 
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
-from keras_nisp.data import Calibration, Samples
-from keras_nisp.importance.base import Importance, map_tensors, per_unit, run, spatial_axes
+from keras_nisp.data import Calibration
+from keras_nisp.importance.base import Importance, map_tensors, per_unit
 from keras_nisp.importance.final_response import (
     FinalResponse,
     collect_responses,
@@ -39,15 +38,8 @@ class NISP(Importance):
         propagate_pruned: `False` for the paper's rule that the score of a neuron that
             is pruned is not propagated further; scores and selection then alternate
             until they agree.
-        data_bound: the paper bounds all responses by one constant, so that data matter at the
-            final responses alone: `"constant"`. `"deviation"` multiplies the score of a channel
-            by the standard deviation of what each kernel reads of it: what is lost with a
-            channel whose mean is put back, as `recalibrate` does.
         seed: for sampling calibration data.
         verbose: 1 shows a progress bar while data are read.
-
-    Raises:
-        ValueError: `data_bound` is none of these.
 
     Example:
 
@@ -72,39 +64,27 @@ class NISP(Importance):
         alpha: float = 0.5,
         max_samples: int = 2048,
         propagate_pruned: bool = True,
-        data_bound: str = "constant",
         seed: int = 0,
         verbose: int = 0,
     ):
-        if data_bound not in ("constant", "deviation"):
-            raise ValueError(
-                "Expected `data_bound` to be 'constant' (as in the paper) or 'deviation'. "
-                f"Received: {data_bound!r}"
-            )
         self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.frl = frl
         self.alpha = alpha
         self.propagate_pruned = propagate_pruned
-        self.data_bound = data_bound
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
-        return propagate(channel_map, self.rank(channel_map), bounds=self._bounds(channel_map))
-
-    def _bounds(self, channel_map):
-        if self.data_bound == "constant":
-            return None
-        return deviations(channel_map, self.calibration.samples(channel_map.model))
+        return propagate(channel_map, self.rank(channel_map))
 
     def scores(self, channel_map, select):
-        ranks, bounds = self.rank(channel_map), self._bounds(channel_map)
-        scores = propagate(channel_map, ranks, bounds=bounds)
+        ranks = self.rank(channel_map)
+        scores = propagate(channel_map, ranks)
         if self.propagate_pruned:
             return scores
         # In a chain the last layer is final after the first round, the one before it
         # after the second, and so on.
         removed = select(scores)
         for _ in channel_map.groups:
-            scores = propagate(channel_map, ranks, removed, bounds)
+            scores = propagate(channel_map, ranks, removed)
             previous, removed = removed, select(scores)
             if (previous == removed).all():
                 break
@@ -187,37 +167,8 @@ class _Scaled:
         return _Scaled(self.value * np.float32(1 / mean), self.log + float(np.log(mean)))
 
 
-def deviations(channel_map: ChannelMap, samples: Samples) -> dict[tuple, np.ndarray]:
-    """The standard deviation of what each kernel reads of each channel.
-
-    Args:
-        channel_map: the traced model.
-        samples: calibration data.
-
-    Returns:
-        By call and index among its tensors, an array that broadcasts to one sample.
-    """
-    moments = defaultdict(float)
-
-    def on_read(call, index, tensor):
-        axes = [0, *spatial_axes(call.inputs[index].names)]
-        x = tf.cast(tensor, tf.float64)
-        sums = [tf.reduce_mean(y, axes, True)[0] for y in (x, x * x)]
-        moments[call, index] += np.stack(sums) * len(tensor) / len(samples)
-        return tensor
-
-    for inputs, _ in samples.batches():
-        run(channel_map, inputs, on_read)
-    return {
-        edge: np.sqrt(np.maximum(square - mean**2, 0)) for edge, (mean, square) in moments.items()
-    }
-
-
 def propagate(
-    channel_map: ChannelMap,
-    rankings: list[Ranking],
-    removed: np.ndarray | None = None,
-    bounds: dict[tuple, np.ndarray] | None = None,
+    channel_map: ChannelMap, rankings: list[Ranking], removed: np.ndarray | None = None
 ) -> np.ndarray:
     """Propagates scores from the final responses back to all units.
 
@@ -229,8 +180,6 @@ def propagate(
         channel_map: the traced model.
         rankings: scores of the final responses.
         removed: boolean per unit; scores of these are not propagated further.
-        bounds: how large the responses are at each consumption edge, as from `deviations`; by
-            default all are taken to be equal, as in the paper.
 
     Returns:
         Float64 array with one score per unit, scaled to a mean of 1 in each coupled
@@ -244,7 +193,7 @@ def propagate(
     edges, targets = [], []
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(ones)
-        network = _AbsoluteNetwork(channel_map, rankings, keep, bounds or {}, edges, targets)
+        network = _AbsoluteNetwork(channel_map, rankings, keep, edges, targets)
         channel_map.walk([_Scaled(x, 0.0) for x in ones], network.visit)
         top = max(log for _, _, log in targets)
         total = tf.add_n(
@@ -253,17 +202,16 @@ def propagate(
                 for value, cotangent, log in targets
             ]
         )
-    gradients = tape.gradient(total, [tapped for _, tapped, *_ in edges])
+    gradients = tape.gradient(total, [tapped for _, tapped, _ in edges])
     shares = [
-        (names, gradient * bound, top - log)
-        for (names, _, log, bound), gradient in zip(edges, gradients, strict=True)
+        (names, gradient, top - log)
+        for (names, _, log), gradient in zip(edges, gradients, strict=True)
         if gradient is not None
     ]
     # The classifier itself consumes the final responses.
     for ranking in rankings:
         cotangent = tf.constant(ranking.cotangent(channel_map.count)[None], tf.float64)
-        bound = (bounds or {}).get((ranking.final.classifier, 0), 1.0)
-        full = tf.broadcast_to(cotangent * bound, (1, *ranking.final.tensor.shape))
+        full = tf.broadcast_to(cotangent, (1, *ranking.final.tensor.shape))
         shares.append((ranking.final.tensor.names, full, 0.0))
     consumed = channel_map.seen(np.concatenate([names.ravel() for names, *_ in edges + shares]))
     return np.where(consumed, _sum_shares(channel_map, shares), 0.0)
@@ -272,12 +220,11 @@ def propagate(
 class _AbsoluteNetwork:
     """The absolute network as an interpreter of the walk."""
 
-    def __init__(self, channel_map, rankings, keep, bounds, edges, targets):
+    def __init__(self, channel_map, rankings, keep, edges, targets):
         self.count = channel_map.count
         self.classifiers = {r.final.classifier for r in rankings}
         self.rankings = {id(r.final.tensor): r for r in rankings}
         self.keep = keep
-        self.bounds = bounds
         self.edges = edges
         self.targets = targets
 
@@ -291,8 +238,7 @@ class _AbsoluteNetwork:
             if call in self.classifiers:
                 self._reach(call.inputs[index], value, log)
             elif call.reads:
-                bound = self.bounds.get((call, index), 1.0)
-                value = self._tap(call.inputs[index].names, value, log, bound)
+                value = self._tap(call.inputs[index].names, value, log)
             return value
 
         def tap(label, tensor, axis):
@@ -312,12 +258,12 @@ class _AbsoluteNetwork:
                 self._reach(traced, output.value, output.log)
         return outputs
 
-    def _tap(self, names, value, log, bound=1.0):
+    def _tap(self, names, value, log):
         """Marks a consumption edge: what arrives here is the score of the channels."""
         if self.keep is not None:
             value = value * self.keep[names]
         tapped = tf.identity(value)
-        self.edges.append((names, tapped, log, np.asarray(bound, np.float32)))
+        self.edges.append((names, tapped, log))
         return tapped
 
     def _reach(self, traced, value, log):
