@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_nisp.batch_statistics import BatchStatistics
 from keras_nisp.call import Call
 from keras_nisp.channels import Binding, ChannelMap, Traced
 from keras_nisp.data import Samples
@@ -23,7 +24,6 @@ MOST_SAMPLES = 1024
 MOST_MEMORY = 2 << 30  # bytes of activations that the walk carries along
 MOST_VALUES = 1 << 25  # positions that a regression looks at, times features
 STRENGTHS = np.logspace(-4, 2, 13)  # of the ridge, over the mean variance of a feature
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
 def check_compensation(compensate: Any) -> None:
@@ -46,11 +46,13 @@ class Reader:
         call: in the original.
         twin: in the smaller network.
         kernel: the binding of the original's kernel.
+        places: how many values of one channel the layer's calls give for a sample.
     """
 
     call: Call
     twin: Call
     kernel: Binding
+    places: int
 
     @property
     def biased(self) -> bool:
@@ -64,14 +66,13 @@ class Reader:
     def tap_sums(self) -> np.ndarray:
         """What an input that is 1 at all positions adds to the outputs: `(inputs, outputs)`.
 
-        Padding is left out of account.
+        The mean over positions, where outputs get different taps, as after a transposed
+        convolution. Padding is left out of account.
         """
         (read,), (create,) = self.kernel.read, self.kernel.create
         weights = np.moveaxis(np.asarray(self.kernel.variable, np.float64), (read, create), (0, 1))
         sums = weights.reshape(*weights.shape[:2], -1).sum(-1)
-        # The taps of a transposed convolution are shared out among several outputs.
-        share = math.prod(self.call.layer.strides) if isinstance(self.call.layer, TRANSPOSED) else 1
-        return sums / share
+        return sums * self.kernel.positions / self.places
 
 
 def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
@@ -80,9 +81,21 @@ def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
     A layer whose kernel does not read its input directly (depthwise, separable and grouped
     convolutions, recurrent layers, attention) is passed over.
     """
+    places = Counter()
+    for call in large.calls:
+        places[call.layer] += sum(_places(tensor) for tensor in call.outputs)
     pairs = zip(large.calls, small.calls, strict=True)
-    found = (Reader(call, twin, _plain_kernel(large, call)) for call, twin in pairs)
-    return [reader for reader in found if reader.kernel is not None]
+    return [
+        Reader(call, twin, kernel, places[call.layer])
+        for call, twin in pairs
+        if (kernel := _plain_kernel(large, call)) is not None
+    ]
+
+
+def _places(tensor: Traced) -> int:
+    """How many values of one channel a tensor holds for a sample."""
+    free = zip(tensor.shape, tensor.names.shape, strict=True)
+    return tensor.batch * math.prod(size for size, named in free if named == 1)
 
 
 def _plain_kernel(channel_map: ChannelMap, call: Call) -> Binding | None:
@@ -189,7 +202,7 @@ def compensate_linearly(
             constant = reader.biased or call.outputs[0] in normalised
             _repair(reader, unit_map, *_regress(reader, unit_map, x, z, constant, ridge))
         if isinstance(other.layer, layers.BatchNormalization):
-            _normalise(other.layer, twin.batches(other))
+            _renew(other.layer, twin.batches(other))
         original.step()
         twin.step()
 
@@ -277,20 +290,12 @@ class _Carrier:
         self.done += 1
 
 
-def _normalise(layer: layers.BatchNormalization, batches: list[tf.Tensor]) -> None:
+def _renew(layer: layers.BatchNormalization, batches: list[tf.Tensor]) -> None:
     """Sets the moving statistics to those of these batches."""
-    total = sum(sum_of_moments(layer, x) for x in batches)
-    mean, square = total / sum(map(len, batches))
-    layer.moving_mean.assign(mean)
-    layer.moving_variance.assign(np.maximum(square - mean**2, 0))
-
-
-def sum_of_moments(layer: layers.BatchNormalization, x: tf.Tensor) -> np.ndarray:
-    """First and second moment of each channel, times the size of the batch: `(2, channels)`."""
-    axes = [axis for axis in range(len(x.shape)) if axis != layer.axis % len(x.shape)]
-    moments = tf.nn.moments(tf.cast(x, tf.float32), axes)
-    mean, variance = (np.asarray(moment, np.float64) for moment in moments)
-    return np.stack([mean, variance + mean**2]) * len(x)
+    statistics = BatchStatistics(layer)
+    for x in batches:
+        statistics.add(x)
+    statistics.assign()
 
 
 def _regress(reader: Reader, unit_map: UnitMap, x: list, z: list, constant: bool, ridge):

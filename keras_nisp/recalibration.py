@@ -5,16 +5,11 @@ from numbers import Real
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from keras_nisp.batch_statistics import BatchStatistics
 from keras_nisp.channels import ChannelMap
-from keras_nisp.compensation import (
-    check_compensation,
-    compensate_linearly,
-    fold_means,
-    sum_of_moments,
-)
+from keras_nisp.compensation import check_compensation, compensate_linearly, fold_means
 from keras_nisp.data import Samples, collect
 from keras_nisp.plan import Plan
 from keras_nisp.tracing import trace
@@ -125,20 +120,17 @@ def _check(original, plan, compensate, ridge) -> None:
 
 
 def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int) -> None:
-    sums: dict[int, tuple] = {}
+    known: dict[keras.layers.Layer, BatchStatistics] = {}
 
     def visit(call, args, kwargs):
         if not isinstance(call.layer, keras.layers.BatchNormalization):
             return call.infer(*args, **kwargs)
         x, layer = args[0], call.layer
-        moments = sum_of_moments(layer, x)
-        known, count, _ = sums.get(id(layer), (0.0, 0, layer))
-        sums[id(layer)] = (known + moments, count + len(x), layer)
-        mean, square = moments / len(x)
+        mean, variance = known.setdefault(layer, BatchStatistics(layer)).add(x)
         y = keras.ops.batch_normalization(
             tf.cast(x, tf.float32),
             tf.constant(mean, tf.float32),
-            tf.constant(square - mean**2, tf.float32),
+            tf.constant(variance, tf.float32),
             axis=layer.axis,
             offset=layer.beta,
             scale=layer.gamma,
@@ -148,7 +140,5 @@ def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int
 
     for inputs, _ in samples.batches(batch_size):
         channel_map.walk(inputs, visit)
-    for total, count, layer in sums.values():
-        mean, square = total / count
-        layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(np.maximum(square - mean**2, 0))
+    for statistics in known.values():
+        statistics.assign()

@@ -290,12 +290,13 @@ def test_shared_layers_get_the_mean():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("compensate", ["mean", "linear"])
-def test_mean_behind_a_transposed_convolution(compensate, rng):
+def test_mean_behind_a_transposed_convolution(compensate, size, rng):
     """Each output is a sum over a share of the taps."""
     inputs = keras.Input((12, 12, 2))
     x = layers.Conv2D(8, 1, activation="relu", name="a")(inputs)
-    x = layers.Conv2DTranspose(3, 2, strides=2, name="up")(x)
+    x = layers.Conv2DTranspose(3, size, strides=2, name="up")(x)
     model = randomise(keras.Model(inputs, x))
     x = rng.normal(size=(100, 12, 12, 2)).astype("float32")
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
