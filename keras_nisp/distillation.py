@@ -30,8 +30,9 @@ def distiller(
         `small` is trained.
 
     Raises:
-        ValueError: there are several outputs, the models differ in inputs or outputs, or a number
-            is out of range.
+        TypeError: a model is not functional or Sequential.
+        ValueError: a model does not give logits or a softmax of two or more classes, the models
+            differ in inputs or outputs, or a number is out of range.
 
     Example:
 
@@ -49,20 +50,41 @@ def distiller(
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015,
     section 2.
     """
-    if len(graph.output_names(small)) != 1:
-        raise ValueError(
-            f"Expected a classifier with one output. Received '{small.name}' with "
-            f"{len(graph.output_names(small))}: build a `keras.distillation.Distiller` with a loss "
-            "for each."
-        )
+    _check(original, small)
     teacher = keras.models.clone_model(original)
     teacher.set_weights(original.get_weights())
-    loss = SoftTargets(temperature, graph.ends_in_softmax(small))
+    loss = SoftTargets(temperature, graph.ending(small) == "softmax")
     teaching = keras.distillation.Distiller(
         teacher, small, loss, student_loss_weight=student_loss_weight
     )
     teaching.build(small.input_shape)
     return teaching
+
+
+def _check(original, small) -> None:
+    """Raises unless both models are classifiers of the same kind."""
+    for model in (original, small):
+        graph.check_model(model)
+        outputs = graph.body(model).outputs
+        if len(outputs) != 1:
+            raise ValueError(
+                f"Expected a classifier with one output. Received '{model.name}' with "
+                f"{len(outputs)}: build a `keras.distillation.Distiller` with a loss for each."
+            )
+        if graph.ending(model) == "sigmoid" or outputs[0].shape[-1] == 1:
+            raise ValueError(
+                "Expected a classifier that gives logits or a softmax of two or more classes. "
+                f"Received '{model.name}', whose output {tuple(outputs[0].shape)} is no "
+                "distribution over classes: build a `keras.distillation.Distiller` with a loss "
+                "that fits it."
+            )
+    endings = [graph.ending(model) or "logits" for model in (original, small)]
+    if endings[0] != endings[1]:
+        raise ValueError(
+            "Expected `original` and `small` to end alike. Received: "
+            f"'{original.name}' ends in {endings[0]}, '{small.name}' in {endings[1]}. Take both "
+            "before their softmax, or both behind it."
+        )
 
 
 @keras.saving.register_keras_serializable("keras_nisp")

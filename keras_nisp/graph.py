@@ -286,14 +286,20 @@ def is_half(model: keras.Model) -> bool:
     return any("16" in layer.compute_dtype for layer in all_layers(model))
 
 
-def ends_in_softmax(model: keras.Model) -> bool:
-    """Whether the model's one output comes out of a softmax."""
-    operation = body(model).outputs[0]._keras_history.operation
-    while is_graph(operation):
-        operation = body(operation).outputs[0]._keras_history.operation
-    if isinstance(operation, (keras.layers.Softmax, operation_class("softmax"))):
-        return True
-    return getattr(operation, "activation", None) is keras.activations.softmax
+def ending(model: keras.Model) -> str | None:
+    """`"softmax"` or `"sigmoid"` if the model's first output comes out of one, else `None`."""
+    source = body(model).outputs[0]._keras_history
+    while is_graph(source.operation):
+        source = body(source.operation).outputs[source.tensor_index]._keras_history
+    operation = source.operation
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax"
+    activation = getattr(operation, "activation", None)
+    for name in ("softmax", "sigmoid"):
+        named = getattr(keras.activations, name)
+        if activation is named or isinstance(operation, operation_class(name)):
+            return name
+    return None
 
 
 def compile_arguments(model: keras.Model) -> dict | None:

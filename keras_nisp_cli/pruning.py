@@ -206,7 +206,7 @@ def _loss(network, samples):
             "--importance taylor needs a classifier with one output and one label for each sample."
         )
     losses = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
-    return losses[samples.labels.ndim - 1](from_logits=not graph.ends_in_softmax(network))
+    return losses[samples.labels.ndim - 1](from_logits=graph.ending(network) != "softmax")
 
 
 def _finish(

@@ -88,3 +88,30 @@ def test_bad_input():
         kn.distiller(two, two)
     with pytest.raises(ValueError, match="temperature must be positive"):
         kn.distiller(model, halved(model), temperature=0)
+
+
+@pytest.mark.parametrize(("count", "ending"), [(1, None), (1, "sigmoid"), (3, "sigmoid")])
+def test_what_is_no_distribution_over_classes_is_refused(count, ending):
+    """A softmax of it would say nothing: of one logit it is always 1."""
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(4)(inputs)
+    model = keras.Model(inputs, layers.Dense(count, activation=ending)(hidden), name="tagger")
+    with pytest.raises(ValueError, match="'tagger', whose output"):
+        kn.distiller(model, halved(model))
+
+
+def test_models_that_end_differently_are_refused():
+    logits, softmax_ = network(), network("softmax")
+    with pytest.raises(ValueError, match=r"ends in logits, .* in softmax"):
+        kn.distiller(logits, halved(softmax_))
+    nested = keras.Sequential([keras.Input((6,)), network("softmax")])
+    kn.distiller(nested, halved(softmax_))  # a softmax inside a nested model is seen
+
+
+def test_subclassed_models_are_refused():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(TypeError, match="subclassed"):
+        kn.distiller(network(), Own())

@@ -79,7 +79,7 @@ def export_serving(
         preprocessing: a model from what clients send (images in uint8, say) to the model's one
             input.
         top_k: adds the signature `top_k`. Logits go through softmax; what comes out of a softmax
-            is taken as it is.
+            or a sigmoid is taken as it is.
         labels: a name for each class, for `top_k`.
         warmup: some inputs as clients send them (with `preprocessing`: for that), as calibration
             data; the server runs them before it takes requests. Needs `tensorflow-serving-api`.
@@ -207,13 +207,13 @@ class _TopK:
             raise ValueError(f"Expected {classes} `labels`. Received: {len(labels)}")
         self.served, self.top_k = served, top_k
         self.labels = None if labels is None else tf.constant(list(map(str, labels)))
-        self.normalised = graph.ends_in_softmax(model)
+        self.scored = graph.ending(model) is not None
 
     def __call__(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         (values,) = self.served(*inputs).values()
         values = tf.cast(values, tf.float32)
         scores, classes = tf.math.top_k(
-            values if self.normalised else tf.nn.softmax(values), self.top_k
+            values if self.scored else tf.nn.softmax(values), self.top_k
         )
         if self.labels is not None:
             classes = tf.gather(self.labels, classes)
