@@ -30,6 +30,13 @@ IMPORTANCES = (
     "random",
 )
 SHARE = click.FloatRange(0, 1, max_open=True)
+COMPENSATE = click.option(
+    "--compensate",
+    type=click.Choice(["mean", "linear", "none"]),
+    default="mean",
+    show_default=True,
+    help="How calibration data make up for removed channels: in biases, in kernels too, or not.",
+)
 
 
 @click.command()
@@ -59,13 +66,7 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     default=True,
     help="Repair BatchNormalization and biases on the calibration data (default: yes).",
 )
-@click.option(
-    "--compensate",
-    type=click.Choice(["mean", "linear", "none"]),
-    default="mean",
-    show_default=True,
-    help="How that makes up for removed channels: in biases, in kernels too, or not at all.",
-)
+@COMPENSATE
 @click.option("--plan", "plan_path", type=PATH, help="Keep the plan in this .json file, too.")
 @click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
 @click.option("--seed", type=int, default=0, help="For sampling and for --importance random.")
@@ -74,7 +75,7 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 @model_options
 @FORCE
 @click.pass_obj
-def prune(console, model: Path, output: Path, plan_path, report_path, force, **options):
+def prune(console, model: Path, force: bool, **options):
     """Remove the least important channels of MODEL; save the smaller model.
 
     The smaller model is compared with the original whose removed channels are zeroed. It is not
@@ -89,13 +90,7 @@ def prune(console, model: Path, output: Path, plan_path, report_path, force, **o
             f"--importance {options['importance']} looks at data: give --calibration, or choose "
             "--importance nisp-mag, which does not."
         )
-    repairs = options["recalibrate"] and options["calibration"] is not None
-    if options["compensate"] == "linear" and not repairs:
-        raise click.UsageError(
-            "--compensate linear looks at data: give --calibration, without --no-recalibrate."
-        )
-    check_ending(output, ".keras")
-    check_outputs(console, force, output, plan_path, report_path)
+    _check(console, force, options, repairs=options["recalibrate"])
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
     labels = options["importance"] == "taylor"
     samples = load_samples(network, options, "calibration", console, labels=labels)
@@ -112,8 +107,7 @@ def prune(console, model: Path, output: Path, plan_path, report_path, force, **o
     with console.stage("Choosing channels"):
         plan, small, note = _planned(network, importance, {**budget, **limits}, options)
     repair = samples if options["recalibrate"] else None
-    how = None if options["compensate"] == "none" else options["compensate"]
-    _finish(console, network, plan, small, output, repair, plan_path, report_path, note, how)
+    _finish(console, network, plan, small, repair, options, note)
 
 
 @click.command()
@@ -121,15 +115,15 @@ def prune(console, model: Path, output: Path, plan_path, report_path, force, **o
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
 @click.option("--calibration", metavar="DATA", help=f"Repair the result on these: {SAMPLES_HELP}")
+@COMPENSATE
 @click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
 @data_options
 @model_options
 @FORCE
 @click.pass_obj
-def apply(console, plan, model: Path, output: Path, report_path, force, **options):
+def apply(console, plan: Path, model: Path, force: bool, **options):
     """Apply PLAN, as `prune --plan` wrote it, to MODEL: one of the same structure."""
-    check_ending(output, ".keras")
-    check_outputs(console, force, output, report_path)
+    _check(console, force, options)
     from keras_nisp.plan import Plan
 
     loaded = Plan.load(plan)
@@ -138,7 +132,18 @@ def apply(console, plan, model: Path, output: Path, report_path, force, **option
     from keras_nisp.surgery import rebuild
 
     small = rebuild(network, loaded, verbose=0)
-    _finish(console, network, loaded, small, output, samples, None, report_path)
+    _finish(console, network, loaded, small, samples, options)
+
+
+def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
+    """Raises unless files can be written, and there are the data that a repair needs."""
+    if options["compensate"] == "linear" and not (repairs and options["calibration"]):
+        raise click.UsageError(
+            "--compensate linear looks at data: give --calibration, without --no-recalibrate."
+        )
+    check_ending(options["output"], ".keras")
+    files = [options.get(name) for name in ("output", "plan_path", "report_path")]
+    check_outputs(console, force, *files)
 
 
 def _budget(options: dict) -> dict:
@@ -209,45 +214,38 @@ def _loss(network, samples):
     return losses[samples.labels.ndim - 1](from_logits=graph.ending(network) != "softmax")
 
 
-def _finish(
-    console,
-    network,
-    plan,
-    small,
-    output,
-    samples,
-    plan_path,
-    report_path,
-    note=None,
-    compensate="mean",
-) -> None:
-    """Proves and repairs the smaller model, and writes all files."""
+def _finish(console, network, plan, small, samples, options: dict, note=None) -> None:
+    """Proves the smaller model, repairs it on samples if there are any, and writes all files."""
     from keras_nisp.files import replacing
     from keras_nisp.recalibration import recalibrate
     from keras_nisp.verification import verify
 
+    output, compensate = options["output"], options["compensate"]
     with console.stage("Comparing it with the original"):
         checked = verify(network, small, plan)
         checked.check()
     if samples is not None:
         with console.stage("Recalibrating"):
-            recalibrate(small, samples, network, plan, compensate=compensate)
+            how = None if compensate == "none" else compensate
+            recalibrate(small, samples, network, plan, compensate=how)
     with console.stage(f"Writing {output.name}"):
         with replacing(output) as temporary:
             small.save(temporary)
-        if plan_path:
-            plan.save(plan_path)
-        if report_path:
-            plan.report(report_path, command=_command())
+        if options.get("plan_path"):
+            plan.save(options["plan_path"])
+        if options["report_path"]:
+            plan.report(options["report_path"], command=shlex.join(["keras-nisp", *sys.argv[1:]]))
     console.say(plan.summary())
     if note:
         console.say(note)
     console.say(f"{checked}")
-    repaired = "recalibrated on " + f"{len(samples):,} samples" if samples is not None else ""
-    console.say(
-        f"{output}: {output.stat().st_size:,} bytes"
-        + (f", {repaired}" if repaired else ", not recalibrated (no --calibration)")
-    )
+    repaired = "not recalibrated (no --calibration)"
+    if samples is not None:
+        how = "" if compensate == "mean" else f" (--compensate {compensate})"
+        repaired = f"recalibrated on {len(samples):,} samples{how}"
+    elif options["calibration"]:
+        repaired = "not recalibrated (--no-recalibrate)"
+    console.say(f"{output}: {output.stat().st_size:,} bytes, {repaired}")
     console.result(
         {
             "output": str(output),
@@ -259,10 +257,7 @@ def _finish(
             "latency": note,
             "difference": checked.relative,
             "recalibrated_on": len(samples) if samples is not None else 0,
+            "compensate": compensate if samples is not None else "none",
             "widths": {row.layer: [row.channels, row.kept] for row in plan.creators},
         }
     )
-
-
-def _command() -> str:
-    return shlex.join(["keras-nisp", *sys.argv[1:]])

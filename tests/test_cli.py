@@ -143,21 +143,39 @@ def test_prune_compensates(files, run, compensate):
     model, x = keras.models.load_model(files / "model.keras"), np.load(files / "data.npz")["x"]
     data = ("--calibration", files / "data.npz", "-o", files / "small.keras")
     settings = ("--importance", "magnitude", "--ratio", "0.5", "--compensate", compensate)
-    code, _, err = run("prune", files / "model.keras", *data, *settings)
+    outputs = (*data, "--plan", files / "plan.json")
+    code, out, err = run("prune", files / "model.keras", *outputs, *settings)
     assert (code, err) == (0, "")
+    assert f"(--compensate {compensate})" in out
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
     how = None if compensate == "none" else compensate
     expected = kn.recalibrate(kn.rebuild(model, plan), x, model, plan, compensate=how)
     small = keras.models.load_model(files / "small.keras")
     for got, want in zip(small.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    same = (files / "plan.json", files / "model.keras", *data, "--compensate", compensate)
+    code, out, _ = run("apply", *same, "--force", "--json")
+    assert (code, json.loads(out)["compensate"]) == (0, compensate)
+    again = keras.models.load_model(files / "small.keras")
+    for got, want in zip(again.get_weights(), small.get_weights(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_linear_compensation_needs_data(files, run):
-    settings = ("--importance", "magnitude", "--ratio", "0.5", "--compensate", "linear")
-    code, _, err = run("prune", files / "model.keras", *settings, "-o", files / "small.keras")
-    assert code == 2
-    assert "give --calibration" in err
+    model, settings = files / "model.keras", ("--compensate", "linear", "-o", files / "small.keras")
+    pruning = ("prune", model, "--importance", "magnitude", "--ratio", "0.5")
+    for command in (pruning, ("apply", files / "plan.json", model)):
+        code, _, err = run(*command, *settings)
+        assert code == 2
+        assert "give --calibration" in err
+
+
+def test_what_was_not_repaired_says_why(files, run):
+    pruning = ("prune", files / "model.keras", "--ratio", "0.5", "-o", files / "small.keras")
+    _, out, _ = run(*pruning, "--calibration", files / "data.npz", "--no-recalibrate")
+    assert "not recalibrated (--no-recalibrate)" in out
+    _, out, _ = run(*pruning, "--importance", "nisp-mag", "--force")
+    assert "not recalibrated (no --calibration)" in out
 
 
 def test_apply_gives_the_same_model(files, run):
