@@ -9,20 +9,19 @@ that was interrupted: to resume, give the same command again.
 """
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from training import TASKS, Lab, Rows, use_threads
-
-EXPERIMENTS = ("importances", "depth", "propagation", "centripetal", "headline", "combinations")
+import experiments
+from results import Rows
+from training import TASKS, Lab, use_threads
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("experiment", choices=experiments.NAMES)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="by default all it is meant for")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
@@ -33,7 +32,7 @@ def main():
     parser.add_argument("--threads", type=int, help="limits TensorFlow to so many")
     args = parser.parse_args()
     use_threads(args.threads)
-    experiment = importlib.import_module(f"experiments.{args.experiment}")
+    experiment = experiments.load(args.experiment)
     results = {}
     for task in args.tasks or experiment.TASKS:
         lab, rows = Lab(task, args), Rows(f"{args.experiment}_{task}", args)

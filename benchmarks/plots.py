@@ -3,7 +3,6 @@
 python benchmarks/plots.py
 """
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -12,15 +11,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from experiments import results
 
-RESULTS = Path(__file__).parent / "results"
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
-
-
-def results(experiment: str) -> dict[str, list[dict]]:
-    """The rows of each task of an experiment that was run, by task."""
-    paths = sorted(RESULTS.glob(f"{experiment}_*.json"))
-    return {p.stem[len(experiment) + 1 :]: json.loads(p.read_text())["rows"] for p in paths}
 
 
 def importances() -> None:

@@ -5,6 +5,8 @@ import datetime
 import json
 import os
 import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +34,46 @@ def save_results(name: str, results: dict, args: argparse.Namespace | None = Non
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def load_rows(name: str) -> list[dict]:
+    """The rows of `results/<name>.json`; none if there is no such file."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def rows_by_task(experiment: str, tasks: Iterable[str]) -> dict[str, list[dict]]:
+    """The rows of an experiment, by task, for those of the tasks on which it was run."""
+    found = {task: load_rows(f"{experiment}_{task}") for task in tasks}
+    return {task: rows for task, rows in found.items() if rows}
+
+
+class Rows:
+    """The rows of one result file; what is there already is not computed again.
+
+    Args:
+        name: of the file, without its ending.
+        args: the command's arguments, kept with the rows.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        self.name, self.args, self.rows = name, args, load_rows(name)
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self.rows)
+
+    def once(self, key: dict, compute: Callable[..., dict], *args) -> dict:
+        """The row with this key: from the file, or `compute(*args)`, which is put there."""
+        for row in self.rows:
+            if key.items() <= row.items():
+                return row
+        started = time.perf_counter()
+        row = {**key, **compute(*args)}
+        row["seconds"] = round(time.perf_counter() - started)
+        self.rows.append(row)
+        save_results(self.name, {"rows": self.rows}, self.args)
+        print(row, flush=True)
+        return row
 
 
 def _cpu() -> str:

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import models
 from recipes import load
 from results import save_results
-from training import DEVIATION, MEAN
 
 import keras_nisp as kn
 
@@ -84,8 +83,7 @@ def main():
     parser.add_argument("--weights-dir", required=True)
     args = parser.parse_args()
     _, (images, labels) = load("cifar10", args.data_dir)
-    images = ((images - MEAN) / DEVIATION).astype("float32")
-    rows, differences = measured(args.weights_dir, images, labels)
+    rows, differences = measured(args.weights_dir, models.preprocess_cifar(images), labels)
     show(rows, differences)
     save_results("trained_weights", {"rows": rows, "differences": differences}, args)
 

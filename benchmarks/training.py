@@ -6,8 +6,7 @@ import functools
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -18,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import models
 from recipes import accuracy, augmented, compile_for, load, residual_cnn
-from results import FOLDER, save_results
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+import keras_nisp as kn
+
 VGG_LIKE = ((32, 2), (64, 2), (128, 2))
 
 
@@ -34,7 +33,7 @@ class Task:
     """
 
     dataset: str
-    network: Callable[[tuple], keras.Model]
+    network: Callable[..., keras.Model]
     epochs: int
     tune: int
     rate: float
@@ -46,7 +45,7 @@ class Task:
     def build(self, shape, weights_dir: str | None) -> keras.Model:
         """The network before any training here."""
         if self.weights is None:
-            return self.network(shape)
+            return self.network(input_shape=shape)
         if weights_dir is None:
             raise SystemExit(f"This task starts from {self.weights}: pass --weights-dir.")
         return models.load_cifar_resnet(Path(weights_dir) / self.weights, shortcut="projection")
@@ -75,33 +74,18 @@ def plain_cnn(depth: int, input_shape, width: int = 32, classes: int = 10) -> ke
     return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x), name=f"plain{depth}")
 
 
-def _vgg(shape):
-    return models.vgg(VGG_LIKE, (128,), shape)
-
-
-def _resnet20(shape):
-    return models.cifar_resnet(20, input_shape=shape)
-
-
+RESNET20, RESNET56 = (functools.partial(models.cifar_resnet, depth) for depth in (20, 56))
+VGG = functools.partial(models.vgg, VGG_LIKE, (128,))
 TASKS = {
-    "digits": Task("digits", residual_cnn, 20, 4, 0.05, 0.25, batch_size=64),  # seconds: a trial
+    "digits": Task("digits", residual_cnn, 20, 12, 0.05, 0.25, batch_size=64),  # a trial
     "lenet_mnist": Task("mnist", models.lenet5, 3, 2, 0.02, 0.5),
     "quick_cifar10": Task("cifar10", models.cifar_quick, 8, 3, 0.01, 0.5),
     "residual_fashion": Task("fashion_mnist", residual_cnn, 4, 2, 0.05, 0.25),
-    "vgg_fashion": Task("fashion_mnist", _vgg, 3, 2, 0.05, 0.5),
-    "vgg_cifar10": Task("cifar10", _vgg, 6, 2, 0.05, 0.5, True),
-    "resnet20_fashion": Task("fashion_mnist", _resnet20, 2, 1, 0.05, 0.25),
-    "resnet20_cifar10": Task("cifar10", _resnet20, 4, 2, 0.02, 0.25, True, "resnet20_cifar10.npz"),
-    "resnet56_cifar10": Task(
-        "cifar10",
-        lambda shape: models.cifar_resnet(56, input_shape=shape),
-        2,
-        4,
-        0.02,
-        0.25,
-        True,
-        "resnet56_cifar10.npz",
-    ),
+    "vgg_fashion": Task("fashion_mnist", VGG, 3, 2, 0.05, 0.5),
+    "vgg_cifar10": Task("cifar10", VGG, 6, 2, 0.05, 0.5, True),
+    "resnet20_fashion": Task("fashion_mnist", RESNET20, 2, 1, 0.05, 0.25),
+    "resnet20_cifar10": Task("cifar10", RESNET20, 4, 2, 0.02, 0.25, True, "resnet20_cifar10.npz"),
+    "resnet56_cifar10": Task("cifar10", RESNET56, 2, 4, 0.02, 0.25, True, "resnet56_cifar10.npz"),
     **{
         f"plain{depth}_fashion": Task(
             "fashion_mnist", functools.partial(plain_cnn, depth), 2, 0, 0.02, 0.5
@@ -120,7 +104,7 @@ class Lab:
     """
 
     def __init__(self, task: str, args: argparse.Namespace):
-        self.name, self.task, self.args = task, TASKS[task], args
+        self.task, self.args = TASKS[task], args
         self.out = Path(args.out) / task
 
     @functools.cached_property
@@ -128,9 +112,7 @@ class Lab:
         """`(x, y)` for training and for testing."""
         train, test = load(self.task.dataset, self.args.data_dir)
         if self.task.dataset == "cifar10":
-            train, test = (
-                (((x - MEAN) / DEVIATION).astype("float32"), y) for x, y in (train, test)
-            )
+            train, test = ((models.preprocess_cifar(x), y) for x, y in (train, test))
         return train, test
 
     @property
@@ -201,40 +183,8 @@ class _Curve(keras.callbacks.Callback):
         self.path.write_text(json.dumps(self.values))
 
 
-class Rows:
-    """The rows of one result file; what is there already is not computed again.
-
-    Args:
-        name: of the file, without its ending.
-        args: the command's arguments, kept with the rows.
-    """
-
-    def __init__(self, name: str, args: argparse.Namespace):
-        self.name, self.args = name, args
-        path = FOLDER / f"{name}.json"
-        self.rows = json.loads(path.read_text())["rows"] if path.exists() else []
-
-    def __iter__(self) -> Iterator[dict]:
-        return iter(self.rows)
-
-    def once(self, compute: Callable[[], dict], **key) -> dict:
-        """The row with this key: from the file, or computed and put there."""
-        for row in self.rows:
-            if all(row.get(name) == value for name, value in key.items()):
-                return row
-        started = time.perf_counter()
-        row = {**key, **compute()}
-        row["seconds"] = round(time.perf_counter() - started)
-        self.rows.append(row)
-        save_results(self.name, {"rows": self.rows}, self.args)
-        print(row, flush=True)
-        return row
-
-
 def reductions(small, base) -> dict[str, float]:
     """What is gone: shares of FLOPs and parameters."""
-    import keras_nisp as kn
-
     before, after = kn.profile(base).total, kn.profile(small).total
     return {
         "flops_removed": 1 - after.flops / before.flops,

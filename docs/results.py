@@ -4,7 +4,6 @@ python docs/results.py
 """
 
 import dataclasses
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -13,9 +12,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import experiments
 import plots
 from experiments import claims, verdicts
 from experiments.tables import markdown
+from results import FOLDER, load_rows
 
 PAGE = Path(__file__).with_name("results.md")
 HEADER = """# Results
@@ -69,12 +70,10 @@ EXPERIMENTS = (
 
 def section(experiment: Experiment) -> str:
     """Heading, what was done, command, figure, tables and findings; empty if there are no rows."""
-    results = plots.results(experiment.name)
+    results = experiments.results(experiment.name)
     if not results:
         return ""
-    module = importlib.import_module(f"experiments.{experiment.name}")
-    order = [task for task in module.TASKS if task in results]
-    results = {task: results[task] for task in order}
+    module = experiments.load(experiment.name)
     _, _, text = module.__doc__.partition("\n\n")
     parts = [f"## {experiment.title}", module.__doc__.splitlines()[0], text.strip()]
     parts.append(f"```\n{command(experiment.name, results)}\n```")
@@ -82,7 +81,7 @@ def section(experiment: Experiment) -> str:
         parts.append(f"![{experiment.title}](figures/{experiment.name}.png)")
     if experiment.findings is not None:
         parts.append(experiment.findings(results))
-    parts += [module.tables(results), provenance(f"{experiment.name}_{task}" for task in order)]
+    parts += [module.tables(results), provenance(f"{experiment.name}_{task}" for task in results)]
     return "\n\n".join(parts)
 
 
@@ -98,7 +97,7 @@ def command(name: str, results: dict) -> str:
 
 def provenance(names) -> str:
     """Machine, versions and dates of results."""
-    records = [json.loads((plots.RESULTS / f"{name}.json").read_text()) for name in names]
+    records = [json.loads((FOLDER / f"{name}.json").read_text()) for name in names]
     dates = sorted({record["date"] for record in records})
     machines = sorted({f"{r['machine']['cpu']}, {r['machine']['cores']} cores" for r in records})
     versions = records[0]["versions"]
@@ -112,7 +111,7 @@ def provenance(names) -> str:
 
 def structure() -> str:
     """The tables of benchmarks/paper_tables.py."""
-    rows = json.loads((plots.RESULTS / "paper_tables.json").read_text())["rows"]
+    rows = load_rows("paper_tables")
     fitting = sum(row["within"] for row in rows)
     parts = [
         "## Structure: what the papers' plans remove",
@@ -140,8 +139,8 @@ def _structure_cells(row) -> list[str]:
 
 def summary() -> str:
     """One line for each claim."""
-    records = json.loads((plots.RESULTS / "paper_tables.json").read_text())
-    return f"## What holds\n\n{verdicts.table(plots.results, records['rows'])}"
+    table = verdicts.table(experiments.results, load_rows("paper_tables"))
+    return f"## What holds\n\n{table}"
 
 
 def page() -> str:

@@ -1,8 +1,9 @@
 """The accuracy experiments: on digits, resumed after an interruption, and their tables."""
 
 import argparse
-import importlib
+import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,20 +14,27 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import experiments
 import results
 import training
-from accuracy import EXPERIMENTS
 from experiments import claims, verdicts
 from experiments.tables import mean_and_deviation
 
 import keras_nisp as kn
 
 TASK = {"depth": "plain2_fashion"}
+FIGURES = {  # of a row, which the table must show
+    "importances": ("accuracy", "one_shot", "recalibrated", "compensated"),
+    "depth": ("ware", "ware_compensated"),
+    "propagation": ("one_shot", "recalibrated", "same_channels"),
+    "centripetal": ("accuracy", "trained_on"),
+    "headline": ("one_shot", "compensated", "merged"),
+    "combinations": ("accuracy",),
+}
 
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "FOLDER", tmp_path)
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     args = argparse.Namespace(data_dir=None, weights_dir=None, out=str(tmp_path))
     return training.Lab("digits", args)
@@ -76,31 +84,44 @@ def test_base_networks_are_trained_once(lab):
 
 
 def test_rows_are_not_computed_again(lab):
-    rows = training.Rows("trial", lab.args)
-    assert rows.once(lambda: {"accuracy": 0.5}, seed=0, method="a")["accuracy"] == 0.5
-    again = training.Rows("trial", lab.args)
-    row = again.once(lambda: pytest.fail("computed again"), seed=0, method="a")
+    def measure(accuracy):
+        return {"accuracy": accuracy}
+
+    rows = results.Rows("trial", lab.args)
+    assert rows.once({"seed": 0, "method": "a"}, measure, 0.5)["accuracy"] == 0.5
+    again = results.Rows("trial", lab.args)
+    row = again.once({"seed": 0, "method": "a"}, pytest.fail, "computed again")
     assert row["accuracy"] == 0.5
-    again.once(lambda: {"accuracy": 0.25}, seed=1, method="a")
-    assert [row["seed"] for row in training.Rows("trial", lab.args)] == [0, 1]
+    again.once({"seed": 1, "method": "a"}, measure, 0.25)
+    assert [row["seed"] for row in results.Rows("trial", lab.args)] == [0, 1]
+
+
+def test_trials_on_other_tasks_are_no_results(lab):
+    for task in ("digits", "vgg_fashion", "lenet_mnist"):
+        results.Rows(f"importances_{task}", lab.args).once({"task": task}, dict)
+    found = experiments.results("importances")
+    assert list(found) == ["lenet_mnist", "vgg_fashion"]  # in the order of TASKS
+    assert found["vgg_fashion"][0]["task"] == "vgg_fashion"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", experiments.NAMES)
 def test_experiments_run(lab, name):
-    """Each experiment on digits: all rows, a table, and nothing to do the second time."""
-    experiment = importlib.import_module(f"experiments.{name}")
+    """Each experiment on digits: all rows, a table of them, and nothing to do the second time."""
+    experiment = experiments.load(name)
     if name == "depth":
         shape = lab.data[0][0].shape[1:]
         lab.base = lambda seed: training.plain_cnn(2, shape)
-    rows = training.Rows(f"{name}_digits", lab.args)
+    rows = results.Rows(f"{name}_digits", lab.args)
     experiment.run(lab, rows, 0)
     kept = list(rows)
     assert kept
-    experiment.run(lab, training.Rows(f"{name}_digits", lab.args), 0)
-    assert list(training.Rows(f"{name}_digits", lab.args)) == kept
+    experiment.run(lab, results.Rows(f"{name}_digits", lab.args), 0)
+    assert list(results.Rows(f"{name}_digits", lab.args)) == kept
     text = experiment.tables({TASK.get(name, "digits"): kept})
-    assert text.count("|") > 20
+    shown = set(re.findall(r"\d\.\d{4}", text))
+    figures = [row[figure] for row in kept for figure in FIGURES[name] if figure in row]
+    assert {f"{figure:.4f}" for figure in figures} <= shown
 
 
 def test_claims():
@@ -155,3 +176,12 @@ def test_mean_and_deviation():
     assert mean_and_deviation([]) == ""
     assert mean_and_deviation([0.5]) == "0.5000"
     assert mean_and_deviation([0.5, 0.7]) == "0.6000 ± 0.1414"
+
+
+def test_the_page_is_up_to_date():
+    """docs/results.md says what is in benchmarks/results."""
+    path = Path(__file__).parents[1] / "docs" / "results.py"
+    spec = importlib.util.spec_from_file_location("results_page", path)
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.PAGE.read_text() == page.page(), "run `python docs/results.py`"

@@ -11,7 +11,8 @@ For each share of the FLOPs to remove, with the epochs of the base network and i
 """
 
 import keras
-from training import Lab, Rows, reductions
+from results import Rows
+from training import Lab, reductions
 
 import keras_nisp as kn
 from experiments.tables import by_task, markdown, mean_and_deviation
@@ -24,18 +25,14 @@ L2 = 5e-4
 def run(lab: Lab, rows: Rows, seed: int) -> None:
     if lab.task.weights and seed:
         return  # there is one set of published weights
-    rows.once(lambda: _base(lab, seed), seed=seed, method="base", reduction=0.0)
+    rows.once({"seed": seed, "method": "base", "reduction": 0.0}, _base, lab, seed)
     methods = {"csgd": _csgd, "nisp": _nisp, "l1": _l1, "scratch": _scratch}
     if lab.task.weights:
         del methods["scratch"]
     for method, train in methods.items():
         for reduction in REDUCTIONS:
-            rows.once(
-                lambda: _train(lab, train, seed, method, reduction),  # noqa: B023
-                seed=seed,
-                method=method,
-                reduction=reduction,
-            )
+            key = {"seed": seed, "method": method, "reduction": reduction}
+            rows.once(key, _train, lab, train, seed, method, reduction)
 
 
 def _train(lab, train, seed, method, reduction):

@@ -33,16 +33,20 @@ def differences(rows: list[dict], rival: str, ratio: float, stage: str) -> np.nd
     return np.array([ours - theirs for ours, theirs in pairs if theirs is not None])
 
 
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error over seeds; the error of one seed is not known, and 0 here."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return float(values.mean()), float(error)
+
+
 def verdict(values: np.ndarray) -> str:
     """In points; "level" if the mean lies within one standard error over seeds."""
     if not len(values):
         return ""
-    points = 100 * values
-    if len(points) == 1:
-        return f"{points[0]:+.1f} (1 seed)"
-    error = points.std(ddof=1) / np.sqrt(len(points))
-    text = f"{points.mean():+.1f} ± {error:.1f}"
-    return text if abs(points.mean()) > error else f"{text}, level"
+    mean, error = mean_and_error(100 * values)
+    if len(values) == 1:
+        return f"{mean:+.1f} (1 seed)"
+    return f"{mean:+.1f} ± {error:.1f}" + ("" if abs(mean) > error else ", level")
 
 
 def table(results: dict[str, list[dict]], stage: str, ratio: float | None = None) -> str:
@@ -66,7 +70,8 @@ def holds(rows: list[dict], stage: str, ratio: float | None = None) -> bool:
     """Whether NISP is ahead of each rival, by more than a standard error over seeds."""
     chosen = _tuned(rows) if ratio is None else ratio
     values = [differences(rows, rival, chosen, stage) for rival in RIVALS]
-    return all(len(v) and v.mean() > 0 and "level" not in verdict(v) for v in values)
+    pairs = [mean_and_error(v) for v in values if len(v)]
+    return len(pairs) == len(RIVALS) and all(mean > error for mean, error in pairs)
 
 
 def _tuned(rows):

@@ -8,7 +8,8 @@ import dataclasses
 
 import keras
 from recipes import compile_for
-from training import Lab, Rows, reductions
+from results import Rows
+from training import Lab, reductions
 
 import keras_nisp as kn
 from experiments.centripetal import train_centripetal
@@ -50,14 +51,18 @@ ARMS = {
 def run(lab: Lab, rows: Rows, seed: int) -> None:
     if lab.task.weights and seed:
         return  # there is one set of published weights
-    base = lab.base(seed)
-    rows.once(lambda: {"curve": [lab.accuracy(base)]}, seed=seed, arm="baseline")
+    rows.once({"seed": seed, "arm": "baseline"}, _base, lab, seed)
     for name, arm in ARMS.items():
-        rows.once(lambda: _train(lab, base, arm, seed, name), seed=seed, arm=name)  # noqa: B023
-    rows.once(lambda: _train_on(lab, seed), seed=seed, arm="baseline, trained on")
+        rows.once({"seed": seed, "arm": name}, _train, lab, arm, seed, name)
+    rows.once({"seed": seed, "arm": "baseline, trained on"}, _train_on, lab, seed)
 
 
-def _train(lab, base, arm, seed, name):
+def _base(lab, seed):
+    return {"curve": [lab.accuracy(lab.base(seed))]}
+
+
+def _train(lab, arm, seed, name):
+    base = lab.base(seed)  # freshly loaded: C-SGD and the gradual pruner train it in place
     key = f"combinations_{name.replace(', ', '_').replace(' ', '_')}_{seed}"
     x, _ = lab.calibration(seed)
     importance = kn.Magnitude(1) if arm.importance == "L1" else kn.NISP(x)
@@ -92,21 +97,14 @@ def _prune(lab, base, arm, importance, epochs, x, key):
 def _prune_gradually(lab, base, importance, epochs, key):
     """The optimizer's state is carried through; the curve is that of the masked network."""
     pruner = kn.NISPPruner(importance=importance, flops_reduction=REDUCTION, verbose=0)
-    curve = lab.fit(_copy(base), epochs, lab.task.rate, key, [pruner])
+    curve = lab.fit(base, epochs, lab.task.rate, key, [pruner])
     return pruner.pruned_model, {"curve": curve}
 
 
 def _merge(lab, base, epochs, seed, key):
-    model = _copy(base)
-    plan = kn.plan_merging(model, flops_reduction=REDUCTION, seed=seed)
-    curve, _ = train_centripetal(lab, model, plan, epochs, key)
-    return kn.rebuild(model, plan), {"curve": curve}
-
-
-def _copy(model):
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return copy
+    plan = kn.plan_merging(base, flops_reduction=REDUCTION, seed=seed)
+    curve, _ = train_centripetal(lab, base, plan, epochs, key)
+    return kn.rebuild(base, plan), {"curve": curve}
 
 
 def _train_on(lab, seed):

@@ -9,7 +9,8 @@ own response, which is zero for many ReLUs.)
 
 import keras
 import numpy as np
-from training import DEPTHS, Lab, Rows
+from results import Rows
+from training import DEPTHS, Lab
 
 import keras_nisp as kn
 from experiments.tables import markdown, mean_and_deviation
@@ -32,11 +33,7 @@ def run(lab: Lab, rows: Rows, seed: int) -> None:
     base = lab.base(seed)
     x, _ = lab.calibration(seed)
     for name, importance in importances(x, seed).items():
-        rows.once(
-            lambda: _measure(lab, base, importance, x),  # noqa: B023
-            seed=seed,
-            importance=name,
-        )
+        rows.once({"seed": seed, "importance": name}, _measure, lab, base, importance, x)
 
 
 def _measure(lab, base, importance, x):

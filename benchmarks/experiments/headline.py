@@ -7,7 +7,8 @@ that is trained on without pruning.
 """
 
 import keras
-from training import Lab, Rows, reductions
+from results import Rows
+from training import Lab, reductions
 
 import keras_nisp as kn
 from experiments.centripetal import train_centripetal
@@ -19,13 +20,17 @@ TASKS = ("resnet56_cifar10",)
 def run(lab: Lab, rows: Rows, seed: int) -> None:
     if seed:
         return  # there is one set of published weights
-    base = lab.base(seed)
-    rows.once(lambda: {"curve": [lab.accuracy(base)]}, method="baseline")
+    rows.once({"method": "baseline"}, _base, lab)
     for method, train in (("C-SGD", _csgd), ("NISP", _nisp), ("baseline, trained on", _train_on)):
-        rows.once(lambda: train(lab, base), method=method, epochs=lab.task.tune)  # noqa: B023
+        rows.once({"method": method, "epochs": lab.task.tune}, train, lab)
 
 
-def _nisp(lab, base):
+def _base(lab):
+    return {"curve": [lab.accuracy(lab.base(0))]}
+
+
+def _nisp(lab):
+    base = lab.base(0)
     x, _ = lab.calibration(0)
     plan = kn.plan_pruning(base, kn.NISP(x), ratio=lab.task.ratio)
     small = kn.rebuild(base, plan)
@@ -37,19 +42,18 @@ def _nisp(lab, base):
     return {"one_shot": at_once, "compensated": start, "curve": curve, **reductions(small, base)}
 
 
-def _csgd(lab, base):
-    model = keras.models.clone_model(base)
-    model.set_weights(base.get_weights())
+def _csgd(lab):
+    model = lab.base(0)
     plan = kn.plan_merging(model, ratio=3 / 8, seed=0)
     keras.utils.set_random_seed(0)
     curve, _ = train_centripetal(lab, model, plan, lab.task.tune, "headline_csgd")
     small = kn.rebuild(model, plan)
-    return {"merged": lab.accuracy(small), "curve": curve, **reductions(small, base)}
+    return {"merged": lab.accuracy(small), "curve": curve, **reductions(small, model)}
 
 
-def _train_on(lab, base):
+def _train_on(lab):
     keras.utils.set_random_seed(0)
-    return {"curve": lab.fit(base, lab.task.tune, lab.task.rate, "headline_base")}
+    return {"curve": lab.fit(lab.base(0), lab.task.tune, lab.task.rate, "headline_base")}
 
 
 def tables(results: dict[str, list[dict]]) -> str:

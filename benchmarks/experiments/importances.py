@@ -9,7 +9,8 @@ together, at the full rate; a base that starts from published weights has none.
 """
 
 import keras
-from training import Lab, Rows, reductions
+from results import Rows
+from training import Lab, reductions
 
 import keras_nisp as kn
 from experiments.tables import by_task, markdown, mean_and_deviation
@@ -39,22 +40,21 @@ def importances(x, y, seed):
 def run(lab: Lab, rows: Rows, seed: int) -> None:
     x, y = lab.calibration(seed)
     base = lab.base(seed)
-    rows.once(lambda: {"accuracy": lab.accuracy(base)}, seed=seed, importance="base")
+    rows.once({"seed": seed, "importance": "base"}, _base, lab, base)
     chosen = importances(x, y, seed)
     if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in base.layers):
         del chosen["BNScale"]
     for name, importance in chosen.items():
         for ratio in RATIOS:
-            rows.once(
-                lambda: _pruned(lab, base, importance, ratio, seed, name),  # noqa: B023
-                seed=seed,
-                importance=name,
-                ratio=ratio,
-            )
+            key = {"seed": seed, "importance": name, "ratio": ratio}
+            rows.once(key, _pruned, lab, base, importance, ratio, seed, name)
     if lab.task.weights is None:
-        rows.once(
-            lambda: _scratch(lab, base, seed), seed=seed, importance="Scratch", ratio=lab.task.ratio
-        )
+        key = {"seed": seed, "importance": "Scratch", "ratio": lab.task.ratio}
+        rows.once(key, _scratch, lab, base, seed)
+
+
+def _base(lab, base):
+    return {"accuracy": lab.accuracy(base)}
 
 
 def _pruned(lab, base, importance, ratio, seed, name):

@@ -10,7 +10,8 @@ channels that the one pass removes as well.
 """
 
 import numpy as np
-from training import Lab, Rows
+from results import Rows
+from training import Lab
 
 import keras_nisp as kn
 from experiments.tables import by_task, markdown, mean_and_deviation
@@ -24,12 +25,8 @@ def run(lab: Lab, rows: Rows, seed: int) -> None:
     x, _ = lab.calibration(seed)
     for variant in ("one pass", "masked", "repeated"):
         for ratio in RATIOS:
-            rows.once(
-                lambda: _measure(lab, base, variant, x, ratio),  # noqa: B023
-                seed=seed,
-                variant=variant,
-                ratio=ratio,
-            )
+            key = {"seed": seed, "variant": variant, "ratio": ratio}
+            rows.once(key, _measure, lab, base, variant, x, ratio)
 
 
 def _measure(lab, base, variant, x, ratio):

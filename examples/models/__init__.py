@@ -6,10 +6,11 @@ those that are trained.
 """
 
 from models.alexnet import alexnet
-from models.cifar_resnet import cifar_resnet, load_cifar_resnet
+from models.cifar_quick import cifar_quick
+from models.cifar_resnet import cifar_resnet, load_cifar_resnet, preprocess_cifar
 from models.densenet import densenet
 from models.googlenet import googlenet
-from models.lenet import cifar_quick, lenet5
+from models.lenet import lenet5
 from models.mobilenet import mobilenet
 from models.resnet import resnet
 from models.small import inception, squeeze_excite
@@ -25,6 +26,7 @@ __all__ = [
     "lenet5",
     "load_cifar_resnet",
     "mobilenet",
+    "preprocess_cifar",
     "resnet",
     "squeeze_excite",
     "vgg",
