@@ -25,7 +25,7 @@ import keras_nisp as kn
 TASK = {"depth": "plain2_fashion"}
 FIGURES = {  # of a row, which the table must show
     "importances": ("accuracy", "one_shot", "recalibrated", "compensated"),
-    "depth": ("ware", "ware_compensated"),
+    "depth": ("ware", "ware_compensated", "base"),
     "propagation": ("one_shot", "recalibrated", "same_channels"),
     "centripetal": ("accuracy", "trained_on"),
     "headline": ("one_shot", "compensated", "merged"),

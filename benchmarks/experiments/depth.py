@@ -62,10 +62,11 @@ def ware(before, after, images) -> float:
 
 
 def tables(results: dict[str, list[dict]]) -> str:
-    """WARE by importance and depth; then the same after linear compensation."""
+    """WARE by importance and depth, without repair and compensated, and accuracy before pruning."""
+    head = ["", *(f"{task.removeprefix('plain').split('_')[0]} layers" for task in results)]
+    names = dict.fromkeys(row["importance"] for rows in results.values() for row in rows)
     parts = []
-    for title, key in (("Not repaired", "ware"), ("Compensated", "ware_compensated")):
-        names = dict.fromkeys(row["importance"] for rows in results.values() for row in rows)
+    for title, key in (("not repaired", "ware"), ("compensated", "ware_compensated")):
         lines = [
             [name]
             + [
@@ -74,6 +75,7 @@ def tables(results: dict[str, list[dict]]) -> str:
             ]
             for name in names
         ]
-        head = ["importance", *(f"{task[5:].split('_')[0]} layers" for task in results)]
-        parts.append(f"{title}:\n\n{markdown(head, lines)}")
-    return "\n\n".join(parts)
+        parts.append(f"WARE, {title}:\n\n{markdown(head, lines)}")
+    bases = [{row["seed"]: row["base"] for row in rows} for rows in results.values()]
+    line = ["base", *(mean_and_deviation(base.values()) for base in bases)]
+    return "\n\n".join([*parts, f"Accuracy before pruning:\n\n{markdown(head, [line])}"])

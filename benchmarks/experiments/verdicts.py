@@ -92,6 +92,8 @@ def _centripetal(tasks: Rows, headline: Rows) -> Iterator[list[str]]:
 def _headline(tasks: Rows) -> Iterator[list[str]]:
     for rows in tasks.values():
         base = next(row["curve"][0] for row in rows if row["method"] == "baseline")
+        longer = [row["curve"][-1] for row in rows if row["method"] == "baseline, trained on"]
+        aside = f" (the baseline, trained on: {longer[0]:.4f})" if longer else ""
         for row in rows:
             if "flops_removed" in row:
                 end = row.get("merged", row["curve"][-1])
@@ -99,7 +101,7 @@ def _headline(tasks: Rows) -> Iterator[list[str]]:
                     f"{row['method']} keeps ResNet-56's accuracy at "
                     f"-{100 * row['flops_removed']:.2f} % FLOPs",
                     f"{base:.4f} -> {end:.4f} in {len(row['curve'])} epochs: "
-                    f"{100 * (end - base):+.2f} points",
+                    f"{100 * (end - base):+.2f} points{aside}",
                 ]
 
 
