@@ -22,11 +22,14 @@ def importances() -> None:
     if not tasks:
         return
     figure, axes = plt.subplots(len(tasks), 3, figsize=(12, 2.6 * len(tasks)), squeeze=False)
+    names = dict.fromkeys(row["importance"] for rows in tasks.values() for row in rows)
+    styles = {
+        name: {"color": f"C{colour}", "label": name}
+        for colour, name in enumerate(name for name in names if name != "base")
+    }
     for line, (task, rows) in zip(axes, tasks.items(), strict=True):
         base = np.mean([row["accuracy"] for row in rows if row["importance"] == "base"])
-        names = [n for n in dict.fromkeys(row["importance"] for row in rows) if n != "base"]
-        for colour, name in enumerate(names):
-            style = {"color": f"C{colour}", "label": name}
+        for name, style in styles.items():
             if name != "Scratch":
                 for axis, stage in zip(line, ("one_shot", "compensated"), strict=False):
                     _against_ratio(axis, rows, name, stage, base, style)
@@ -36,15 +39,21 @@ def importances() -> None:
             axis.set_xlabel("share of channels removed")
         line[2].axhline(base, color="grey", linewidth=0.8, linestyle=":")
         line[2].set_xlabel("epochs of fine-tuning")
+        line[2].xaxis.get_major_locator().set_params(integer=True)
     titles = ("no repair", "linear compensation", "fine-tuned (dotted: base)")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
-    axes[0][2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    lines = {line.get_label(): line for row in axes for line in row[2].get_lines()}
+    shown = [name for name in styles if name in lines]
+    handles = [lines[name] for name in shown]
+    axes[0][2].legend(handles, shown, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, "importances")
 
 
 def _against_ratio(axis, rows, name, stage, base, style):
     ratios = sorted({row["ratio"] for row in rows if row["importance"] == name and stage in row})
+    if not ratios:
+        return
     values = [
         [row[stage] for row in rows if (row["importance"], row.get("ratio")) == (name, ratio)]
         for ratio in ratios
@@ -108,6 +117,7 @@ def combinations() -> None:
             axis.plot(range(1, len(curve) + 1), curve, marker=".", label=name)
         axis.set_title(task)
         axis.set_xlabel("epochs")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0][0].set_ylabel("accuracy")
     axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, "combinations")
@@ -126,6 +136,7 @@ def headline() -> None:
             points = start + list(enumerate(row["curve"], 1))
             axis.plot(*zip(*points, strict=True), marker=".", label=row["method"] + gone)
         axis.set_xlabel("epochs")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel("accuracy")
         axis.set_title(task)
         axis.legend(fontsize=8)
