@@ -41,6 +41,7 @@ ARMS = {
     "NISP, compensated": Arm(compensate="linear"),
     "NISP, distilled, longer": Arm(distill=True, longer=5),
     "NISP, distilled": Arm(distill=True),
+    "NISP, compensated, distilled": Arm(compensate="linear", distill=True),
     "NISP, global": Arm(ranking="global"),
     "NISP, gradual": Arm(pruner="gradual"),
     "C-SGD": Arm(pruner="C-SGD"),
