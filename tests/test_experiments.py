@@ -145,6 +145,7 @@ def test_claims():
     ahead = [row for row in rows if row["importance"] in ("NISP", "L1")]
     ahead += [{**row, "importance": rival} for row in ahead[2:] for rival in claims.RIVALS[1:]]
     assert "| holds |" in claims.table({"task": ahead}, "one_shot", 0.5)
+    assert claims.holds(ahead[:4], "one_shot", 0.5) is None  # layer-by-layer is still to come
 
 
 def test_verdicts():

@@ -61,17 +61,21 @@ def table(results: dict[str, list[dict]], stage: str, ratio: float | None = None
     for task, rows in results.items():
         chosen = _tuned(rows) if ratio is None else ratio
         cells = [verdict(differences(rows, rival, chosen, stage)) for rival in RIVALS]
-        word = "holds" if holds(rows, stage, ratio) else "does not hold"
+        word = {True: "holds", False: "does not hold", None: ""}[holds(rows, stage, ratio)]
         lines.append([task, f"{100 * chosen:g} %", *cells, word])
     return markdown(["", "removed", *(f"over {rival}" for rival in RIVALS), "ahead of all"], lines)
 
 
-def holds(rows: list[dict], stage: str, ratio: float | None = None) -> bool:
-    """Whether NISP is ahead of each rival, by more than a standard error over seeds."""
+def holds(rows: list[dict], stage: str, ratio: float | None = None) -> bool | None:
+    """Whether NISP is ahead of each rival, by more than a standard error over seeds.
+
+    `None` as long as a rival was not measured.
+    """
     chosen = _tuned(rows) if ratio is None else ratio
     values = [differences(rows, rival, chosen, stage) for rival in RIVALS]
-    pairs = [mean_and_error(v) for v in values if len(v)]
-    return len(pairs) == len(RIVALS) and all(mean > error for mean, error in pairs)
+    if not all(map(len, values)):
+        return None
+    return all(mean > error for mean, error in map(mean_and_error, values))
 
 
 def _tuned(rows):

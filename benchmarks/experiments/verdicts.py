@@ -41,11 +41,13 @@ def _importances(tasks: Rows) -> Iterator[list[str]]:
         ("epoch 1", None, "NISP recovers faster (after one epoch)"),
         ("last", None, "NISP leads after fine-tuning"),
     ):
-        ahead = [t for t, rows in tasks.items() if claims.holds(rows, stage, ratio)]
+        outcomes = {t: claims.holds(rows, stage, ratio) for t, rows in tasks.items()}
+        ahead = [task for task, outcome in outcomes.items() if outcome]
         names = f" ({', '.join(ahead)})" if ahead else ""
+        count = sum(outcome is not None for outcome in outcomes.values())
         yield [
             f"{text}: ahead of L1, layer-by-layer and random",
-            f"on {len(ahead)} of {len(tasks)} networks{names}",
+            f"on {len(ahead)} of {count} networks{names}",
         ]
     for ratio in (0.25, 0.5):
         gains = [
