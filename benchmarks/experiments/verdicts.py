@@ -42,7 +42,7 @@ def _importances(tasks: Rows) -> Iterator[list[str]]:
         ("last", None, "NISP leads after fine-tuning"),
     ):
         outcomes = {t: claims.holds(rows, stage, ratio) for t, rows in tasks.items()}
-        ahead = [task for task, outcome in outcomes.items() if outcome]
+        ahead = [_with_seeds(task, tasks[task]) for task, outcome in outcomes.items() if outcome]
         names = f" ({', '.join(ahead)})" if ahead else ""
         count = sum(outcome is not None for outcome in outcomes.values())
         yield [
@@ -60,6 +60,11 @@ def _importances(tasks: Rows) -> Iterator[list[str]]:
             f"Linear compensation beats recalibration, {100 * ratio:g} % removed",
             f"{span} points, mean over importances, by network",
         ]
+
+
+def _with_seeds(task: str, rows: list[dict]) -> str:
+    """The task's name, with a warning if there is but one seed."""
+    return task if len({row["seed"] for row in rows}) > 1 else f"{task}: one seed"
 
 
 def _depth(tasks: Rows) -> Iterator[list[str]]:
