@@ -103,22 +103,31 @@ def depth() -> None:
 
 
 def combinations() -> None:
-    """Accuracy against epochs for each combination."""
+    """Accuracy of each combination before training, after one epoch and at the end."""
     tasks = results("combinations")
     if not tasks:
         return
-    figure, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4), squeeze=False)
+    arms = dict.fromkeys(row["arm"] for rows in tasks.values() for row in rows)
+    names = [name for name in arms if name != "baseline"][::-1]
+    size = (6 * len(tasks), 1 + 0.3 * len(names))
+    figure, axes = plt.subplots(1, len(tasks), figsize=size, squeeze=False, sharey=True)
     for axis, (task, rows) in zip(axes[0], tasks.items(), strict=True):
         base = np.mean([row["curve"][-1] for row in rows if row["arm"] == "baseline"])
-        axis.axhline(base, color="grey", linestyle=":", linewidth=0.8, label="baseline")
-        axis.axhline(base - 0.01, color="red", linestyle=":", linewidth=0.8, label="1 point below")
-        for name in dict.fromkeys(row["arm"] for row in rows if row["arm"] != "baseline"):
-            curve = np.mean([row["curve"] for row in rows if row["arm"] == name], axis=0)
-            axis.plot(range(1, len(curve) + 1), curve, marker=".", label=name)
+        axis.axvline(base, color="grey", linestyle=":", label="baseline")
+        axis.axvline(base - 0.01, color="red", linestyle=":", label="1 point below")
+        for label, marker, key, epoch in (
+            ("before training", "o", "start", 0),
+            ("after one epoch", "|", "curve", 0),
+            ("at the end", "D", "curve", -1),
+        ):
+            values = [[r[key][epoch] for r in rows if r["arm"] == n and key in r] for n in names]
+            known = [line for line, found in enumerate(values) if found]
+            means = [np.mean(values[line]) for line in known]
+            spread = [np.std(values[line]) for line in known]
+            axis.errorbar(means, known, xerr=spread, fmt=marker, capsize=2, label=label)
+        axis.set_yticks(range(len(names)), names)
         axis.set_title(task)
-        axis.set_xlabel("epochs")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0][0].set_ylabel("accuracy")
+        axis.set_xlabel("accuracy")
     axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, "combinations")
 

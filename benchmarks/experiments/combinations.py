@@ -135,4 +135,10 @@ def _table(rows):
                 str(len(chosen[0]["curve"])),
             ]
         )
-    return markdown(head, lines)
+    long = [row for row in rows if len(row["curve"]) > 2]
+    curves = [
+        f"{row['arm']}, seed {row['seed']}, epoch by epoch: "
+        + ", ".join(f"{value:.4f}" for value in row["curve"])
+        for row in long
+    ]
+    return "\n\n".join([markdown(head, lines), *curves])
