@@ -157,9 +157,17 @@ def test_verdicts():
                 {"method": "C-SGD", "curve": [0.5, 0.85], "merged": 0.851, "flops_removed": 0.6},
             ]
         },
+        "propagation": {
+            "task": [
+                {"seed": 0, "variant": "one pass", "ratio": 0.25, "recalibrated": 0.82},
+                {"seed": 0, "variant": "repeated", "ratio": 0.25, "recalibrated": 0.8},
+                {"seed": 0, "variant": "repeated", "ratio": 0.5, "recalibrated": 0.5},
+            ]
+        },
         "combinations": {
             "task": [
                 {"arm": "baseline", "curve": [0.9]},
+                {"arm": "baseline, trained on", "curve": [0.91, 0.92]},
                 {"arm": "L1", "curve": [0.8], "accuracy": 0.8, "flops_removed": 0.5},
                 {"arm": "NISP", "curve": [0.8, 0.895], "accuracy": 0.895, "flops_removed": 0.5},
             ]
@@ -169,8 +177,10 @@ def test_verdicts():
     assert "| 1 of 2 rows within 0.5 points |" in table
     assert "| 1 merges, at most 0.10 points |" in table
     assert "| 0.9000 -> 0.8510 in 2 epochs: -4.90 points |" in table
-    assert "| NISP, 2 epochs: 0.9000 -> 0.8950, -0.50 points |" in table
-    assert len(table.splitlines()) == 6
+    assert "| NISP, 2 epochs: 0.9000 -> 0.8950, -0.50 points (the baseline" in table
+    assert "trained on for 2 epochs: 0.9200) |" in table
+    assert "| points: +2.0 task: one seed |" in table
+    assert len(table.splitlines()) == 7
 
 
 def test_mean_and_deviation():
