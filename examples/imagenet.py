@@ -6,8 +6,8 @@
 
 DIR is a TFDS data directory with imagenet2012. The third line goes on from what the second one
 wrote, as the authors of C-SGD do, from 70 over 60 to 50 % of the width. A run that was interrupted
-goes on with the epoch that it was in: give the same command again. To try
-everything on a few images and without trained weights:
+goes on with the epoch that it was in: give the same command again. To try everything
+on a few images and without trained weights:
 
     python examples/imagenet.py nisp --data-dir DIR --weights none --limit 64 --image-size 64 \
         --batch-size 16 --epochs 1

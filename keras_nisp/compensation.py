@@ -46,13 +46,13 @@ class Reader:
         call: in the original.
         twin: in the smaller network.
         kernel: the binding of the original's kernel.
-        places: how many values of one channel the layer's calls give for a sample.
+        values: how many values all calls of the layer give for a sample.
     """
 
     call: Call
     twin: Call
     kernel: Binding
-    places: int
+    values: int
 
     @property
     def biased(self) -> bool:
@@ -72,7 +72,7 @@ class Reader:
         (read,), (create,) = self.kernel.read, self.kernel.create
         weights = np.moveaxis(np.asarray(self.kernel.variable, np.float64), (read, create), (0, 1))
         sums = weights.reshape(*weights.shape[:2], -1).sum(-1)
-        return sums * self.kernel.positions / self.places
+        return sums * self.kernel.positions * sums.shape[1] / self.values
 
 
 def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
@@ -81,21 +81,15 @@ def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
     A layer whose kernel does not read its input directly (depthwise, separable and grouped
     convolutions, recurrent layers, attention) is passed over.
     """
-    places = Counter()
+    values = Counter()
     for call in large.calls:
-        places[call.layer] += sum(_places(tensor) for tensor in call.outputs)
+        values[call.layer] += sum(t.batch * math.prod(t.shape) for t in call.outputs)
     pairs = zip(large.calls, small.calls, strict=True)
     return [
-        Reader(call, twin, kernel, places[call.layer])
+        Reader(call, twin, kernel, values[call.layer])
         for call, twin in pairs
         if (kernel := _plain_kernel(large, call)) is not None
     ]
-
-
-def _places(tensor: Traced) -> int:
-    """How many values of one channel a tensor holds for a sample."""
-    free = zip(tensor.shape, tensor.names.shape, strict=True)
-    return tensor.batch * math.prod(size for size, named in free if named == 1)
 
 
 def _plain_kernel(channel_map: ChannelMap, call: Call) -> Binding | None:

@@ -33,9 +33,9 @@ def recalibrate(
     A pruned channel leaves the sums that later layers were normalised for. New means and
     variances over a few thousand samples recover much of the accuracy. Give `original` and `plan`
     for more: the channels that are left can stand in for those that are gone. With
-    `compensate="mean"` the mean of what is missing goes into biases, which helps behind
-    BatchNormalization, such as in the classifier. In a network without any, the signal that is
-    left shrinks from layer to layer, and such means can outweigh it: choose `"linear"` there.
+    `compensate="mean"` the mean of what is missing goes into biases, for layers that no
+    BatchNormalization follows, such as the classifier. In a network without any, the signal that
+    is left shrinks from layer to layer, and such means can outweigh it: choose `"linear"` there.
     With `"linear"` each channel of the original is predicted from the kept ones, by ridge
     regression over samples and positions, and what kernels read of it is added to what they read
     of those. That recovers far more.

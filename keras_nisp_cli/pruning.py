@@ -138,9 +138,8 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
 def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
     """Raises unless files can be written, and there are the data that a repair needs."""
     if options["compensate"] == "linear" and not (repairs and options["calibration"]):
-        raise click.UsageError(
-            "--compensate linear looks at data: give --calibration, without --no-recalibrate."
-        )
+        without = "" if repairs else ", without --no-recalibrate"
+        raise click.UsageError(f"--compensate linear looks at data: give --calibration{without}.")
     check_ending(options["output"], ".keras")
     files = [options.get(name) for name in ("output", "plan_path", "report_path")]
     check_outputs(console, force, *files)
