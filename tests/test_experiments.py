@@ -149,8 +149,17 @@ def test_claims():
 
 
 def test_verdicts():
-    """Merges, headlines and combinations, by hand; experiments that were not run say nothing."""
+    """Rivals, merges, headlines and combinations, by hand; what was not run says nothing."""
+    accuracies = {"NISP": 0.8, "Taylor": 0.81}
     rows = {
+        "importances": {
+            "task": [
+                {"importance": name, "seed": 0, "ratio": ratio, "recalibrated": value - ratio}
+                | {"compensated": value}
+                for name, value in accuracies.items()
+                for ratio in (0.25, 0.5)
+            ]
+        },
         "headline": {
             "task": [
                 {"method": "baseline", "curve": [0.9]},
@@ -180,7 +189,13 @@ def test_verdicts():
     assert "| NISP, 2 epochs: 0.9000 -> 0.8950, -0.50 points (the baseline" in table
     assert "trained on for 2 epochs: 0.9200) |" in table
     assert "| points: +2.0 task: one seed |" in table
-    assert len(table.splitlines()) == 7
+    assert (
+        "| NISP is ahead of Taylor, which needs labels: compensated, a quarter removed | " in table
+    )
+    assert table.count("| points: -1.0 task: one seed |") == 2  # recalibrated, compensated
+    assert "NISPMag" not in table
+    assert "on 0 of 0 networks" in table  # no rival that the claim is about
+    assert len(table.splitlines()) == 16
 
 
 def test_mean_and_deviation():
