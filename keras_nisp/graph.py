@@ -130,15 +130,26 @@ def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
         id(tensor): value
         for tensor, value in zip(graph.inputs, keras.tree.flatten(inputs), strict=True)
     }
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            if node.is_input or not node.operation:
-                continue
-            args, kwargs = node.arguments.fill_in(values)
-            if not isinstance(node.operation, keras.Layer):
-                args, kwargs = _with_array_constants(node, args, kwargs)
-            outputs = keras.tree.flatten(visit(node, args, kwargs))
-            values.update(zip(map(id, node.outputs), outputs, strict=True))
+    nodes = [
+        node
+        for depth in sorted(graph._nodes_by_depth, reverse=True)
+        for node in graph._nodes_by_depth[depth]
+        if not node.is_input and node.operation
+    ]
+    last = {id(tensor): node for node in nodes for tensor in node.input_tensors}
+    last |= {id(tensor): None for tensor in graph.outputs}
+    for node in nodes:
+        args, kwargs = node.arguments.fill_in(values)
+        if not isinstance(node.operation, keras.Layer):
+            args, kwargs = _with_array_constants(node, args, kwargs)
+        outputs = keras.tree.flatten(visit(node, args, kwargs))
+        del args, kwargs
+        values.update(zip(map(id, node.outputs), outputs, strict=True))
+        del outputs
+        # Activations of large images are too many to keep all of them to the end.
+        for tensor in (*node.input_tensors, *node.outputs):
+            if last.get(id(tensor), node) is node:
+                values.pop(id(tensor), None)
     outputs = [values[id(tensor)] for tensor in graph.outputs]
     return keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
 

@@ -1,6 +1,7 @@
 """What the trace finds out, and how it deals with what it does not know."""
 
 import warnings
+import weakref
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras import layers
 from nets import NETS, example_inputs, nested, randomise
 
 import keras_nisp as kn
+from keras_nisp import graph
 
 
 class Doubler(layers.Layer):
@@ -180,6 +182,31 @@ def test_models_that_cannot_be_traced(model, error, message):
         kn.prune(model(), kn.Random(), ratio=0.5)
     with pytest.raises(error, match=message):
         kn.profile(model())
+
+
+def test_values_are_let_go_after_their_last_use():
+    """A walk over large images must not keep the activations of all layers."""
+    inputs = x = keras.Input((4,))
+    early = layers.Dense(4, name="early")(x)
+    for _ in range(8):
+        x = layers.Dense(4)(x)
+    model = keras.Model(inputs, [layers.Add()([x, early]), early])
+
+    class Value:
+        pass
+
+    known, alive = weakref.WeakSet(), []
+
+    def visit(site, args, kwargs):
+        value = Value()
+        known.add(value)
+        alive.append(len(known))
+        return value
+
+    outputs = graph.walk(model, [Value()], visit)
+    assert len(alive) == 10
+    assert max(alive) == 3  # early, which the sum still takes, what is read and what is made
+    assert len(outputs) == len(known) == 2  # early is an output, too
 
 
 def test_nothing_to_prune():
