@@ -131,7 +131,7 @@ def measure(name, data, args):
     small = kn.rebuild(model, plan)
     verified = kn.verify(model, small, plan, calibration[:8])
     verified.check()
-    kn.recalibrate(small, calibration, model, plan)
+    kn.recalibrate(small, calibration, model, plan, compensate="mean")
     train(small, data[0], size, args.steps, 5e-4)
     kn.recalibrate(small, calibration)  # moving averages take longer than these few steps
 

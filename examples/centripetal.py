@@ -130,7 +130,7 @@ def main():
     plan.save(args.out / "clusters.json")
     nisp_plan = kn.plan_pruning(base, kn.NISP(x[:2000]), flops_reduction=args.flops_reduction)
     nisp = kn.rebuild(base, nisp_plan)
-    kn.recalibrate(nisp, x, base, nisp_plan)
+    kn.recalibrate(nisp, x, base, nisp_plan, compensate="mean")
     scratch = keras.models.clone_model(nisp)
 
     console.print("[bold]C-SGD[/bold]")

@@ -25,20 +25,19 @@ def recalibrate(
     seed: int = 0,
     verbose: int = 0,
     *,
-    compensate: str | None = "mean",
+    compensate: str | None = "linear",
     ridge: float | None = None,
 ) -> keras.Model:
     """Repairs a pruned model in place: BatchNormalization statistics, biases, kernels.
 
     A pruned channel leaves the sums that later layers were normalised for. New means and
     variances over a few thousand samples recover much of the accuracy. Give `original` and `plan`
-    for more: the channels that are left can stand in for those that are gone. With
-    `compensate="mean"` the mean of what is missing goes into biases, for layers that no
+    for far more: the channels that are left stand in for those that are gone. Each channel of the
+    original is predicted from the kept ones, by ridge regression over samples and positions, and
+    what kernels read of it is added to what they read of those. With `compensate="mean"`, which
+    takes less time, only the mean of what is missing is made up for, in biases, for layers that no
     BatchNormalization follows, such as the classifier. In a network without any, the signal that
-    is left shrinks from layer to layer, and such means can outweigh it: choose `"linear"` there.
-    With `"linear"` each channel of the original is predicted from the kept ones, by ridge
-    regression over samples and positions, and what kernels read of it is added to what they read
-    of those. That recovers far more.
+    is left shrinks from layer to layer, and such means can outweigh it.
 
     Args:
         model: the pruned model, not trained since. Its moving means and variances are replaced,
@@ -54,7 +53,7 @@ def recalibrate(
         seed: for sampling calibration data.
         verbose: 1 shows a progress bar while data are read.
         compensate: what makes up for the channels that are gone, if `original` and `plan` are
-            given: `"mean"`, `"linear"`, or `None` for nothing. Passed over are layers whose
+            given: `"linear"`, `"mean"`, or `None` for nothing. Passed over are layers whose
             kernel does not read its input directly (depthwise, separable and grouped
             convolutions, recurrent layers, attention), and by `"mean"` those without a bias.
             `"linear"` gives layers that are called several times, or read more than 4,096 kept
@@ -81,7 +80,7 @@ def recalibrate(
     >>> x = np.random.default_rng(0).normal(size=(512, 2)).astype("float32")
     >>> plan = plan_pruning(model, Magnitude(), ratio=0.5)
     >>> small = rebuild(model, plan)
-    >>> _ = recalibrate(small, x, model, plan, compensate="linear", ridge=1e-9)
+    >>> _ = recalibrate(small, x, model, plan, ridge=1e-9)
     >>> np.allclose(small(x), model(x), atol=1e-4)
     True
 
@@ -109,11 +108,6 @@ def _check(original, plan, compensate, ridge) -> None:
         raise ValueError(
             "Expected `original` and `plan` together: the model before pruning, and what was "
             "removed from it. Received only one of them."
-        )
-    if compensate == "linear" and original is None:
-        raise ValueError(
-            "Expected `original` and `plan` for compensate='linear': pass the model before "
-            "pruning, and the plan that it was pruned by. Received neither."
         )
     if ridge is not None and not (isinstance(ridge, Real) and 0 < ridge < math.inf):
         raise ValueError(

@@ -103,7 +103,7 @@ def prune(
     importance: Importance | Callable,
     *,
     calibration: Any = None,
-    compensate: str | None = "mean",
+    compensate: str | None = "linear",
     verify: bool = True,
     verbose: int = 1,
     **budget,
@@ -115,9 +115,9 @@ def prune(
         importance: such as `NISP(calibration)`.
         calibration: samples on which to `recalibrate` the result. By default it is left as the
             surgery made it.
-        compensate: as for `recalibrate`: besides BatchNormalization statistics, biases make up for
-            the mean of what was removed (`"mean"`), kernels for what the kept channels tell of it
-            (`"linear"`), or nothing does (`None`).
+        compensate: as for `recalibrate`: besides BatchNormalization statistics, kernels make up
+            for what the kept channels tell of those that were removed (`"linear"`), biases for
+            their mean (`"mean"`), or nothing does (`None`).
         verify: compare the result with the original whose removed channels are zeroed, on a
             random sample.
         verbose: 1 prints the outcome in one line, 0 nothing.
@@ -145,10 +145,6 @@ def prune(
     35
     """
     check_compensation(compensate)
-    if compensate == "linear" and calibration is None:
-        raise ValueError(
-            "Expected `calibration` for compensate='linear', which looks at data. Received none."
-        )
     realised = None
     if budget.get("latency_reduction") is None:
         plan = plan_pruning(model, importance, **budget)

@@ -32,10 +32,10 @@ IMPORTANCES = (
 SHARE = click.FloatRange(0, 1, max_open=True)
 COMPENSATE = click.option(
     "--compensate",
-    type=click.Choice(["mean", "linear", "none"]),
-    default="mean",
+    type=click.Choice(["linear", "mean", "none"]),
+    default="linear",
     show_default=True,
-    help="How calibration data make up for removed channels: in biases, in kernels too, or not.",
+    help="How calibration data make up for removed channels: in kernels, in biases alone, or not.",
 )
 
 
@@ -90,7 +90,7 @@ def prune(console, model: Path, force: bool, **options):
             f"--importance {options['importance']} looks at data: give --calibration, or choose "
             "--importance nisp-mag, which does not."
         )
-    _check(console, force, options, repairs=options["recalibrate"])
+    _check(console, force, options)
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
     labels = options["importance"] == "taylor"
     samples = load_samples(network, options, "calibration", console, labels=labels)
@@ -135,11 +135,8 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
     _finish(console, network, loaded, small, samples, options)
 
 
-def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
-    """Raises unless files can be written, and there are the data that a repair needs."""
-    if options["compensate"] == "linear" and not (repairs and options["calibration"]):
-        without = "" if repairs else ", without --no-recalibrate"
-        raise click.UsageError(f"--compensate linear looks at data: give --calibration{without}.")
+def _check(console, force: bool, options: dict) -> None:
+    """Raises unless files can be written."""
     check_ending(options["output"], ".keras")
     files = [options.get(name) for name in ("output", "plan_path", "report_path")]
     check_outputs(console, force, *files)
@@ -240,7 +237,7 @@ def _finish(console, network, plan, small, samples, options: dict, note=None) ->
     console.say(f"{checked}")
     repaired = "not recalibrated (no --calibration)"
     if samples is not None:
-        how = "" if compensate == "mean" else f" (--compensate {compensate})"
+        how = "" if compensate == "linear" else f" (--compensate {compensate})"
         repaired = f"recalibrated on {len(samples):,} samples{how}"
     elif options["calibration"]:
         repaired = "not recalibrated (--no-recalibrate)"

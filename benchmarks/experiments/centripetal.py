@@ -81,7 +81,8 @@ def _l1(lab, base, seed, reduction, key):
 
 def _prune(lab, base, importance, reduction, key):
     plan = kn.plan_pruning(base, importance, flops_reduction=reduction)
-    small = kn.recalibrate(kn.rebuild(base, plan), lab.data[0][0], base, plan)
+    small = kn.rebuild(base, plan)
+    kn.recalibrate(small, lab.data[0][0], base, plan, compensate="mean")
     start = lab.accuracy(small)
     curve = lab.fit(small, lab.task.epochs, lab.task.rate, key)
     return small, {"before_tuning": start, "curve": curve}
