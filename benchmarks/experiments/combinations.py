@@ -120,7 +120,7 @@ def tables(results: dict[str, list[dict]]) -> str:
 
 
 def _table(rows):
-    head = ["", "FLOPs", "before training", "epoch 1", "last", "epochs"]
+    head = ["", "FLOPs", "before training", "epoch 1", "last", "epochs", "seeds"]
     lines = []
     for name in dict.fromkeys(row["arm"] for row in rows):
         chosen = [row for row in rows if row["arm"] == name]
@@ -133,6 +133,7 @@ def _table(rows):
                 mean_and_deviation(r["curve"][0] for r in chosen),
                 mean_and_deviation(r["curve"][-1] for r in chosen),
                 str(len(chosen[0]["curve"])),
+                str(len(chosen)),
             ]
         )
     long = [row for row in rows if len(row["curve"]) > 2]
