@@ -18,7 +18,7 @@ from keras_nisp.importance.base import run, spatial_axes
 from keras_nisp.plan import Plan
 from keras_nisp.unit_map import DROPPED, UnitMap
 
-COMPENSATIONS = ("mean", "linear", None)
+COMPENSATIONS = ("auto", "linear", "mean", None)
 MOST_FEATURES = 4096  # solving for more takes too long
 MOST_SAMPLES = 1024
 MOST_MEMORY = 2 << 30  # bytes of activations that the walk carries along
@@ -26,12 +26,23 @@ MOST_VALUES = 1 << 25  # positions that a regression looks at, times features
 STRENGTHS = np.logspace(-4, 2, 13)  # of the ridge, over the mean variance of a feature
 
 
-def check_compensation(compensate: Any) -> None:
-    """Raises unless `compensate` names a way to make up for what was removed."""
+def check_compensation(compensate: Any, possible: bool, needed: str) -> None:
+    """Raises unless `compensate` names a way to make up for what was removed that is possible.
+
+    Args:
+        compensate: the user's argument.
+        possible: whether there is all that it takes.
+        needed: what it takes, for the error.
+    """
     if compensate not in COMPENSATIONS:
         raise ValueError(
-            "Expected `compensate` to be 'mean', 'linear' or None. "
+            "Expected `compensate` to be 'auto', 'linear', 'mean' or None. "
             f"Received: compensate={compensate!r}"
+        )
+    if compensate in ("linear", "mean") and not possible:
+        raise ValueError(
+            f"Expected {needed} for compensate={compensate!r}. Received none: pass them, or leave "
+            "`compensate` out."
         )
 
 

@@ -137,7 +137,7 @@ def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
         if not node.is_input and node.operation
     ]
     last = {id(tensor): node for node in nodes for tensor in node.input_tensors}
-    last |= {id(tensor): None for tensor in graph.outputs}
+    last |= {id(tensor): None for tensor in graph.outputs}  # kept to the end
     for node in nodes:
         args, kwargs = node.arguments.fill_in(values)
         if not isinstance(node.operation, keras.Layer):

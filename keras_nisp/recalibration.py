@@ -25,7 +25,7 @@ def recalibrate(
     seed: int = 0,
     verbose: int = 0,
     *,
-    compensate: str | None = "linear",
+    compensate: str | None = "auto",
     ridge: float | None = None,
 ) -> keras.Model:
     """Repairs a pruned model in place: BatchNormalization statistics, biases, kernels.
@@ -52,8 +52,9 @@ def recalibrate(
         batch_size: each batch is normalised by its own statistics on its way through.
         seed: for sampling calibration data.
         verbose: 1 shows a progress bar while data are read.
-        compensate: what makes up for the channels that are gone, if `original` and `plan` are
-            given: `"linear"`, `"mean"`, or `None` for nothing. Passed over are layers whose
+        compensate: what makes up for the channels that are gone: `"linear"` or `"mean"`, which
+            take `original` and `plan`, or `None` for nothing. `"auto"` is `"linear"` if these two
+            are given, and nothing otherwise. Passed over are layers whose
             kernel does not read its input directly (depthwise, separable and grouped
             convolutions, recurrent layers, attention), and by `"mean"` those without a bias.
             `"linear"` gives layers that are called several times, or read more than 4,096 kept
@@ -93,22 +94,22 @@ def recalibrate(
     channel_map = trace(model) if plan is None else plan.trace(model)
     if original is not None and compensate is not None:
         large = plan.trace(original)
-        if compensate == "linear":
-            compensate_linearly(channel_map, large, plan, samples, batch_size, ridge)
-        else:
+        if compensate == "mean":
             fold_means(channel_map, large, plan, samples, batch_size)
+        else:
+            compensate_linearly(channel_map, large, plan, samples, batch_size, ridge)
     _renew_statistics(channel_map, samples, batch_size)
     return model
 
 
 def _check(original, plan, compensate, ridge) -> None:
     """Raises unless the arguments of `recalibrate` fit together."""
-    check_compensation(compensate)
     if (original is None) != (plan is None):
         raise ValueError(
             "Expected `original` and `plan` together: the model before pruning, and what was "
             "removed from it. Received only one of them."
         )
+    check_compensation(compensate, original is not None, "`original` and `plan`")
     if ridge is not None and not (isinstance(ridge, Real) and 0 < ridge < math.inf):
         raise ValueError(
             f"Expected `ridge` to be a positive number or None. Received: ridge={ridge!r}"

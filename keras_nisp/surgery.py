@@ -103,7 +103,7 @@ def prune(
     importance: Importance | Callable,
     *,
     calibration: Any = None,
-    compensate: str | None = "linear",
+    compensate: str | None = "auto",
     verify: bool = True,
     verbose: int = 1,
     **budget,
@@ -116,8 +116,9 @@ def prune(
         calibration: samples on which to `recalibrate` the result. By default it is left as the
             surgery made it.
         compensate: as for `recalibrate`: besides BatchNormalization statistics, kernels make up
-            for what the kept channels tell of those that were removed (`"linear"`), biases for
-            their mean (`"mean"`), or nothing does (`None`).
+            for what the kept channels tell of those that were removed (`"linear"`, and `"auto"`
+            if there are `calibration` data), biases for their mean (`"mean"`), or nothing does
+            (`None`).
         verify: compare the result with the original whose removed channels are zeroed, on a
             random sample.
         verbose: 1 prints the outcome in one line, 0 nothing.
@@ -144,7 +145,7 @@ def prune(
     >>> small.count_params()
     35
     """
-    check_compensation(compensate)
+    check_compensation(compensate, calibration is not None, "`calibration` data")
     realised = None
     if budget.get("latency_reduction") is None:
         plan = plan_pruning(model, importance, **budget)

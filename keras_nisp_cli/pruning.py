@@ -33,8 +33,7 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 COMPENSATE = click.option(
     "--compensate",
     type=click.Choice(["linear", "mean", "none"]),
-    default="linear",
-    show_default=True,
+    show_default="linear, with --calibration",
     help="How calibration data make up for removed channels: in kernels, in biases alone, or not.",
 )
 
@@ -90,7 +89,7 @@ def prune(console, model: Path, force: bool, **options):
             f"--importance {options['importance']} looks at data: give --calibration, or choose "
             "--importance nisp-mag, which does not."
         )
-    _check(console, force, options)
+    _check(console, force, options, repairs=options["recalibrate"])
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
     labels = options["importance"] == "taylor"
     samples = load_samples(network, options, "calibration", console, labels=labels)
@@ -135,8 +134,12 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
     _finish(console, network, loaded, small, samples, options)
 
 
-def _check(console, force: bool, options: dict) -> None:
-    """Raises unless files can be written."""
+def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
+    """Raises unless files can be written, and there are the data that a repair needs."""
+    how = options["compensate"]
+    if how in ("linear", "mean") and not (repairs and options["calibration"]):
+        without = "" if repairs else ", without --no-recalibrate"
+        raise click.UsageError(f"--compensate {how} looks at data: give --calibration{without}.")
     check_ending(options["output"], ".keras")
     files = [options.get(name) for name in ("output", "plan_path", "report_path")]
     check_outputs(console, force, *files)
@@ -216,7 +219,7 @@ def _finish(console, network, plan, small, samples, options: dict, note=None) ->
     from keras_nisp.recalibration import recalibrate
     from keras_nisp.verification import verify
 
-    output, compensate = options["output"], options["compensate"]
+    output, compensate = options["output"], options["compensate"] or "linear"
     with console.stage("Comparing it with the original"):
         checked = verify(network, small, plan)
         checked.check()

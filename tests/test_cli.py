@@ -161,6 +161,16 @@ def test_prune_compensates(files, run, compensate):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["linear", "mean"])
+def test_compensation_needs_data(files, run, how):
+    model, settings = files / "model.keras", ("--compensate", how, "-o", files / "small.keras")
+    pruning = ("prune", model, "--importance", "magnitude", "--ratio", "0.5")
+    for command in (pruning, ("apply", files / "plan.json", model)):
+        code, _, err = run(*command, *settings)
+        assert code == 2
+        assert "give --calibration" in err
+
+
 def test_what_was_not_repaired_says_why(files, run):
     pruning = ("prune", files / "model.keras", "--ratio", "0.5", "-o", files / "small.keras")
     _, out, _ = run(*pruning, "--calibration", files / "data.npz", "--no-recalibrate")

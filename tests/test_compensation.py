@@ -357,14 +357,20 @@ def test_bad_arguments_are_named_before_any_work():
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
     small = kn.rebuild(model, plan)
     no_data = iter(())  # would be an error of its own
-    with pytest.raises(ValueError, match=r"`compensate` to be 'mean', 'linear' or None.*'lineal'"):
+    wrong = r"`compensate` to be 'auto', 'linear', 'mean' or None.*'lineal'"
+    with pytest.raises(ValueError, match=wrong):
         kn.recalibrate(small, no_data, model, plan, compensate="lineal")
+    for word in ("linear", "mean"):
+        with pytest.raises(ValueError, match=f"`original` and `plan` for compensate='{word}'"):
+            kn.recalibrate(small, no_data, compensate=word)
+        with pytest.raises(ValueError, match=f"`calibration` data for compensate='{word}'"):
+            kn.prune(model, kn.Random(), ratio=0.5, compensate=word)
     with pytest.raises(ValueError, match="`original` and `plan` together"):
         kn.recalibrate(small, no_data, model, compensate="linear")
     for ridge in (0, -1.0, np.nan, np.inf, "1"):
         with pytest.raises(ValueError, match="`ridge` to be a positive number"):
             kn.recalibrate(small, no_data, model, plan, compensate="linear", ridge=ridge)
-    with pytest.raises(ValueError, match=r"`compensate`.*'lineal'"):
+    with pytest.raises(ValueError, match=wrong):
         kn.prune(model, kn.Random(), ratio=0.5, compensate="lineal")
 
 

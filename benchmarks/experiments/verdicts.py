@@ -46,11 +46,11 @@ def _importances(tasks: Rows) -> Iterator[list[str]]:
         outcomes = {t: claims.holds(rows, stage, ratio) for t, rows in tasks.items()}
         ahead = [_with_seeds(task, tasks[task]) for task, outcome in outcomes.items() if outcome]
         names = f" ({', '.join(ahead)})" if ahead else ""
-        count = sum(outcome is not None for outcome in outcomes.values())
-        yield [
-            f"{text}: ahead of L1, layer-by-layer and random",
-            f"on {len(ahead)} of {count} networks{names}",
-        ]
+        if count := sum(outcome is not None for outcome in outcomes.values()):
+            yield [
+                f"{text}: ahead of L1, layer-by-layer and random",
+                f"on {len(ahead)} of {count} networks{names}",
+            ]
     for ratio in (0.25, 0.5):
         gains = [
             100 * np.mean([row["compensated"] - row["recalibrated"] for row in chosen])
