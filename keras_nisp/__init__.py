@@ -45,11 +45,12 @@ from keras_nisp.merging import plan_merging  # noqa: E402
 from keras_nisp.monitor import CentripetalMonitor  # noqa: E402
 from keras_nisp.plan import Plan  # noqa: E402
 from keras_nisp.planning import plan_pruning  # noqa: E402
+from keras_nisp.pruning import prune  # noqa: E402
 from keras_nisp.recalibration import recalibrate  # noqa: E402
 from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402
 from keras_nisp.schedules import PolynomialSchedule  # noqa: E402
 from keras_nisp.sensitivity import Sensitivity, sensitivity  # noqa: E402
-from keras_nisp.surgery import prune, rebuild  # noqa: E402
+from keras_nisp.surgery import rebuild  # noqa: E402
 from keras_nisp.tracing import trace  # noqa: E402
 from keras_nisp.verification import verify  # noqa: E402
 from keras_nisp.widening import widen  # noqa: E402
