@@ -50,6 +50,11 @@ class Call:
         self.sums_channels = self.rule.sums_channels
         self.batch = max((tensor.batch for tensor in self.inputs), default=1)
 
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The weights of the layer; an operation has none."""
+        return getattr(self.layer, "weights", [])
+
     # What a rule's `trace` may say. ------------------------------------------------
 
     @property

@@ -107,7 +107,7 @@ def _plain_kernel(channel_map: ChannelMap, call: Call) -> Binding | None:
     """The binding of the one kernel of a layer, if it reads the layer's input."""
     if not call.reads:
         return None
-    bindings = [channel_map.bindings.get(id(weight)) for weight in call.layer.weights]
+    bindings = [channel_map.bindings.get(id(weight)) for weight in call.weights]
     kernels = [binding for binding in bindings if binding is not None and binding.positions]
     if len(kernels) != 1 or len(kernels[0].read) != 1 or len(kernels[0].create) != 1:
         return None

@@ -51,7 +51,7 @@ class CostModel:
         self._unbound = [
             (call.path, int(np.prod(weight.shape)))
             for call in {id(call.layer): call for call in channel_map.calls}.values()
-            for weight in getattr(call.layer, "weights", ())
+            for weight in call.weights
             if id(weight) not in channel_map.bindings
         ]
 

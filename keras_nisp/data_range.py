@@ -18,7 +18,7 @@ def starts_with_rescaling(model: keras.Model) -> bool:
     for call in trace(model).calls:
         if isinstance(call.layer, (keras.layers.Rescaling, keras.layers.Normalization)):
             return True
-        if getattr(call.layer, "weights", None):
+        if call.weights:
             return False
     return False
 

@@ -223,7 +223,7 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
         return names
     unbound = [
         weight.path
-        for weight in getattr(call.layer, "weights", ())
+        for weight in call.weights
         if id(weight) not in call.tracer.bindings and math.prod(weight.shape) > 1
     ]
     if unbound:

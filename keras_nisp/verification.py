@@ -173,7 +173,7 @@ def oracle(channel_map: ChannelMap, unit_map: UnitMap, inputs: list) -> Any:
             kept = [tf.constant(keep[t.names][None], tf.float32) for t in call.inputs]
             return call.rule.masked(call, kept, *args, **meaningful(kwargs))
         changed = []
-        for weight in getattr(call.layer, "weights", ()):
+        for weight in call.weights:
             binding = channel_map.bindings.get(id(weight))
             if binding is not None:
                 changed.append((weight, _as_if(binding, unit_map, keep)))

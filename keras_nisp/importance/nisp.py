@@ -250,7 +250,7 @@ class _AbsoluteNetwork:
         values = keras.tree.flatten(call.rule.absolute(call, *args, **kwargs))
         del call.tap
         outputs = [_Scaled(value, log) for value in values]
-        if getattr(call.layer, "weights", ()):
+        if call.weights:
             outputs = [output.normalised() for output in outputs]
         for traced, output in zip(call.outputs, outputs, strict=True):
             ranking = self.rankings.get(id(traced))

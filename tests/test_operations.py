@@ -1,0 +1,80 @@
+"""Networks that add up channels by operations, through all that `prune` does."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from nets import randomise
+
+import keras_nisp as kn
+
+
+def spatial_attention():
+    """CBAM: a gate on channels, then one on positions."""
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    squeeze, excite = layers.Dense(4, activation="relu"), layers.Dense(8)
+    pooled = [reduce(x, axis=(1, 2), keepdims=True) for reduce in (ops.mean, ops.max)]
+    x = x * ops.sigmoid(sum(excite(squeeze(vector)) for vector in pooled))
+    maps = [reduce(x, axis=-1, keepdims=True) for reduce in (ops.mean, ops.max)]
+    x = x * layers.Conv2D(1, 5, padding="same", activation="sigmoid")(ops.concatenate(maps, -1))
+    x = layers.BatchNormalization()(layers.Conv2D(6, 3)(x))
+    return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+
+
+def root_mean_square():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8)(inputs)
+    x = x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + 1e-6)
+    return keras.Model(inputs, layers.Dense(2)(x))
+
+
+def siamese():
+    """The Euclidean distance of two embeddings."""
+    steps = [layers.Conv2D(6, 3, activation="relu"), layers.GlobalAveragePooling2D()]
+    embed = keras.Sequential([keras.Input((6, 6, 1)), *steps, layers.Dense(8)])
+    one, other = keras.Input((6, 6, 1)), keras.Input((6, 6, 1))
+    squares = ops.square(embed(one) - embed(other))
+    distance = ops.sqrt(ops.sum(squares, axis=1, keepdims=True) + 1e-7)
+    return keras.Model([one, other], layers.Dense(1)(distance))
+
+
+def distribution_focal():
+    """A detector's head: boxes are means over a softmax."""
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, activation="relu")(inputs)
+    boxes = layers.Reshape((-1, 4, 4))(layers.Conv2D(16, 1)(layers.Conv2D(8, 3)(x)))
+    boxes = ops.matmul(ops.softmax(boxes, axis=-1), np.arange(4, dtype="float32")[:, None])
+    classes = layers.Reshape((-1, 3))(layers.Conv2D(3, 1)(layers.Conv2D(8, 3)(x)))
+    return keras.Model(inputs, {"boxes": boxes, "classes": classes})
+
+
+def attention():
+    inputs = keras.Input((6, 5))
+    query, key, value = (layers.Dense(8)(inputs) for _ in range(3))
+    weights = ops.softmax(ops.einsum("bqc,bkc->bqk", query, key))
+    return keras.Model(inputs, layers.Dense(2)(ops.matmul(weights, value)))
+
+
+CHANNELS_ADDED = [spatial_attention, root_mean_square, siamese, distribution_focal, attention]
+
+
+def off(model, small, data):
+    """Squared difference of all outputs."""
+    outputs = (keras.tree.flatten(net.predict(data, verbose=0)) for net in (model, small))
+    return sum(float(((want - got) ** 2).sum()) for want, got in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("build", CHANNELS_ADDED)
+def test_operations_that_add_up_channels(build, rng):
+    model = randomise(build())
+    data = [rng.normal(size=(64, *tensor.shape[1:])).astype("float32") for tensor in model.inputs]
+    data = data if len(data) > 1 else data[0]
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    assert plan.after.parameters < 0.8 * plan.before.parameters
+    bare = kn.rebuild(model, plan)
+    assert kn.verify(model, bare, plan, data).ok
+    for compensate in ("linear", "mean"):
+        settings = {"compensate": compensate, "ratio": 0.5, "verbose": 0}
+        small = kn.prune(model, kn.NISP(data), calibration=data, **settings)
+        assert off(model, small, data) <= off(model, bare, data)  # equal in a difference of two
