@@ -31,17 +31,29 @@ def relative_difference(expected: Any, received: Any) -> float:
     return float(worst)
 
 
+def allowed(model: keras.Model, inputs: list, least: float) -> float:
+    """The tolerance for a network that may amplify rounding errors; never less than `least`."""
+    return max(least, min(10 * amplification(model, inputs), LARGEST_TOLERANCE))
+
+
 def amplification(model: keras.Model, inputs: list, change: float = 1e-6) -> float:
-    """What a small relative change of the inputs does to the outputs, over their scale."""
+    """What a small relative change of the inputs does to the outputs, over their scale.
+
+    Indices and words cannot change a little. Where there is nothing else, weights change.
+    """
     rng = np.random.default_rng(0)
+    floats = any(x.dtype.is_floating for x in inputs)
+
+    def moved(x, change):
+        if not x.dtype.is_floating:
+            return x
+        return x * tf.constant(1 + change * rng.choice([-1.0, 1.0], x.shape), x.dtype)
 
     def outputs(change):
-        moved = [
-            x * tf.constant(1 + change * rng.choice([-1.0, 1.0], x.shape), x.dtype)
-            if x.dtype.is_floating
-            else x
-            for x in inputs
-        ]
-        return model(graph.structured_inputs(model, moved), training=False)
+        values = [moved(x, change) for x in inputs]
+        weights = [] if floats else model.weights
+        changed = [(w, moved(tf.convert_to_tensor(w), change)) for w in weights]
+        with keras.StatelessScope(state_mapping=changed):
+            return model(graph.structured_inputs(model, values), training=False)
 
     return relative_difference(outputs(0.0), outputs(change))

@@ -13,7 +13,7 @@ from keras_nisp.data import Samples, collect, random_samples
 from keras_nisp.errors import VerificationError
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
-from keras_nisp.rounding import LARGEST_TOLERANCE, amplification, default_tolerance
+from keras_nisp.rounding import allowed, default_tolerance
 from keras_nisp.rules.base import meaningful
 from keras_nisp.unit_map import DROPPED, UnitMap
 
@@ -148,9 +148,7 @@ def verify_traced(
         )
     worst = max(results, key=lambda result: np.nan_to_num(result.relative, nan=np.inf))
     if tolerance is None and not worst.ok:
-        rounding = 10 * amplification(small, inputs)
-        limit = max(limit, min(rounding, LARGEST_TOLERANCE))
-        worst = dataclasses.replace(worst, tolerance=limit)
+        worst = dataclasses.replace(worst, tolerance=allowed(small, inputs, limit))
     return worst
 
 

@@ -182,6 +182,20 @@ NETS = [
 ]
 
 
+def saturating(scale, words=0):
+    """Twenty layers; with large weights they are chaotic. It may look up the first of `words`."""
+    rng = np.random.default_rng(1)
+    x = inputs = keras.Input((1,), dtype="int32") if words else keras.Input((16,))
+    if words:
+        x = layers.Flatten()(layers.Embedding(words, 16)(x))
+    for _ in range(20):
+        x = layers.Dense(32, activation="tanh", use_bias=False)(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    for weight in model.weights:
+        weight.assign(rng.normal(0, scale, weight.shape))
+    return model
+
+
 def randomise(model, seed=0):
     """Random weights and BatchNorm statistics: fresh ones are the identity and hide errors."""
     rng = np.random.default_rng(seed)

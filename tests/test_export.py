@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from nets import branches, grouped, nested, randomise, residual, squeeze_excite
+from nets import branches, grouped, nested, randomise, residual, saturating, squeeze_excite
 
 import keras_nisp as kn
 from keras_nisp.export import serving, tflite
@@ -364,6 +364,24 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
         kn.export_tflite(model, path)
     assert path.read_bytes() == b"the old file"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def rounded_otherwise(model):
+    for weight in model.weights:
+        weight.assign(weight * (1 + 1e-7))
+
+
+@pytest.mark.parametrize("words", [0, 5])
+def test_networks_that_amplify_rounding_can_be_exported(words, tmp_path, monkeypatch):
+    model, other = saturating(1.0, words), saturating(1.0, words)
+    rounded_otherwise(other)
+    content = tflite.convert(other)
+    monkeypatch.setattr(tflite, "convert", lambda *_, **__: content)
+    export = kn.export_tflite(model, tmp_path / "net.tflite", verbose=0)
+    assert export.agreement.relative > 1e-4
+    calm = saturating(0.1, words)  # a difference as large is not forgiven elsewhere
+    with pytest.raises(kn.ExportError, match=r"more than 0\.0001 of the scale"):
+        kn.export_tflite(calm, tmp_path / "calm.tflite")
 
 
 def test_what_tflite_has_no_operation_for_is_named(tmp_path, capfd):

@@ -13,7 +13,13 @@ import tensorflow as tf
 
 from keras_nisp import copying, graph
 from keras_nisp.errors import ExportError
-from keras_nisp.export.signature import Agreement, Signature, check_samples, compare
+from keras_nisp.export.signature import (
+    Agreement,
+    Signature,
+    check_agreement,
+    check_samples,
+    compare,
+)
 from keras_nisp.export.tflite import in_float32
 from keras_nisp.files import check_writable, replacing
 from keras_nisp.rounding import default_tolerance
@@ -93,7 +99,8 @@ def export_onnx(
     content = _convert(convert, signature, opset)
     samples, random = check_samples(model, check_data)
     try:
-        agreement = compare(Signature(model), _runner(runtime, content, signature), samples, random)
+        original = Signature(model)
+        agreement = compare(original, _runner(runtime, content, signature), samples, random)
     except ExportError:
         raise
     except Exception as error:  # those of ONNX Runtime have no base
@@ -103,7 +110,7 @@ def export_onnx(
             f"The ONNX file of model '{model.name}' does not run in ONNX Runtime: {cause}. Nothing "
             "was written; TFLite may take the model."
         ) from error
-    agreement.check(default_tolerance(model), f"The ONNX file of model '{model.name}'")
+    check_agreement(agreement, original, samples, default_tolerance(model), "ONNX file")
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     names = tuple(signature.inputs), tuple(signature.outputs)

@@ -14,6 +14,7 @@ from keras_nisp.data import collect
 from keras_nisp.export.signature import (
     Agreement,
     Signature,
+    check_agreement,
     check_samples,
     compare,
     write_saved_model,
@@ -129,7 +130,7 @@ def export_serving(
         # Loading it from the folder proves the files, not the model in memory.
         loaded = tf.saved_model.load(str(folder)).signatures
         agreement = compare(served, _runner(loaded["serving_default"]), samples, random)
-        agreement.check(default_tolerance(model), f"The SavedModel of model '{model.name}'")
+        check_agreement(agreement, served, samples, default_tolerance(model), "SavedModel")
         signatures = {key: _names(function) for key, function in sorted(loaded.items())}
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     export = ServingExport(place, int(place.name), size, signatures, agreement)
@@ -174,10 +175,14 @@ class _Preprocessed(Signature):
                 f"{want.shape}, {want.dtype.name}. It gives {tuple(got.shape)}, {got.dtype}."
             )
         self.signature, self.outputs = signature, signature.outputs
+        self.name = signature.name
 
     @property
     def layers(self):
         return super().layers + self.signature.layers
+
+    def allowed(self, inputs, least):
+        return self.signature.allowed(self.values(*inputs), least)
 
     def __call__(self, *inputs):
         return self.signature(*self.values(*inputs))

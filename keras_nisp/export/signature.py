@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_nisp import graph
 from keras_nisp.data import Samples, collect, random_samples
 from keras_nisp.errors import ExportError
+from keras_nisp.rounding import allowed
 
 UNNAMED = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?$")
 ASSUMED_SIZE = 64  # of the random samples where a model leaves its input size open
@@ -31,6 +32,7 @@ class Signature:
         batch_size: samples in a call; open by default.
 
     Attributes:
+        model, name: the model and its name.
         inputs: names, in the order of the model's flat inputs.
         outputs: names, likewise.
         specs: a `tf.TensorSpec` for each input.
@@ -38,7 +40,7 @@ class Signature:
 
     def __init__(self, model: keras.Model, batch_size: int | None = None):
         graph.check_model(model)
-        self.model = model
+        self.model, self.name = model, model.name
         self.inputs = _input_names(model)
         self.outputs = _keys(graph.output_structure(model)) or [
             f"output_{i}" for i in range(len(graph.body(model).outputs))
@@ -57,6 +59,10 @@ class Signature:
         """The flat outputs of the model, in inference mode."""
         structure = graph.structured_inputs(self.model, list(inputs))
         return keras.tree.flatten(self.model(structure, training=False))
+
+    def allowed(self, inputs: list[tf.Tensor], least: float) -> float:
+        """The tolerance for an export; more where the model amplifies rounding errors."""
+        return allowed(self.model, inputs, least)
 
     def __call__(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """Outputs by name."""
@@ -141,14 +147,6 @@ class Agreement:
             text += f", top-1 agrees for {100 * self.top1:.1f} %"
         return f"{text}, {self.samples} {kind}"
 
-    def check(self, tolerance: float, what: str) -> None:
-        """Raises unless the relative difference is within the tolerance."""
-        if not self.relative <= tolerance:
-            raise ExportError(
-                f"{what} does not compute what the Keras model computes: {self}, more than "
-                f"{tolerance:g} of the scale. Nothing was written."
-            )
-
 
 def compare(signature: Signature, run: Callable, samples: Samples, random: bool) -> Agreement:
     """Runs the samples through a model and its export.
@@ -171,7 +169,7 @@ def compare(signature: Signature, run: Callable, samples: Samples, random: bool)
             difference = float(np.abs(want - got).max()) if want.shape == got.shape else np.inf
             if not np.isfinite(want).all():
                 raise ExportError(
-                    f"The output '{name}' of model '{signature.model.name}' is not finite on the "
+                    f"The output '{name}' of model '{signature.name}' is not finite on the "
                     "samples: no export of it can be checked. Pass other `check_data`."
                 )
             largest, scale = rows[name]
@@ -185,6 +183,27 @@ def compare(signature: Signature, run: Callable, samples: Samples, random: bool)
     worst = max(rows.values(), key=lambda row: np.nan_to_num(row[0] / (row[1] or 1), nan=np.inf))
     top1 = float(np.concatenate(matches).mean()) if matches else None
     return Agreement(*worst, top1, len(samples), random)
+
+
+def check_agreement(
+    agreement: Agreement, signature: Signature, samples: Samples, tolerance: float, kind: str
+) -> None:
+    """Raises unless an export computes what its Keras model computes.
+
+    Args:
+        agreement: from `compare`, with these samples and this signature.
+        tolerance: for the relative difference; a network that amplifies rounding gets more.
+        kind: what was made, `"TFLite file"`.
+    """
+    if agreement.relative <= tolerance:
+        return
+    inputs, _ = next(samples.batches(16))
+    tolerance = signature.allowed(inputs, tolerance)
+    if not agreement.relative <= tolerance:
+        raise ExportError(
+            f"The {kind} of model '{signature.name}' does not compute what the Keras model "
+            f"computes: {agreement}, more than {tolerance:g} of the scale. Nothing was written."
+        )
 
 
 def check_samples(

@@ -21,6 +21,7 @@ from keras_nisp.errors import ExportError
 from keras_nisp.export.signature import (
     Agreement,
     Signature,
+    check_agreement,
     check_samples,
     compare,
     write_saved_model,
@@ -119,9 +120,10 @@ def export_tflite(
     check_data = representative_data if check_data is None else check_data
     samples, random = check_samples(model, check_data, seed)
     content = convert(model, quantization, representative_data, seed=seed)
-    agreement = compare(Signature(model), runner(content), samples, random)
+    signature = Signature(model)
+    agreement = compare(signature, runner(content), samples, random)
     tolerance = TOLERANCES.get(quantization, default_tolerance(model))
-    agreement.check(tolerance, f"The TFLite file of model '{model.name}'")
+    check_agreement(agreement, signature, samples, tolerance, "TFLite file")
     answers = agreement.top1 is not None and not random
     if quantization and answers and agreement.top1 < LEAST_TOP1:
         warnings.warn(
@@ -132,7 +134,6 @@ def export_tflite(
         )
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-    signature = Signature(model)
     export = TFLiteExport(
         path,
         quantization,
