@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -207,7 +208,7 @@ def compensate_linearly(
             constant = reader.biased or call.outputs[0] in normalised
             _repair(reader, unit_map, *_regress(reader, unit_map, x, z, constant, ridge))
         if isinstance(other.layer, layers.BatchNormalization):
-            _renew(other.layer, twin.batches(other))
+            _renew(other.layer, twin)
         original.step()
         twin.step()
 
@@ -279,27 +280,32 @@ class _Carrier:
         """What enters the call that comes next."""
         return self.values[call.inputs[0]]
 
-    def step(self) -> None:
-        """Runs the next call."""
-        call, args, kwargs = self.steps[self.done]
-        results = []
+    def arguments(self) -> Iterator[tuple[tuple, dict]]:
+        """What the call that comes next is given, batch by batch."""
+        _, args, kwargs = self.steps[self.done]
         for index in range(len(next(iter(self.values.values())))):
-            given, named = keras.tree.map_structure(
+            yield keras.tree.map_structure(
                 lambda x: self.values[x][index] if isinstance(x, Traced) else x,  # noqa: B023
                 (args, kwargs),
             )
-            results.append(keras.tree.flatten(call.infer(*given, **named)))
+
+    def step(self) -> None:
+        """Runs the next call."""
+        call = self.steps[self.done][0]
+        results = [
+            keras.tree.flatten(call.infer(*args, **kwargs)) for args, kwargs in self.arguments()
+        ]
         self.values |= zip(call.outputs, map(list, zip(*results, strict=True)), strict=True)
         live = (tensor for tensor in self.values if self.last.get(tensor, 0) > self.done)
         self.values = {tensor: self.values[tensor] for tensor in live}
         self.done += 1
 
 
-def _renew(layer: layers.BatchNormalization, batches: list[tf.Tensor]) -> None:
-    """Sets the moving statistics to those of these batches."""
+def _renew(layer: layers.BatchNormalization, carrier: _Carrier) -> None:
+    """Sets the moving statistics to those of what the call that comes next is given."""
     statistics = BatchStatistics(layer)
-    for x in batches:
-        statistics.add(x)
+    for args, kwargs in carrier.arguments():
+        statistics.add(*args, **kwargs)
     statistics.assign()
 
 

@@ -20,6 +20,7 @@ from keras.src.layers.layer import CallContext
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # noqa: F401
 from keras.src.models.functional import Functional
 
+from keras_nisp import masks
 from keras_nisp._environment import legacy_keras_hint
 from keras_nisp.wrappers import is_wrapper, take_apart
 
@@ -194,6 +195,7 @@ def walk(
             values = take_apart(operation, path, args, kwargs, call)
         else:
             values = visit(Site(operation, path, list(inputs), list(outputs)), args, kwargs)
+            masks.pass_on(operation, args, kwargs, keras.tree.flatten(values))
         return keras.tree.flatten(values)
 
     def step(node, args, kwargs):

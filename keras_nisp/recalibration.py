@@ -5,7 +5,6 @@ from numbers import Real
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_nisp.batch_statistics import BatchStatistics
 from keras_nisp.channels import ChannelMap
@@ -122,18 +121,8 @@ def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int
     def visit(call, args, kwargs):
         if not isinstance(call.layer, keras.layers.BatchNormalization):
             return call.infer(*args, **kwargs)
-        x, layer = args[0], call.layer
-        mean, variance = known.setdefault(layer, BatchStatistics(layer)).add(x)
-        y = keras.ops.batch_normalization(
-            tf.cast(x, tf.float32),
-            tf.constant(mean, tf.float32),
-            tf.constant(variance, tf.float32),
-            axis=layer.axis,
-            offset=layer.beta,
-            scale=layer.gamma,
-            epsilon=layer.epsilon,
-        )
-        return tf.cast(y, layer.compute_dtype)
+        statistics = known.setdefault(call.layer, BatchStatistics(call.layer))
+        return statistics.normalised(*args, **kwargs)
 
     for inputs, _ in samples.batches(batch_size):
         channel_map.walk(inputs, visit)

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from keras_nisp.masks import carry_mask, mask_of, set_mask
+
 # The attributes that hold what a wrapper wraps.
 WRAPPED = {
     layers.TimeDistributed: ("layer",),
@@ -23,10 +25,13 @@ MERGES = {
 
 
 class FlipTime(keras.Operation):
-    """Turns the order of time steps around."""
+    """Turns the order of time steps around.
+
+    The mask stays: recurrent layers that go backwards pass it on as it was, in the order of time.
+    """
 
     def call(self, x):
-        return ops.flip(x, axis=1)
+        return carry_mask(x, ops.flip(x, axis=1))
 
     def compute_output_spec(self, x):
         return keras.KerasTensor(x.shape, x.dtype)
@@ -43,10 +48,21 @@ class PairDirections(keras.Operation):
 
 
 class FoldTime(keras.Operation):
-    """Moves the time steps into the batch axis."""
+    """Moves the time steps into the batch axis.
+
+    Args:
+        takes_mask: whether the layer inside takes a mask: Keras gives it that of its time step.
+    """
+
+    def __init__(self, takes_mask: bool):
+        super().__init__()
+        self.takes_mask = takes_mask
 
     def call(self, x):
-        return ops.reshape(x, (-1, *ops.shape(x)[2:]))
+        folded, mask = ops.reshape(x, (-1, *ops.shape(x)[2:])), mask_of(x)
+        if mask is None or not self.takes_mask:
+            return folded
+        return set_mask(folded, ops.reshape(mask, (-1, *ops.shape(mask)[2:])))
 
     def compute_output_spec(self, x):
         return keras.KerasTensor((None, *x.shape[2:]), x.dtype)
@@ -56,7 +72,7 @@ class UnfoldTime(keras.Operation):
     """Moves time steps out of the batch axis again; the second tensor says how many."""
 
     def call(self, x, like):
-        return ops.reshape(x, (-1, ops.shape(like)[1], *ops.shape(x)[1:]))
+        return carry_mask(like, ops.reshape(x, (-1, ops.shape(like)[1], *ops.shape(x)[1:])))
 
     def compute_output_spec(self, x, like):
         return keras.KerasTensor((None, like.shape[1], *x.shape[1:]), x.dtype)
@@ -79,8 +95,9 @@ def take_apart(wrapper: keras.Layer, path: str, args: tuple, kwargs: dict, call:
     """
     if isinstance(wrapper, layers.TimeDistributed):
         sequence = args[0] if args else kwargs["inputs"]
-        folded = call(FoldTime(), f"{path}/fold", (sequence,), {})
         inner = wrapper.layer
+        fold = FoldTime(getattr(inner, "_call_has_mask_arg", False))
+        folded = call(fold, f"{path}/fold", (sequence,), {})
         (output,) = call(inner, f"{path}/{inner.name}", tuple(folded), {})
         return call(UnfoldTime(), f"{path}/unfold", (output, sequence), {})
     return _both_directions(wrapper, path, args, kwargs, call)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
+from keras_nisp.masks import carry_mask
 
 
 class Importance:
@@ -132,7 +133,7 @@ def map_tensors(function: Callable, args: tuple, kwargs: dict, kind: Callable = 
     """Applies `function(index, tensor)` to the tensors among a call's arguments."""
     counter = iter(range(len(keras.tree.flatten((args, kwargs)))))
     return keras.tree.map_structure(
-        lambda x: function(next(counter), x) if kind(x) else x, (args, kwargs)
+        lambda x: carry_mask(x, function(next(counter), x)) if kind(x) else x, (args, kwargs)
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp import graph
+from keras_nisp.masks import carry_mask
 
 WITHOUT_RULE = "a layer without a rule"
 _RULES: dict[type, "Rule"] = {}
@@ -116,7 +117,7 @@ class Rule:
         """
         masks = iter(keep)
         args, kwargs = keras.tree.map_structure(
-            lambda x: x * tf.cast(next(masks), x.dtype) if tf.is_tensor(x) else x, (args, kwargs)
+            lambda x: zeroed(x, next(masks)) if tf.is_tensor(x) else x, (args, kwargs)
         )
         return call.infer(*args, **kwargs)
 
@@ -266,6 +267,11 @@ def spread(names: np.ndarray, axis: int, rank: int) -> np.ndarray:
 def positions(shape: tuple[int, ...], axis: int) -> int:
     """How many positions a feature map has, its channel axis apart."""
     return int(np.prod([size for i, size in enumerate(shape) if i != axis % len(shape)], initial=1))
+
+
+def zeroed(x: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
+    """A tensor with zeros where `keep` is 0; time steps that are masked stay so."""
+    return carry_mask(x, x * tf.cast(keep, x.dtype))
 
 
 def absolute(variable) -> tf.Tensor:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.channels import Traced
-from keras_nisp.rules.base import Rule, register_operations, register_rule, spread
+from keras_nisp.rules.base import Rule, register_operations, register_rule, spread, zeroed
 
 
 def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:
@@ -196,7 +196,7 @@ class DotProductAttention(Rule):
         return tf.broadcast_to(y, (query.shape[0], *call.output_shape))
 
     def masked(self, call, keep, query, key, value, *others, **settings):
-        tensors = [x * tf.cast(k, x.dtype) for x, k in zip((query, key, value), keep, strict=False)]
+        tensors = [zeroed(x, k) for x, k in zip((query, key, value), keep, strict=False)]
         return call.infer(*tensors, *others, **settings)
 
 
@@ -229,7 +229,7 @@ class Attention(Rule):
         return [y, *others]
 
     def masked(self, call, keep, tensors, **settings):
-        tensors = [x * tf.cast(k, x.dtype) for x, k in zip(tensors, keep, strict=False)]
+        tensors = [zeroed(x, k) for x, k in zip(tensors, keep, strict=False)]
         return call.infer(tensors, **settings)
 
 

@@ -1,0 +1,45 @@
+"""Keras masks: which time steps count. Keras lets them travel as an attribute of tensors, so that
+whatever takes a tensor's place has to take its mask along."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src import backend
+
+
+def mask_of(tensor: Any) -> tf.Tensor | None:
+    """The mask that a tensor carries, or `None`."""
+    return backend.get_keras_mask(tensor)
+
+
+def carry_mask(source: Any, tensor: Any) -> Any:
+    """Returns `tensor`, which takes the place of `source`, with the mask of that."""
+    mask = mask_of(source)
+    if mask is not None and tf.is_tensor(tensor) and tensor is not source:
+        backend.set_keras_mask(tensor, mask)
+    return tensor
+
+
+def set_mask(tensor: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor that carries a mask."""
+    backend.set_keras_mask(tensor, mask)
+    return tensor
+
+
+def pass_on(operation: keras.Operation, args: tuple, kwargs: dict, outputs: list) -> None:
+    """Gives the outputs of a call the masks that Keras would give them.
+
+    Where a layer was called, Keras has done so; where something else was computed in its place
+    (an oracle, statistics of a batch), nobody has.
+    """
+    if not (isinstance(operation, keras.Layer) and operation.supports_masking):
+        return
+    if not all(map(tf.is_tensor, outputs)) or not (args or kwargs):
+        return
+    first = args[0] if args else next(iter(kwargs.values()))
+    masks = kwargs.get("mask")
+    if masks is None:
+        masks = keras.tree.map_structure(mask_of, first)
+    if any(mask is not None for mask in keras.tree.flatten(masks)):
+        operation._set_mask_metadata(first, outputs, masks)
