@@ -9,6 +9,7 @@ import numpy as np
 from keras_nisp.channels import ChannelMap, Group
 from keras_nisp.data import Calibration
 from keras_nisp.importance.base import per_unit, run
+from keras_nisp.masks import level
 
 METHODS = ("kmeans", "activations", "even", "imbalanced")
 OWNERS = ("all", "pacesetter")
@@ -95,7 +96,7 @@ def activation_features(channel_map: ChannelMap, calibration: Calibration) -> np
         total = np.zeros((channel_map.count, len(inputs[0])), np.float32)
 
         def on_read(call, index, tensor):
-            units, values = per_unit(tensor, call.inputs[index].names)
+            units, values = per_unit(level(tensor), call.inputs[index].names)
             # Positions that were moved into the batch axis belong to their sample.
             values = values.reshape(total.shape[1], -1, len(units)).sum(1)  # noqa: B023
             deviation = values.std() or 1.0

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -13,9 +12,11 @@ from keras import layers
 
 from keras_nisp.batch_statistics import BatchStatistics
 from keras_nisp.call import Call
+from keras_nisp.carrier import Carrier
 from keras_nisp.channels import Binding, ChannelMap, Traced
 from keras_nisp.data import Samples
 from keras_nisp.importance.base import run, spatial_axes
+from keras_nisp.masks import mask_of, spread_mask
 from keras_nisp.plan import Plan
 from keras_nisp.unit_map import DROPPED, UnitMap
 
@@ -143,20 +144,24 @@ def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, 
     folded = {r.call.layer: r for r in readers if r.biased and removed[r.units].any()}
     if not folded:
         return
-    sums, counts = defaultdict(float), defaultdict(int)
+    sums, counts = defaultdict(float), defaultdict(float)
 
     def on_read(call, index, tensor):
         if call.layer in folded:
             names = call.inputs[index].names
-            mean = tf.reduce_mean(tf.cast(tensor, tf.float32), spatial_axes(names))
+            axes, mask = spatial_axes(names), mask_of(tensor)
+            tensor = tf.cast(tensor, tf.float32)
+            weights = None if mask is None else spread_mask(mask, tensor)
+            mean = tf.reduce_mean(tensor if weights is None else tensor * weights, axes)
             sums[call.layer] += np.asarray(tf.reduce_sum(mean, 0), np.float64).ravel()
-            counts[call.layer] += len(tensor)
+            share = 1 if weights is None else float(tf.reduce_mean(weights))
+            counts[call.layer] += share * len(tensor)
         return tensor
 
     for inputs, _ in samples.batches(batch_size):
         run(large, inputs, on_read)
     for layer, reader in folded.items():
-        missing = np.where(removed[reader.units], sums[layer] / counts[layer], 0)
+        missing = np.where(removed[reader.units], sums[layer] / (counts[layer] or 1), 0)
         (create,) = reader.kernel.create
         kept = ~removed[reader.kernel.axes[create]]
         reader.twin.layer.bias.assign_add((missing @ reader.tap_sums())[kept])
@@ -198,7 +203,7 @@ def compensate_linearly(
     single = {reader.call: reader for reader in readers if calls[reader.call.layer] == 1}
     normalised = _normalised(large)
 
-    original, twin = _Carrier(large), _Carrier(small)
+    original, twin = Carrier(large), Carrier(small)
     samples = _some(samples, original.memory(samples) + twin.memory(samples))
     original.start(samples, batch_size)
     twin.start(samples, batch_size)
@@ -242,66 +247,7 @@ def _some(samples: Samples, memory: int) -> Samples:
     return Samples([array[::step] for array in samples.inputs])
 
 
-class _Carrier:
-    """Runs a network's calls one by one, with all samples at once, in batches.
-
-    A tensor is let go as soon as no later call takes it.
-    """
-
-    def __init__(self, channel_map: ChannelMap):
-        self.inputs = channel_map.inputs
-        self.steps = []
-        self.done = 0
-        self.values: dict[Traced, list[tf.Tensor]] = {}
-
-        def visit(call, args, kwargs):
-            self.steps.append((call, args, kwargs))
-            return call.outputs
-
-        channel_map.walk(channel_map.inputs, visit)
-        self.last = {t: i for i, (call, _, _) in enumerate(self.steps) for t in call.inputs}
-
-    def memory(self, samples: Samples) -> int:
-        """Bytes that one sample takes where most is carried."""
-        live, most = set(self.inputs), 0
-        for index, (call, _, _) in enumerate(self.steps):
-            live.update(call.outputs)
-            most = max(most, sum(tensor.batch * math.prod(tensor.shape) for tensor in live))
-            live = {tensor for tensor in live if self.last.get(tensor, 0) > index}
-        # The trace may have assumed another input size.
-        traced = sum(math.prod(tensor.shape) for tensor in self.inputs)
-        return math.ceil(4 * most * sum(array[0].size for array in samples.inputs) / traced)
-
-    def start(self, samples: Samples, batch_size: int) -> None:
-        batches = zip(*(inputs for inputs, _ in samples.batches(batch_size)), strict=True)
-        self.values = dict(zip(self.inputs, map(list, batches), strict=True))
-
-    def batches(self, call: Call) -> list[tf.Tensor]:
-        """What enters the call that comes next."""
-        return self.values[call.inputs[0]]
-
-    def arguments(self) -> Iterator[tuple[tuple, dict]]:
-        """What the call that comes next is given, batch by batch."""
-        _, args, kwargs = self.steps[self.done]
-        for index in range(len(next(iter(self.values.values())))):
-            yield keras.tree.map_structure(
-                lambda x: self.values[x][index] if isinstance(x, Traced) else x,  # noqa: B023
-                (args, kwargs),
-            )
-
-    def step(self) -> None:
-        """Runs the next call."""
-        call = self.steps[self.done][0]
-        results = [
-            keras.tree.flatten(call.infer(*args, **kwargs)) for args, kwargs in self.arguments()
-        ]
-        self.values |= zip(call.outputs, map(list, zip(*results, strict=True)), strict=True)
-        live = (tensor for tensor in self.values if self.last.get(tensor, 0) > self.done)
-        self.values = {tensor: self.values[tensor] for tensor in live}
-        self.done += 1
-
-
-def _renew(layer: layers.BatchNormalization, carrier: _Carrier) -> None:
+def _renew(layer: layers.BatchNormalization, carrier: Carrier) -> None:
     """Sets the moving statistics to those of what the call that comes next is given."""
     statistics = BatchStatistics(layer)
     for args, kwargs in carrier.arguments():
@@ -373,7 +319,10 @@ def _rows(x: list, z: list, axis: int | None) -> list[np.ndarray]:
     share = MOST_VALUES // (features * len(x)) + 1
     rows = ([], [])
     for pair in zip(x, z, strict=True):
-        flat = [_positions_first(tensor, axis) for tensor in pair]
+        flat, mask = [_positions_first(tensor, axis) for tensor in pair], mask_of(pair[0])
+        if mask is not None:  # what is masked does not count later either
+            counts = _positions_first(spread_mask(mask, pair[0]), axis)[:, 0] > 0
+            flat = [tf.boolean_mask(values, counts) for values in flat]
         if len(flat[0]) > share:
             chosen = np.sort(rng.choice(len(flat[0]), share, replace=False))
             flat = [tf.gather(values, chosen) for values in flat]

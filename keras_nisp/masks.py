@@ -27,6 +27,23 @@ def set_mask(tensor: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return tensor
 
 
+def spread_mask(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """A mask as 0 and 1, in the shape and type of the tensor whose first axes it is for."""
+    mask = tf.reshape(mask, [*mask.shape, *[1] * (len(like.shape) - len(mask.shape))])
+    return tf.broadcast_to(tf.cast(mask, like.dtype), like.shape)
+
+
+def level(tensor: tf.Tensor) -> tf.Tensor:
+    """A tensor in which steps that are masked are 0 and the others make up for them: its mean
+    over the steps is that of those that count."""
+    mask = mask_of(tensor)
+    if mask is None:
+        return tensor
+    weights = spread_mask(mask, tensor)
+    axes = list(range(1, len(mask.shape)))
+    return tensor * tf.math.divide_no_nan(weights, tf.reduce_mean(weights, axes, keepdims=True))
+
+
 def pass_on(operation: keras.Operation, args: tuple, kwargs: dict, outputs: list) -> None:
     """Gives the outputs of a call the masks that Keras would give them.
 

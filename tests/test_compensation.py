@@ -21,6 +21,7 @@ from nets import (
 
 import keras_nisp as kn
 from keras_nisp import compensation
+from keras_nisp.carrier import Carrier
 
 TINY = 1e-9
 
@@ -322,7 +323,7 @@ def test_mean_behind_a_transposed_convolution(compensate, size, rng):
 def test_as_many_samples_as_fit(monkeypatch):
     model, x = fitted(randomise(transposed()), 100)
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
-    carrier = compensation._Carrier(kn.trace(model))
+    carrier = Carrier(kn.trace(model))
     samples = kn.data.Samples([x])
     memory = carrier.memory(samples)
     most = max(np.prod(layer.output.shape[1:]) for layer in model.layers)
@@ -337,7 +338,7 @@ def test_as_many_samples_as_fit(monkeypatch):
 
 def test_tensors_are_let_go(rng):
     model = randomise(plain())
-    carrier = compensation._Carrier(kn.trace(model))
+    carrier = Carrier(kn.trace(model))
     x = example_inputs(model, 5)
     carrier.start(kn.data.Samples([x]), batch_size=2)
     for _ in carrier.steps[:-1]:

@@ -8,6 +8,7 @@ from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap, Traced
 from keras_nisp.errors import NoFinalResponseLayerError
 from keras_nisp.importance.base import per_unit, run
+from keras_nisp.masks import level
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.nd
 
     def capture(tensor):
         nonlocal units
-        units, values = per_unit(tensor, final.tensor.names)
+        units, values = per_unit(level(tensor), final.tensor.names)
         columns.append(values / size)
 
     for inputs, _ in samples.batches():

@@ -12,6 +12,7 @@ from keras_nisp.channels import ChannelMap
 from keras_nisp.data import Calibration
 from keras_nisp.importance.base import Importance, per_unit, run, scored_where
 from keras_nisp.importance.inf_fs import inf_fs
+from keras_nisp.masks import level
 
 
 class LayerByLayer(Importance):
@@ -40,7 +41,7 @@ class LayerByLayer(Importance):
 
         def on_read(call, index, tensor):
             names = call.inputs[index].names
-            units_of[call, index], values = per_unit(tensor, names)
+            units_of[call, index], values = per_unit(level(tensor), names)
             responses[call, index].append(values)
             return tensor
 
@@ -101,10 +102,22 @@ class Taylor(Importance):
 
     def _loss(self, model):
         if self.loss is not None:
-            return keras.losses.get(self.loss)
+            loss = keras.losses.get(self.loss)
+            return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
         if graph.compile_arguments(model) is None:
             raise ValueError(
                 f"Taylor needs a loss: model '{model.name}' is not compiled. Pass `loss=`, as "
                 "in `Taylor((x, y), loss='sparse_categorical_crossentropy')`."
             )
         return lambda labels, outputs: model.compute_loss(y=labels, y_pred=outputs)
+
+
+class _FunctionLoss(keras.losses.Loss):
+    """A function as the loss that `fit` makes of it: masked steps do not count."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, y_true, y_pred):
+        return self.function(y_true, y_pred)
