@@ -14,16 +14,19 @@ from collections.abc import Callable
 import keras
 import numpy as np
 from hypothesis import strategies as st
+from random_custom_steps import CUSTOM_STEPS
 from random_parts import Graph, Unfit
 from random_steps import ALL_STEPS
 
 STEPS = 12
+KINDS = ALL_STEPS + CUSTOM_STEPS
 NUMBERS = 10  # integers in a row
 RANGE = 2520  # of an integer: a multiple of 1 to 10, so that remainders are even
 
 IMPORTS = """import keras
 import numpy as np
 from keras import layers, ops
+import random_layers
 """
 
 
@@ -60,7 +63,7 @@ def write(table) -> Code:
     graph = Graph(inputs)
     for choose in rows:
         with contextlib.suppress(Unfit):
-            ALL_STEPS[choose(len(ALL_STEPS))](graph, choose)
+            KINDS[choose(len(KINDS))](graph, choose)
     graph.finish(outputs)
     return Code(IMPORTS + "\n" + "\n".join(graph.lines) + "\n")
 

@@ -31,23 +31,54 @@ class Graph:
         kind = choose(12)  # channels_first twice in twelve, sequences three times
         self.first = kind in (6, 7)
         sources = [SEQUENCE, TOKENS, SEQUENCE] if kind >= 9 else [VECTOR if kind == 8 else MAP]
-        for i in range(1 + (choose(4) == 1)):
-            self.input(sources[kind % len(sources)], i, choose(8))
+        several, variants = choose(4) == 1, [choose(8), choose(8)]
+        self.batch = 2 if choose(10) == 9 else None  # most models take any number of samples
+        self.open = self.batch is None and choose(8) == 7  # sizes that the model leaves open
+        for i in range(1 + several):
+            self.input(sources[kind % len(sources)], i, variants[i], choose(8))
 
-    def input(self, source, index: int, variant: int) -> None:
+    def input(self, source, index: int, variant: int, start: int) -> None:
         """An input, and a layer that makes channels of it which may be removed."""
         name, size = "ab"[index], (7, 5, 8, 9)[variant % 4]
         self.inputs.append(name)
         if source == TOKENS:
-            self.lines.append(f'{name} = keras.Input(({size},), dtype="int32")')
-            self.add(f"layers.Embedding(5, 6)({name})", (size,), 6)
-            return
+            return self.tokens(name, size, start)
         x = Tensor(name, (size,) * source, 3)
-        shape = (3, *x.space) if self.first else (*x.space, 3)
-        self.lines.append(f"{name} = keras.Input({shape})")
+        space = (None,) * source if self.open else x.space
+        self.lines.append(f"{name} = {self.declared((3, *space) if self.first else (*space, 3))}")
+        if start == 7:
+            self.lines.append(f"{name}_scaled = layers.Rescaling(0.5, offset=-0.1)({name})")
+        elif start == 6:
+            self.lines.append(f"normal = layers.Normalization(axis={self.axis(x)})")
+            shape = (8, 3, *x.space) if self.first else (8, *x.space, 3)
+            self.lines.append(f"normal.adapt(np.random.default_rng(0).normal(1, 2, {shape}))")
+            self.lines.append(f"{name}_scaled = normal({name})")
+        y = f"{name}_scaled" if start in (6, 7) else name
         if variant >= 6:  # also the input itself is used
             self.tensors.insert(0, x)
-        self.add(f"{same_layer(self, x, 6, 3)}({x})", x.space, 6)
+        self.add(f"{same_layer(self, x, 6, 3)}({y})", x.space, 6)
+
+    def tokens(self, name: str, size: int, start: int) -> None:
+        """A sequence of indices, numbers or words, and their embedding."""
+        text, shape = start == 7, (None if self.open else size,)
+        self.lines.append(f"{name} = {self.declared(shape, 'string' if text else 'int32')}")
+        index = name
+        if text:
+            self.lines.append('lookup = layers.StringLookup(vocabulary=["a", "c"])')
+        elif start == 6:
+            self.lines.append("lookup = layers.IntegerLookup()")
+            self.lines.append("lookup.adapt(np.array([1, 1, 0, 3]))")
+        if start >= 6:
+            self.lines.append(f"{name}_index = lookup({name})")
+            index = f"{name}_index"
+        masked = ", mask_zero=True" * (start == 5)
+        self.add(f"layers.Embedding(5, 6{masked})({index})", (size,), 6)
+
+    def declared(self, shape: tuple, dtype: str = "") -> str:
+        """Code of an input."""
+        settings = f", batch_size={self.batch}" * (self.batch is not None)
+        settings += f', dtype="{dtype}"' * bool(dtype)
+        return f"keras.Input({shape}{settings})"
 
     def add(self, expression: str, space: tuple, channels: int, *used: Tensor) -> Tensor:
         """A line that makes a new tensor of others."""
@@ -120,6 +151,8 @@ class Graph:
         if not x.space:
             return x.name
         rank, data_format = len(x.space), self.format(x)
+        if self.open and how == 1:  # how many features that would be is not known
+            how = 0
         name = (f"GlobalAveragePooling{rank}D", "Flatten", f"GlobalMaxPooling{rank}D")[how]
         return f"layers.{name}({data_format.removeprefix(', ')})({x})"
 

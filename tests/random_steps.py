@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from random_parts import WIDTHS, same_layer
+from random_parts import WIDTHS, Unfit, same_layer
 
 
 def one_of(choose, *options):
@@ -38,7 +38,9 @@ def keeping(*forms: str) -> Callable:
         form, axis = one_of(choose, *forms), graph.axis(x)
         ramp = f'np.linspace(0.5, 2, {x.channels}, dtype="float32")'
         ramp += "[:, None, None]" * (axis == 1)
-        graph.keep(form.format(x=x, axis=axis, ramp=ramp), x)
+        positions = range(2, 4) if axis == 1 else range(1, 1 + len(x.space))
+        shared = f"shared_axes={list(positions)}" if graph.open and x.space else ""
+        graph.keep(form.format(x=x, axis=axis, ramp=ramp, shared=shared), x)
 
     return step
 
@@ -50,7 +52,7 @@ activation = keeping(
     "ops.sigmoid({x})",
     'layers.Activation("tanh")({x})',
     "ops.relu({x})",
-    "layers.PReLU()({x})",
+    "layers.PReLU({shared})({x})",
     "layers.Softmax(axis={axis})({x})",
     "layers.Dropout(0.3)({x})",
     "layers.GaussianNoise(0.3)({x})",
@@ -250,6 +252,8 @@ def to_map(graph, choose):
 def to_sequence(graph, choose):
     """A map as a sequence of positions, or channels as time."""
     x = graph.operand(choose, lambda x: has_positions(x) and graph.axis(x) == -1)
+    if graph.open:
+        raise Unfit  # how many channels or steps there would be is not known
     if is_sequence(x):
         return graph.add(f"layers.Permute((2, 1))({x})", (x.channels,), x.space[0], x)
     length = x.space[0] * x.space[1]
@@ -281,11 +285,12 @@ def attention(graph, choose):
 def in_time(graph, choose):
     """Other layers of sequences."""
     x, width = graph.operand(choose, is_sequence), one_of(choose, *WIDTHS)
+    length = (None,) if graph.open else x.space
     expression, space, channels = one_of(
         choose,
         (f"layers.TimeDistributed(layers.Dense({width}))({x})", x.space, width),
         (f"ops.mean({x}, axis=1)", (), x.channels),
-        (f'layers.EinsumDense("btc,cd->btd", {(*x.space, width)})({x})', x.space, width),
+        (f'layers.EinsumDense("btc,cd->btd", {(*length, width)})({x})', x.space, width),
         (f"layers.RepeatVector(5)(layers.GlobalMaxPooling1D()({x}))", (5,), x.channels),
     )
     graph.add(expression, space, channels, x)
