@@ -5,8 +5,11 @@ are the same walk with another meaning for each layer.
 """
 
 import contextlib
+import contextvars
 import dataclasses
+import functools
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -236,29 +239,87 @@ def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> 
     return [tuple(tensor.shape[1:]) for tensor in keras.tree.flatten(outputs)]
 
 
-def infer(layer: keras.Operation, *args, **kwargs) -> Any:
+def infer(layer: keras.Operation, /, *args, **kwargs) -> Any:
     """Calls a layer in inference mode, and so all that it calls."""
+    return call_in_mode(layer, False, *args, **kwargs)
+
+
+def call_in_mode(layer: keras.Operation, training: bool, /, *args, **kwargs) -> Any:
+    """Calls a layer in training or in inference, and so all that it calls."""
+    if takes_training(layer):
+        kwargs = {**kwargs, "training": training}  # the graph may have noted a default
+    with mode(training):
+        return layer(*args, **kwargs)
+
+
+def takes_training(layer: keras.Operation) -> bool:
+    """Whether a layer's `call` has an argument `training`."""
+    return getattr(layer, "_call_has_training_arg", False)
+
+
+@contextlib.contextmanager
+def mode(training: bool):
+    """What is called in it takes itself to be in training, or in inference."""
     context = CallContext(entry_layer=None)
-    context.set_value("training", False)
+    context.set_value("training", training)
     before = global_state.get_global_attribute("current_call_ctx")
     global_state.set_global_attribute("current_call_ctx", context)
-    if getattr(layer, "_call_has_training_arg", False):
-        kwargs = {**kwargs, "training": False}  # the graph may have noted a default of `True`
     try:
-        return layer(*args, **kwargs)
+        yield
     finally:
         global_state.set_global_attribute("current_call_ctx", before)
 
 
 @contextlib.contextmanager
 def intercepted_calls(call: Callable):
-    """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead."""
-    proceed = keras.Layer.__call__
-    keras.Layer.__call__ = lambda layer, /, *args, **kwargs: call(layer, proceed, args, kwargs)
+    """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead.
+
+    In this thread: layers that others call meanwhile, such as a training run, do what they do.
+    """
+    token = _interception.set(call)
+    _Interceptor.enter()
     try:
         yield
     finally:
-        keras.Layer.__call__ = proceed
+        _Interceptor.leave()
+        _interception.reset(token)
+
+
+_interception = contextvars.ContextVar("interception", default=None)
+
+
+class _Interceptor:
+    """What stands in the place of `keras.Layer.__call__` while any thread intercepts calls."""
+
+    lock = threading.Lock()
+    users = 0
+    installed = False
+    proceed = keras.Layer.__call__
+
+    @classmethod
+    def enter(cls) -> None:
+        with cls.lock:
+            cls.users += 1
+            if not cls.installed:
+                cls.proceed, keras.Layer.__call__ = keras.Layer.__call__, _intercepted
+                cls.installed = True
+
+    @classmethod
+    def leave(cls) -> None:
+        with cls.lock:
+            cls.users -= 1
+            # Who has put something around it meanwhile (a profiler, say) keeps that.
+            if not cls.users and keras.Layer.__call__ is _intercepted:
+                keras.Layer.__call__ = cls.proceed
+                cls.installed = False
+
+
+@functools.wraps(keras.Layer.__call__)
+def _intercepted(layer, /, *args, **kwargs):
+    call = _interception.get()
+    if call is None:
+        return _Interceptor.proceed(layer, *args, **kwargs)
+    return call(layer, _Interceptor.proceed, args, kwargs)
 
 
 def projection(attention: keras.Layer, which: str) -> keras.layers.EinsumDense | None:

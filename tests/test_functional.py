@@ -1,5 +1,7 @@
 """`as_functional`: what it writes out, what it leaves, and what it refuses."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -234,3 +236,38 @@ def test_functional_model_that_overrides_its_call():
 def test_error_for_a_subclassed_model_says_how_to_go_on():
     with pytest.raises(TypeError, match="as_functional"):
         kn.trace(Net())
+
+
+def test_threads_do_not_meet():
+    """Calls are intercepted in the thread that writes a model out, and in no other."""
+    original = keras.Layer.__call__
+    inside, finished, seen = threading.Event(), threading.Event(), []
+
+    class Slow(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = Halving()
+
+        def call(self, x):
+            inside.set()
+            finished.wait(timeout=60)
+            return self.inner(x)
+
+    finished.set()  # Keras itself calls the layer when the model is built
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Slow()(inputs))
+    finished.clear()
+    inside.clear()
+    writer = threading.Thread(target=lambda: seen.append(kn.as_functional(model)))
+    writer.start()
+    assert inside.wait(timeout=60)
+    try:
+        meanwhile = around(Halving(name="own"))
+        written = kn.as_functional(Net(), keras.Input((6, 4)))  # at the same time
+    finally:
+        finished.set()
+        writer.join()
+    assert isinstance(meanwhile.get_layer("own"), Halving)
+    assert not any(isinstance(layer, (Slow, Halving)) for layer in seen[0]._flatten_layers())
+    assert not any(isinstance(layer, Block) for layer in written._flatten_layers())
+    assert keras.Layer.__call__ is original
