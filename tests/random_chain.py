@@ -18,7 +18,7 @@ OPEN = 7  # the size that is given to axes whose size a model leaves open
 REFUSALS = ("has no channels that", "Expected a reduction of")
 
 
-class Wrong(AssertionError):
+class Wrong(AssertionError):  # noqa: N818
     """A step of the chain gives something else than it must."""
 
 
