@@ -271,6 +271,18 @@ def mode(training: bool):
 
 
 @contextlib.contextmanager
+def without_memory():
+    """Weights that are made in it have shapes, and no values."""
+    pending = global_state.get_global_attribute("uninitialized_variables") or []
+    global_state.set_global_attribute("uninitialized_variables", [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", pending)
+
+
+@contextlib.contextmanager
 def intercepted_calls(call: Callable):
     """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead.
 

@@ -1,0 +1,105 @@
+"""`loading_fault`: what it says of a model is what saving and loading do."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_nisp.loading import loading_fault
+
+
+class ExtraKey(layers.Dense):
+    """Puts into its config what its constructor does not take."""
+
+    def get_config(self):
+        return {**super().get_config(), "patches": 16}
+
+
+class Unwritten(layers.Layer):
+    """Says nothing of an argument that no config can hold."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def call(self, x):
+        return x * self.table
+
+
+class Narrow(layers.Layer):
+    """Is made with other sizes from its config than it has."""
+
+    def __init__(self, width=2, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], self.width))
+
+    def call(self, x):
+        return x @ self.kernel
+
+
+LAYERS = {
+    "plain": lambda: layers.BatchNormalization(name="special"),
+    "state": lambda: layers.Normalization(mean=[1.0] * 4, variance=[2.0] * 4, name="special"),
+    "function": lambda: layers.Dense(4, activation=ops.relu, name="special"),
+    "lambda": lambda: layers.Lambda(lambda x: x + 1.0, name="special"),
+    "extra key": lambda: ExtraKey(4, name="special"),
+    "no config": lambda: Unwritten(np.ones(4, "float32")),
+    "sizes": lambda: Narrow(4, name="special"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*includes a `lambda`")
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_fault_is_there_where_loading_fails(kind, nested, tmp_path):
+    inputs = keras.Input((4,))
+    layer = LAYERS[kind]()
+    model = keras.Model(inputs, ops.relu(layer(inputs)))
+    if nested:
+        model = keras.Model(inputs, layers.Dense(2)(model(inputs)))
+    fault = loading_fault(model)
+    classes = {cls.__name__: cls for cls in (ExtraKey, Unwritten, Narrow)}
+    try:
+        model.save(tmp_path / "model.keras")
+        keras.saving.load_model(tmp_path / "model.keras", classes, safe_mode=False)
+        loads = True
+    except (ValueError, TypeError, NotImplementedError):
+        loads = False
+    assert (fault is None) == loads
+    if not loads:
+        assert layer.name in fault
+        assert type(layer).__name__ in fault
+
+
+def test_fault_takes_no_memory_and_leaves_nothing_behind():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3)(inputs))
+    assert loading_fault(model) is None
+    dense = layers.Dense(3)
+    dense.build((None, 4))
+    assert np.abs(dense.kernel.numpy()).sum() > 0
+
+
+def test_fault_of_what_stands_between_layers():
+    inputs = keras.Input((4,))
+
+    class Opaque:
+        def __init__(self):
+            self.factor = 2.0
+
+    class Scale(keras.Operation):
+        def __init__(self, by):
+            super().__init__()
+            self.by = by
+
+        def call(self, x):
+            return x * self.by.factor
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    assert loading_fault(keras.Model(inputs, Scale(Opaque())(inputs))) is not None
+    assert loading_fault(keras.Model(inputs, inputs * np.ones((1, 4), "float32"))) is None
