@@ -10,9 +10,9 @@ import keras
 import numpy as np
 
 from keras_nisp import graph
-from keras_nisp.data import random_samples
 from keras_nisp.export.signature import ASSUMED_SIZE
 from keras_nisp.export.tflite import convert
+from keras_nisp.probing import random_samples
 from keras_nisp.runtime import is_tflite, load_interpreter, runtime_name
 from keras_nisp.tables import Column, render_table
 

@@ -30,6 +30,8 @@ class Call:
         hidden: channels that no tensor shows (heads of an attention), by label.
         place: identifies the call in the graph.
         whole_groups: whether whole groups of a grouped convolution are removed.
+        samples: how many samples go through a layer at once where it is tried out: the batch size
+            that the model is bound to, or 1.
     """
 
     layer: keras.Operation
@@ -44,6 +46,7 @@ class Call:
     hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     place: int | None = None
     whole_groups: bool = False
+    samples: int = 1
 
     def __post_init__(self):
         self.mixes_channels = self.rule.mixes_channels

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from keras_nisp import graph
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap, Traced
 from keras_nisp.data import Samples
@@ -61,9 +62,10 @@ class Carrier:
     def step(self) -> None:
         """Runs the next call."""
         call = self.steps[self.done][0]
-        results = [
-            keras.tree.flatten(call.infer(*args, **kwargs)) for args, kwargs in self.arguments()
-        ]
+        results = []
+        for args, kwargs in self.arguments():
+            with graph.fresh_states(call.layer):
+                results.append(keras.tree.flatten(call.infer(*args, **kwargs)))
         self.values |= zip(call.outputs, map(list, zip(*results, strict=True)), strict=True)
         live = (tensor for tensor in self.values if self.last.get(tensor, 0) > self.done)
         self.values = {tensor: self.values[tensor] for tensor in live}

@@ -194,9 +194,10 @@ class ChannelMap:
             visit: `visit(call, args, kwargs)` returns the values of the outputs.
         """
         calls = iter(self.calls)
-        return graph.walk(
-            self.model, inputs, lambda site, args, kwargs: visit(next(calls), args, kwargs)
-        )
+        with graph.fresh_states(self.model):
+            return graph.walk(
+                self.model, inputs, lambda site, args, kwargs: visit(next(calls), args, kwargs)
+            )
 
     def accumulate(self, units: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Sums values per unit.

@@ -98,6 +98,8 @@ def _compute_dtype(layer) -> str:
 
 
 def _bytes(dtype: str) -> int:
+    if dtype == "string":
+        return 0  # as long as its words are
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 

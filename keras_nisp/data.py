@@ -11,34 +11,66 @@ import tensorflow as tf
 from keras_nisp import graph
 
 DEFAULT_BATCH = 64
+MOST_EMPTY = 100  # batches without samples: a source may never give any
 
 
 class Samples:
     """Some samples in memory.
 
-    Attributes:
+    Args:
         inputs: one array per model input, each `(samples, ...)`.
         labels: array (or structure of arrays) of labels, or `None`.
+        batch: the batch size that the model is bound to, if it is. Then there are as many samples
+            as fill batches: what is left over goes, and too few are repeated.
+        names: names of the inputs, if data were given by name.
+
+    Attributes:
+        inputs, labels, batch, names: what was given.
     """
 
-    def __init__(self, inputs: list[np.ndarray], labels: Any = None):
-        self.inputs = inputs
-        self.labels = labels
+    def __init__(
+        self,
+        inputs: list[np.ndarray],
+        labels: Any = None,
+        batch: int | None = None,
+        names: tuple[str, ...] | None = None,
+    ):
+        self.inputs, self.labels, self.batch, self.names = inputs, labels, batch, names
+        if batch is not None and len(self) % batch:
+            whole = max(len(self) - len(self) % batch, batch)
+            chosen = np.arange(whole) % len(self)
+            self.inputs = [array[chosen] for array in inputs]
+            self.labels = _map_labels(lambda array: np.asarray(array)[chosen], labels)
 
     def __len__(self) -> int:
         return len(self.inputs[0])
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of one sample of each input."""
+        return [array.shape[1:] for array in self.inputs]
+
     def first(self, count: int) -> "Samples":
         """The first so many of them."""
-        if len(self) <= count:
-            return self
-        labels = _map_labels(operator.itemgetter(slice(count)), self.labels)
-        return Samples([array[:count] for array in self.inputs], labels)
+        return self if len(self) <= count else self._taken(slice(count))
+
+    def every(self, step: int) -> "Samples":
+        """The first of each so many."""
+        return self if step <= 1 else self._taken(slice(None, None, step))
+
+    def _taken(self, which: slice) -> "Samples":
+        labels = _map_labels(operator.itemgetter(which), self.labels)
+        return Samples([array[which] for array in self.inputs], labels, self.batch, self.names)
 
     def batches(self, batch_size: int = DEFAULT_BATCH) -> Iterator[tuple[list, Any]]:
-        """Pairs of (list of input tensors, labels), in order."""
-        for start in range(0, len(self), batch_size):
-            part = slice(start, start + batch_size)
+        """Pairs of (list of input tensors, labels), in order.
+
+        Args:
+            batch_size: of the batches, unless the model is bound to another.
+        """
+        size = self.batch or batch_size
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
             labels = _map_labels(operator.itemgetter(part), self.labels)
             yield [tf.convert_to_tensor(array[part]) for array in self.inputs], labels
 
@@ -56,15 +88,25 @@ class Calibration:
     def __init__(self, data: Any, limit: int, seed: int, labels: bool = False, verbose: int = 0):
         self.data = data
         self.arguments = {"limit": limit, "seed": seed, "labels": labels, "verbose": verbose}
-        self._read: dict[tuple, Samples] = {}
+        self._read: list[tuple[tuple, Samples]] = []
 
     def samples(self, model: keras.Model) -> Samples:
         """The samples for a model."""
-        inputs = graph.body(model).inputs
-        signature = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
-        if signature not in self._read:
-            self._read[signature] = collect(self.data, model, **self.arguments)
-        return self._read[signature]
+        inputs, names = graph.body(model).inputs, graph.input_names(model)
+        signature = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
+        for known, samples in self._read:
+            if samples.names is None and known == signature:
+                return samples
+            if samples.names is not None and set(samples.names) == set(names):
+                # By name: another model may take the same inputs in another order.
+                order = [samples.names.index(name) for name in names]
+                arrays = [samples.inputs[i] for i in order]
+                if all(map(_fits, arrays, inputs)):
+                    batch = graph.batch_size(model)
+                    return Samples(arrays, samples.labels, batch, tuple(names))
+        samples = collect(self.data, model, **self.arguments)
+        self._read.append((signature, samples))
+        return samples
 
 
 def _map_labels(function, labels):
@@ -85,7 +127,8 @@ def collect(
         data: NumPy array or tensor (or a list or dict of them, for several inputs), an
             `(x, y)` tuple, a `tf.data.Dataset` (batched or not), a
             `keras.utils.PyDataset`, or an iterable of batches. Elements may be
-            `(x, y)` or `(x, y, weight)` tuples.
+            `(x, y)` or `(x, y, weight)` tuples. A dict has the names of the input layers as its
+            keys, or those of the dict that the model takes.
         model: gives the number, names, shapes and dtypes of the inputs.
         limit: number of samples; arrays are sampled at random, the others from their
             start.
@@ -106,23 +149,33 @@ def collect(
         samples = data.first(limit)
     else:
         samples = _collected(data, model, limit, seed, verbose)
-    if labels and samples.labels is None:
-        raise TypeError(
-            "Expected calibration data with labels, as an `(x, y)` tuple or a dataset of "
-            "them. Received data without labels."
-        )
+    if labels:
+        _check_labels(samples.labels)
     return samples
 
 
 def _collected(data: Any, model: keras.Model, limit: int, seed: int, verbose: int) -> Samples:
     tensors = graph.body(model).inputs
+    reader = _Reader(model)
     if _is_arrays(data):
         x, y = _split(data)
-        inputs, y = _sample(_flat_inputs(x, model), y, limit, seed)
+        inputs, y = _sample(reader.arrays(x), y, limit, seed)
     else:
-        inputs, y = _read(data, model, limit, verbose)
+        inputs, y = _read(data, reader, limit, verbose)
     inputs = [_check(array, tensor) for array, tensor in zip(inputs, tensors, strict=True)]
-    return Samples(inputs, y)
+    return Samples(inputs, y, graph.batch_size(model), reader.names)
+
+
+def _check_labels(labels: Any) -> None:
+    """Raises unless there are labels, none of them NaN or infinite."""
+    if labels is None:
+        raise TypeError(
+            "Expected calibration data with labels, as an `(x, y)` tuple or a dataset of "
+            "them. Received data without labels."
+        )
+    for array in map(np.asarray, keras.tree.flatten(labels)):
+        if np.issubdtype(array.dtype, np.floating):
+            _check_finite(array, "labels")
 
 
 def _is_arrays(data) -> bool:
@@ -130,7 +183,7 @@ def _is_arrays(data) -> bool:
         return bool(data) and all(_is_arrays(part) or part is None for part in data)
     if isinstance(data, dict):
         return bool(data) and all(_is_arrays(part) for part in data.values())
-    return isinstance(data, np.ndarray) or tf.is_tensor(data)
+    return isinstance(data, np.ndarray) or tf.is_tensor(data) or hasattr(data, "toarray")
 
 
 def _split(element) -> tuple[Any, Any]:
@@ -141,24 +194,63 @@ def _split(element) -> tuple[Any, Any]:
     return element, None
 
 
-def _flat_inputs(x, model) -> list[np.ndarray]:
-    if isinstance(x, dict):
-        names = graph.input_names(model)
-        missing = [name for name in names if name not in x]
-        if missing:
+class _Reader:
+    """Lays out what stands for a model's inputs as a flat list of arrays.
+
+    Attributes:
+        names: of the inputs, once data came by name.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.tensors = graph.body(model).inputs
+        self.known = tuple(graph.input_names(model))
+        self.structure = graph.input_structure(model)
+        self.optional = [graph.is_optional(tensor) for tensor in self.tensors]
+        self.names: tuple[str, ...] | None = None
+
+    def arrays(self, x: Any) -> list[np.ndarray]:
+        """The arrays of one element of the data."""
+        if isinstance(x, dict):
+            x = self._by_name(x)
+        elif isinstance(x, (list, tuple)):
+            x = keras.tree.flatten(x) if len(x) != len(self.tensors) else list(x)
+        else:
+            x = [x]
+        if len(x) != len(self.tensors):
             raise ValueError(
-                f"Expected calibration data for the inputs {names}. Received a dict with "
-                f"the keys {list(x)}."
+                f"Expected calibration data for {len(self.tensors)} model inputs. Received "
+                f"{len(x)} arrays."
             )
-        x = [x[name] for name in names]
-    tensors = graph.body(model).inputs
-    arrays = [np.asarray(part) for part in (x if isinstance(x, (list, tuple)) else [x])]
-    if len(arrays) != len(tensors):
-        raise ValueError(
-            f"Expected calibration data for {len(tensors)} model inputs. Received "
-            f"{len(arrays)} arrays."
+        return [_array(part, *row) for part, *row in zip(x, self.known, self.optional, strict=True)]
+
+    def _by_name(self, x: dict) -> list:
+        if isinstance(self.structure, dict) and set(self.structure) <= set(x):
+            return keras.tree.flatten({key: x[key] for key in self.structure})
+        self.names = self.known
+        absent = [n for n, free in zip(self.known, self.optional, strict=True) if not free]
+        if any(name not in x for name in absent):
+            raise ValueError(
+                f"Expected calibration data for the inputs {list(self.known)}. Received a dict "
+                f"with the keys {list(x)}."
+            )
+        return [x.get(name) for name in self.known]
+
+
+def _array(x: Any, name: str, optional: bool) -> np.ndarray:
+    """Data of one input as a dense array."""
+    if x is None:
+        hint = " It is optional, but data are needed: pass zeros, say." if optional else ""
+        raise ValueError(f"Expected calibration data for input '{name}'. Received: None.{hint}")
+    if isinstance(x, (tf.RaggedTensor, tf.compat.v1.ragged.RaggedTensorValue)):
+        raise TypeError(
+            f"Expected calibration data of one length for input '{name}'. Received a ragged "
+            "tensor: pad it with `.to_tensor()`."
         )
-    return arrays
+    if isinstance(x, tf.compat.v1.SparseTensorValue):
+        x = tf.SparseTensor.from_value(x)
+    if isinstance(x, tf.SparseTensor):
+        x = tf.sparse.to_dense(x)
+    return np.asarray(x.toarray() if hasattr(x, "toarray") else x)
 
 
 def _sample(inputs, y, limit, seed):
@@ -188,17 +280,24 @@ def _elements(data) -> Iterable:
     )
 
 
-def _read(data, model, limit, verbose):
+def _read(data, reader: _Reader, limit: int, verbose: int):
     """Reads batches until there are enough samples."""
-    inputs, labels, count = [], [], 0
-    rank = len(graph.body(model).inputs[0].shape)
+    inputs, labels, count, empty = [], [], 0, 0
+    rank = len(reader.tensors[0].shape)
     progress = keras.utils.Progbar(limit, unit_name="sample") if verbose else None
     for element in _elements(data):
         x, y = _split(element)
-        x = _flat_inputs(x, model)
+        x = reader.arrays(x)
         if x[0].ndim == rank - 1:  # not batched
             x = [array[None] for array in x]
             y = _map_labels(lambda array: np.asarray(array)[None], y)
+        empty = empty + 1 if x[0].ndim and not len(x[0]) else 0
+        if empty == MOST_EMPTY:
+            raise ValueError(
+                f"Expected calibration data. Received {empty} empty batches, one after another."
+            )
+        if empty:
+            continue
         inputs.append(x)
         labels.append(y)
         count += len(x[0]) if x[0].ndim else 0
@@ -238,10 +337,7 @@ def _check(array: np.ndarray, tensor) -> np.ndarray:
         raise TypeError(
             f"Expected numbers for input '{name}'. Received an array of dtype {array.dtype}."
         )
-    fits = len(array.shape) == len(expected) + 1 and all(
-        want in (None, got) for want, got in zip(expected, array.shape[1:], strict=True)
-    )
-    if not fits:
+    if not _fits(array, tensor):
         shape = f"(samples, {', '.join(map(str, expected))})"
         raise ValueError(
             f"Expected calibration data of shape {shape} for input '{name}'. "
@@ -249,25 +345,22 @@ def _check(array: np.ndarray, tensor) -> np.ndarray:
         )
     if text:
         return array
-    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"Expected finite calibration data for input '{name}'. Received NaN or infinity in "
-            f"{int(bad.sum())} of {len(array)} samples, the first at index {int(bad.argmax())}."
-        )
+    _check_finite(array, f"input '{name}'")
     return array.astype(keras.backend.standardize_dtype(tensor.dtype), copy=False)
 
 
-def random_samples(model: keras.Model, shapes, count: int = 2, seed: int = 0) -> Samples:
-    """Normally distributed samples for a model's inputs; shapes without the batch axis."""
-    rng = np.random.default_rng(seed)
-    inputs = []
-    for tensor, shape in zip(graph.body(model).inputs, shapes, strict=True):
-        values = rng.normal(size=(count, *shape))
-        if tensor.dtype == "string":
-            inputs.append(np.where(values > 0, "a", "b"))
-            continue
-        if "float" not in keras.backend.standardize_dtype(tensor.dtype):
-            values = values > 0  # any integer input takes 0 and 1
-        inputs.append(values.astype(keras.backend.standardize_dtype(tensor.dtype)))
-    return Samples(inputs)
+def _fits(array: np.ndarray, tensor) -> bool:
+    """Whether an array has the shape of an input, the batch axis apart."""
+    expected = tuple(tensor.shape[1:])
+    return len(array.shape) == len(expected) + 1 and all(
+        want in (None, got) for want, got in zip(expected, array.shape[1:], strict=True)
+    )
+
+
+def _check_finite(array: np.ndarray, name: str) -> None:
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"Expected finite calibration data for {name}. Received NaN or infinity in "
+            f"{int(bad.sum())} of {len(array)} samples, the first at index {int(bad.argmax())}."
+        )

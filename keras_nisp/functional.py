@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_nisp import copying, graph
-from keras_nisp.data import random_samples
+from keras_nisp.probing import random_samples
 from keras_nisp.rules.base import registered
 from keras_nisp.wrappers import is_wrapper
 

@@ -340,6 +340,45 @@ def projection(attention: keras.Layer, which: str) -> keras.layers.EinsumDense |
     return getattr(attention, f"_{which}_dense", None)
 
 
+@contextlib.contextmanager
+def fresh_states(operation: keras.Operation):
+    """While it lasts, what keeps its state from batch to batch starts from zero; afterwards it has
+    the state that it had."""
+    inside = operation._flatten_layers() if isinstance(operation, keras.Layer) else ()
+    states = [
+        state
+        for inner in inside
+        if isinstance(inner, keras.layers.RNN) and inner.stateful
+        for state in keras.tree.flatten(inner.states)
+        if state is not None
+    ]
+    before = [state.numpy() for state in states]
+    for state in states:
+        state.assign(tf.zeros_like(state))
+    try:
+        yield
+    finally:
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
+
+
+def answer(model: keras.Model, inputs: list) -> Any:
+    """What a model gives in inference for a flat list of inputs, from a fresh state."""
+    with fresh_states(model):
+        return model(structured_inputs(model, inputs), training=False)
+
+
+def batch_size(model: keras.Model) -> int | None:
+    """The batch size that a model is bound to, or `None`."""
+    sizes = (tensor.shape[0] for tensor in body(model).inputs)
+    return next((size for size in sizes if size is not None), None)
+
+
+def is_optional(tensor: keras.KerasTensor) -> bool:
+    """Whether a model's input may be left out."""
+    return bool(getattr(tensor._keras_history.operation, "optional", False))
+
+
 def input_names(model: keras.Model) -> list[str]:
     """Names of the model's input layers."""
     return [tensor._keras_history.operation.name for tensor in body(model).inputs]

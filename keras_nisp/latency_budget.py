@@ -6,13 +6,13 @@ from collections.abc import Callable
 import keras
 
 from keras_nisp.benchmarking import benchmark
-from keras_nisp.data import random_samples
 from keras_nisp.errors import BudgetError
 from keras_nisp.export.tflite import convert
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.latency import LatencyTable
 from keras_nisp.plan import Plan
 from keras_nisp.planning import plan_pruning
+from keras_nisp.probing import random_samples
 
 TRIES = 3  # after the first
 NOISE = 0.02  # of the latency: as much may be missing, since measurements differ by it

@@ -54,6 +54,6 @@ def amplification(model: keras.Model, inputs: list, change: float = 1e-6) -> flo
         weights = [] if floats else model.weights
         changed = [(w, moved(tf.convert_to_tensor(w), change)) for w in weights]
         with keras.StatelessScope(state_mapping=changed):
-            return model(graph.structured_inputs(model, values), training=False)
+            return graph.answer(model, values)
 
     return relative_difference(outputs(0.0), outputs(change))

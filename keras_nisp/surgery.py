@@ -10,10 +10,10 @@ import tensorflow as tf
 from keras_nisp import copying, graph
 from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.channels import ChannelMap
-from keras_nisp.data import random_samples
 from keras_nisp.deviation import deviation
 from keras_nisp.errors import NotCollapsedError
 from keras_nisp.plan import Plan
+from keras_nisp.probing import random_samples
 from keras_nisp.unit_map import UnitMap
 from keras_nisp.verification import LOSSLESS, output_change
 from keras_nisp.workload import resized_arguments

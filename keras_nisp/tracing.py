@@ -128,6 +128,7 @@ def trace(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
     """
     graph.check_model(model)
     tracer, calls, model_inputs = Tracer(), [], {}
+    samples = graph.batch_size(model) or 1
     wanted = (whole_groups,) if isinstance(whole_groups, str) else tuple(whole_groups)
     inputs = _traced_inputs(model, input_shape, tracer)
 
@@ -137,6 +138,7 @@ def trace(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
         shapes = graph.output_shapes(site, args, kwargs, _shape_of)
         rule = rule_for(site.operation, args, kwargs)
         call = Call(site.operation, site.path, rule, flat, shapes, tracer, place=site.place)
+        call.samples = samples
         call.whole_groups = any(_is_grouped(call, len(calls), entry) for entry in wanted)
         names = _trace_call(call, args, kwargs)
         call.outputs = [

@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from keras_nisp import graph
 from keras_nisp.channels import Binding, ChannelMap
-from keras_nisp.data import Samples, collect, random_samples
+from keras_nisp.data import Samples, collect
 from keras_nisp.errors import VerificationError
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
+from keras_nisp.probing import random_samples
 from keras_nisp.rounding import allowed, default_tolerance
 from keras_nisp.rules.base import meaningful
 from keras_nisp.unit_map import DROPPED, UnitMap
@@ -129,7 +130,7 @@ def verify_traced(
     samples = samples or random_samples(channel_map.model, channel_map.input_shapes)
     inputs, _ = next(samples.batches())
     expected = keras.tree.flatten(oracle(channel_map, unit_map, inputs))
-    received = keras.tree.flatten(small(graph.structured_inputs(small, inputs), training=False))
+    received = keras.tree.flatten(graph.answer(small, inputs))
     limit = default_tolerance(channel_map.model) if tolerance is None else tolerance
     inexact = tuple(inexact_layers(channel_map, ~unit_map.keep))
     results = []

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels import ChannelMap
-from keras_nisp.data import random_samples
 from keras_nisp.errors import VerificationError
+from keras_nisp.probing import random_samples
 from keras_nisp.solver import matching
 from keras_nisp.surgery import Surgeon, compile_alike
 from keras_nisp.tracing import trace

@@ -12,7 +12,7 @@ from nets import random_plan
 
 import keras_nisp as kn
 from keras_nisp import graph
-from keras_nisp.data import random_samples
+from keras_nisp.probing import random_samples
 
 OPEN = 7  # the size that is given to axes whose size a model leaves open
 REFUSALS = ("has no channels that", "Expected a reduction of")

@@ -1,5 +1,7 @@
 """Calibration data of every kind give the same samples; bad ones a clear error."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -102,6 +104,8 @@ NAN[3, 0, 0] = np.nan
         ("data", TypeError, "str"),
         (3, TypeError, "int"),
         (iter([X[:2], X[:2, :3]]), ValueError, "one shape"),
+        (itertools.repeat(X[:0]), ValueError, "empty batches"),
+        (itertools.repeat(None), ValueError, "Received: None"),
     ],
 )
 def test_bad_data(data, error, message):

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp import graph
-from keras_nisp.data import Samples, collect, random_samples
+from keras_nisp.data import Samples, collect
 from keras_nisp.errors import ExportError
+from keras_nisp.probing import random_samples
 from keras_nisp.rounding import allowed
 
 UNNAMED = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?$")

@@ -16,7 +16,6 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp import graph
-from keras_nisp.data import random_samples
 from keras_nisp.errors import ConversionError
 from keras_nisp.export.tf_keras_layers import (
     ACTIVATIONS,
@@ -28,6 +27,7 @@ from keras_nisp.export.tf_keras_layers import (
     settings_of,
 )
 from keras_nisp.export.tflite import in_float32
+from keras_nisp.probing import random_samples
 from keras_nisp.rounding import allowed, amplification, relative_difference
 
 if TYPE_CHECKING:

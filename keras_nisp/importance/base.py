@@ -152,6 +152,8 @@ def per_unit(tensor: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndar
     Returns:
         The distinct units and an array `(samples, units)`.
     """
+    if tf.as_dtype(tensor.dtype).size < 4:  # sums of half precision would overflow
+        tensor = tf.cast(tensor, tf.float32)
     summed = np.asarray(tf.reduce_sum(tensor, spatial_axes(names)))
     columns = summed.reshape(len(summed), -1)
     units, inverse = np.unique(names.ravel(), return_inverse=True)

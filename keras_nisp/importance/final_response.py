@@ -36,16 +36,17 @@ def find_final_responses(channel_map: ChannelMap, frl=None) -> list[FinalRespons
         frl: name of the layer (or a list of names) whose output is to be taken instead.
 
     Raises:
-        NoFinalResponseLayerError: an output is not made by layers with kernels, or
+        NoFinalResponseLayerError: no output is made by layers with kernels, or
             there is no layer of the name.
     """
     if frl is not None:
         names = [frl] if isinstance(frl, str) else frl
         return [FinalResponse(_named(channel_map, name).outputs[0], None) for name in names]
     producers = {id(t): call for call in channel_map.calls for t in call.outputs}
-    found = {}
-    for index, output in enumerate(channel_map.outputs):
-        classifiers = _classifiers(output, producers)
+    found, made = {}, [_classifiers(output, producers) for output in channel_map.outputs]
+    for index, classifiers in enumerate(made):
+        if not classifiers and any(made):
+            continue  # an input that is passed on: there is nothing to rank
         if not classifiers or any(len(call.inputs) != 1 for call in classifiers):
             raise NoFinalResponseLayerError(
                 f"Output {index} of model '{channel_map.model.name}' does not come from "

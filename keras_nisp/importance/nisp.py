@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp import graph
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
 from keras_nisp.data import Calibration
@@ -188,7 +189,8 @@ def propagate(
 
     Source: Yu et al., CVPR 2018, section 3.4; recursion s_k = |w_{k+1}|^T s_{k+1}.
     """
-    ones = [tf.ones((1, *shape)) for shape in channel_map.input_shapes]
+    samples = graph.batch_size(channel_map.model) or 1
+    ones = [tf.ones((samples, *shape)) for shape in channel_map.input_shapes]
     keep = None if removed is None else (~removed).astype(np.float32)
     edges, targets = [], []
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -211,8 +213,9 @@ def propagate(
     # The classifier itself consumes the final responses.
     for ranking in rankings:
         cotangent = tf.constant(ranking.cotangent(channel_map.count)[None], tf.float64)
-        full = tf.broadcast_to(cotangent, (1, *ranking.final.tensor.shape))
-        shares.append((ranking.final.tensor.names, full, 0.0))
+        tensor = ranking.final.tensor
+        full = tf.broadcast_to(cotangent, (tensor.batch * samples, *tensor.shape))
+        shares.append((tensor.names, full, 0.0))
     consumed = channel_map.seen(np.concatenate([names.ravel() for names, *_ in edges + shares]))
     return np.where(consumed, _sum_shares(channel_map, shares), 0.0)
 
@@ -280,7 +283,7 @@ def _is_scaled(x) -> bool:
 
 def _sum_shares(channel_map: ChannelMap, shares: list) -> np.ndarray:
     """Sums the scores of all consumption edges of each unit, edge scales put back."""
-    size = channel_map.count
+    size, samples = channel_map.count, graph.batch_size(channel_map.model) or 1
     group_of = np.full(size, len(channel_map.groups))
     for index, group in enumerate(channel_map.groups):
         group_of[group.units] = index
@@ -290,7 +293,7 @@ def _sum_shares(channel_map: ChannelMap, shares: list) -> np.ndarray:
     totals, seen = np.zeros(size), []
     for names, gradient, log in shares:
         units, values = per_unit(gradient, names)
-        values = values[0].astype(np.float64)
+        values = values.astype(np.float64).sum(0) / samples  # positions may lie in the batch axis
         totals[units] += values * np.exp(log - top[group_of[units]])
         seen.append(units)
     for group in channel_map.groups:

@@ -95,7 +95,7 @@ class Taylor(Importance):
             gradients = tape.gradient(value, [tensor for _, tensor in edges])
             for (names, tensor), gradient in zip(edges, gradients, strict=True):
                 if gradient is not None:
-                    units, effect = per_unit(gradient * tensor, names)
+                    units, effect = per_unit(_product(gradient, tensor), names)
                     total[units] += np.abs(effect).sum(0) * len(inputs[0])
                     seen.append(units)
         return scored_where(channel_map, total / len(samples), seen)
@@ -110,6 +110,12 @@ class Taylor(Importance):
                 "in `Taylor((x, y), loss='sparse_categorical_crossentropy')`."
             )
         return lambda labels, outputs: model.compute_loss(y=labels, y_pred=outputs)
+
+
+def _product(gradient: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
+    if tensor.dtype.size < 4:  # in half precision most products would vanish
+        gradient, tensor = tf.cast(gradient, tf.float32), tf.cast(tensor, tf.float32)
+    return gradient * tensor
 
 
 class _FunctionLoss(keras.losses.Loss):

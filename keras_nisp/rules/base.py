@@ -155,7 +155,7 @@ class Barrier(Rule):
         # Nothing is known of where importance comes from: spread it evenly.
         tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
         mean = tf.add_n([tf.reduce_mean(x) for x in tensors])
-        return [tf.fill((out.batch, *out.shape), mean) for out in call.outputs]
+        return [tf.fill((out.batch * call.samples, *out.shape), mean) for out in call.outputs]
 
 
 BARRIER = Barrier(warns=True)

@@ -35,14 +35,15 @@ def move(call, args, kwargs) -> list[np.ndarray]:
     def laid_out(x):
         if not isinstance(x, Traced):
             return x
-        return tf.constant(np.broadcast_to(x.names, (x.batch, *x.shape)), tf.int32)
+        return tf.constant(np.broadcast_to(x.names, (x.batch * call.samples, *x.shape)), tf.int32)
 
     moved = call.infer(*keras.tree.map_structure(laid_out, args), **kwargs)
     outputs = [np.asarray(output) for output in keras.tree.flatten(moved)]
     for output, shape in zip(outputs, call.output_shapes, strict=True):
-        if output.shape[1:] != shape or (output != output[:1]).any():
+        bound = output.shape[1:] == shape and len(output) % call.samples == 0
+        if not bound or (output != output[:1]).any():
             return call.block("which moves channels into the batch axis")
-    call.batch = len(outputs[0])
+    call.batch = len(outputs[0]) // call.samples
     return [output[0] for output in outputs]
 
 
