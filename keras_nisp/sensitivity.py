@@ -1,8 +1,8 @@
 """`sensitivity`: what a model loses if one coupled group loses channels, for each of them."""
 
 import dataclasses
-import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +17,9 @@ from keras_nisp.channels import ChannelMap, Group
 from keras_nisp.data import Samples, collect
 from keras_nisp.errors import PlanFileError
 from keras_nisp.files import check_writable, replacing
+from keras_nisp.identity import identity
 from keras_nisp.importance.base import Custom, Importance, as_importance
+from keras_nisp.plan import Plan
 from keras_nisp.planning import make_plan
 from keras_nisp.recalibration import recalibrate
 from keras_nisp.surgery import rebuild
@@ -170,8 +172,9 @@ def sensitivity(
         calibration: samples on which BatchNormalization and biases are repaired first, as
             `recalibrate(compensate="mean")` does; by default nothing is.
         metric: `metric(model, samples)` gives the figure, by default top-1 accuracy.
-        path: JSON file where results are kept after each measurement; a file of the same model
-            and settings is continued.
+        path: JSON file where results are kept after each measurement; a file of the same model,
+            importance, metric, samples and labels is continued. What a metric reads besides its
+            arguments, constants and closure is not known: give it another path when that changes.
         limit: number of samples to measure on.
         seed: for choosing them.
         progress: called with how many measurements are done, of how many.
@@ -205,19 +208,18 @@ def sensitivity(
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
     samples = collect(data, model, limit, seed, labels=True)
     repair = None if calibration is None else collect(calibration, model, limit, seed)
-    settings = _settings(model, importance, ratios, samples, repair)
-    known = _Results(path, settings)
+    known = _Results(path, _settings(model, importance, metric, samples, repair))
+    known.check_baseline(float(metric(model, samples)))
+    scores = importance(channel_map)
     rows = [(g, i) for g in range(len(channel_map.groups)) for i in range(len(ratios))]
-    scores = None
-    if "baseline" not in known:
-        known["baseline"] = float(metric(model, samples))
+    found = {}
     for done, (group, i) in enumerate(rows):
-        key = f"{group} {ratios[i]:g}"
+        plan = _plan(channel_map, group, ratios[i], scores)
+        # By what is removed: another setting of the importance may remove something else.
+        key = f"{group} {ratios[i]:g} {identity([row.removed for row in plan.creators])[:16]}"
         if key not in known:
-            if scores is None:  # not needed where a finished file is read again
-                scores = importance(channel_map)
-            small = _without(model, channel_map, group, ratios[i], scores, repair)
-            known[key] = float(metric(small, samples))
+            known[key] = float(metric(_pruned(model, plan, repair), samples))
+        found[group, i] = known[key]
         if progress:
             progress(done + 1, len(rows))
     return Sensitivity(
@@ -228,7 +230,7 @@ def sensitivity(
         tuple(len(group.units) for group in channel_map.groups),
         ratios,
         tuple(
-            tuple(known[f"{group} {ratio:g}"] for ratio in ratios)
+            tuple(found[group, i] for i in range(len(ratios)))
             for group in range(len(channel_map.groups))
         ),
     )
@@ -245,22 +247,23 @@ def _layers(group: Group, channel_map: ChannelMap) -> tuple[str, ...]:
     return tuple(dict.fromkeys(channel_map.creators[i].layer for i in group.creators))
 
 
-def _without(model, channel_map, group: int, ratio: float, scores, repair) -> keras.Model:
-    """The model without that share of one group's channels."""
+def _plan(channel_map: ChannelMap, group: int, ratio: float, scores) -> Plan:
+    """The plan that removes that share of one group's channels."""
     layer = _layers(channel_map.groups[group], channel_map)[0]
-    plan = make_plan(channel_map, Custom(lambda _: scores), Budget(ratios={layer: ratio}))
+    return make_plan(channel_map, Custom(lambda _: scores), Budget(ratios={layer: ratio}))
+
+
+def _pruned(model: keras.Model, plan: Plan, repair: Samples | None) -> keras.Model:
     small = rebuild(model, plan, verbose=0)
     if repair is not None:  # so many networks: by what takes the least time
         recalibrate(small, repair, model, plan, compensate="mean")
     return small
 
 
-def _settings(model, importance, ratios, samples: Samples, repair: Samples | None) -> dict:
-    """What results depend on."""
-    digest = hashlib.sha256()
-    for array in (*model.weights, *samples.inputs, *(repair.inputs if repair else ())):
-        digest.update(np.ascontiguousarray(array))
-    return {"importance": importance.name, "ratios": list(ratios), "digest": digest.hexdigest()}
+def _settings(model, importance, metric, samples: Samples, repair: Samples | None) -> dict:
+    """What all results depend on; what each is measured on besides is in its key."""
+    data = [samples.inputs, keras.tree.flatten(samples.labels), repair and repair.inputs]
+    return {"importance": importance.name, "digest": identity(model, metric, data)}
 
 
 class _Results(dict):
@@ -271,6 +274,17 @@ class _Results(dict):
         self.path, self.settings = path, settings
         if path is not None and Path(path).exists():
             super().update(_read(Path(path), settings))
+
+    def check_baseline(self, value: float) -> None:
+        """Keeps the figure of the whole model, which tells whether a metric is still the same."""
+        known = self.get("baseline", value)
+        if not math.isclose(known, value, rel_tol=1e-5, abs_tol=1e-5):
+            raise PlanFileError(
+                f"'{self.path}' holds results of another metric: the whole model has {value:g} "
+                f"now, and had {known:g}. Choose another path, or remove the file to start again."
+            )
+        if "baseline" not in self:
+            self["baseline"] = value
 
     def __setitem__(self, key, value):
         super().__setitem__(key, value)
@@ -287,10 +301,9 @@ def _read(path: Path, settings: dict) -> dict:
         results = {str(key): float(value) for key, value in data["results"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlanFileError(f"Expected results of `sensitivity` in '{path}': {error!r}") from error
-    # More ratios may be asked of the same model: those that are known stay.
-    if any(kept[key] != settings[key] for key in ("importance", "digest")):
+    if kept != settings:
         raise PlanFileError(
-            f"'{path}' holds results of another model, importance or data. Choose another path, or "
-            "remove the file to start anew."
+            f"'{path}' holds results of another model, importance, metric, data or labels. Choose "
+            "another path, or remove the file to start again."
         )
     return results

@@ -1,5 +1,6 @@
 """Sensitivity of coupled groups, and the range of data."""
 
+import functools
 import json
 
 import keras
@@ -10,6 +11,7 @@ from nets import plain, randomise, residual
 import keras_nisp as kn
 from keras_nisp.data import Samples
 from keras_nisp.data_range import check_range, starts_with_rescaling
+from keras_nisp.sensitivity import accuracy
 
 
 @pytest.fixture
@@ -61,14 +63,66 @@ def test_measurements_are_kept_and_not_repeated(model, data, tmp_path):
         kn.sensitivity(model, kn.Magnitude(), data, **arguments)
     assert len(json.loads(path.read_text())["results"]) == 3
     result = kn.sensitivity(model, kn.Magnitude(), data, **arguments)
-    assert len(calls) == 5  # one more: the one that was interrupted
+    assert len(calls) == 6  # two more: the whole model, and the one that was interrupted
     assert result.baseline == model.count_params()
     assert max(max(row) for row in result.accuracies) < result.baseline
-    with pytest.raises(kn.PlanFileError, match="of another model, importance or data"):
+    with pytest.raises(kn.PlanFileError, match="of another model, importance, metric"):
         kn.sensitivity(model, kn.Random(), data, **arguments)
     path.write_text("{}")
     with pytest.raises(kn.PlanFileError, match="Expected results of `sensitivity`"):
         kn.sensitivity(model, kn.Magnitude(), data, **arguments)
+
+
+def _loss(model, samples, power=1):
+    outputs = model.predict(samples.inputs[0], verbose=0)
+    return float((np.abs(outputs) ** power).mean())
+
+
+def _scaled(factor):
+    return lambda model, samples: factor * _loss(model, samples)
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = keras.Sequential([keras.Input((4,)), *map(keras.layers.Dense, (8, 3))])
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    return model, x, model.predict(x, verbose=0).argmax(-1)
+
+
+def test_what_changes_results_is_noticed(small, tmp_path):
+    model, x, y = small
+    settings = {"importance": kn.Magnitude(), "data": (x, y), "metric": _scaled(1.0)}
+    settings |= {"ratios": [0.5], "path": tmp_path / "s.json"}
+    first = kn.sensitivity(model, **settings)
+    before = settings["path"].read_text()
+    assert kn.sensitivity(model, **settings) == first
+    assert settings["path"].read_text() == before
+    relu = keras.models.clone_model(model)
+    relu.set_weights(model.get_weights())
+    relu.layers[0].activation = keras.activations.relu
+    for change in (
+        {"data": (x, (y + 1) % 3)},
+        {"data": (x[:-1], y[:-1])},
+        {"metric": accuracy},
+        {"metric": _scaled(2.0)},
+        {"metric": functools.partial(_loss, power=2)},
+        {"calibration": x},
+        {"importance": kn.Random()},
+        {"model": relu},
+    ):
+        with pytest.raises(kn.PlanFileError, match="another"):
+            kn.sensitivity(**({"model": model} | settings | change))
+
+
+def test_results_of_another_setting_are_not_taken(small, tmp_path):
+    """One importance by name that removes other channels: its own results, beside the others."""
+    model, x, y = small
+    path, common = tmp_path / "s.json", {"data": (x, y), "metric": _loss, "ratios": [0.25, 0.5]}
+    importances = [kn.Random(0), kn.Random(1)]
+    apart = [kn.sensitivity(model, importance, **common) for importance in importances]
+    together = [kn.sensitivity(model, i, path=path, **common) for i in importances]
+    assert together == apart
+    assert apart[0].accuracies != apart[1].accuracies
 
 
 def test_repair_is_that_of_the_means(model, data):
@@ -106,8 +160,6 @@ def test_what_is_not_a_classifier_needs_a_metric(rng):
 
 @pytest.mark.parametrize(("units", "labels"), [(1, [0, 1, 1, 0]), (3, [2, 1, 0, 0])])
 def test_accuracy_of_logits_and_probabilities(units, labels):
-    from keras_nisp.sensitivity import accuracy
-
     inputs = keras.Input((units,))
     model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
     if units == 1:
