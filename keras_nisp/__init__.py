@@ -5,7 +5,6 @@ from keras_nisp._environment import check_environment
 check_environment()
 
 from keras_nisp.benchmarking import benchmark  # noqa: E402
-from keras_nisp.callbacks import NISPPruner  # noqa: E402
 from keras_nisp.centripetal import Centripetal, CentripetalSGD  # noqa: E402
 from keras_nisp.channels import ChannelMap  # noqa: E402
 from keras_nisp.cost import profile  # noqa: E402
@@ -45,6 +44,7 @@ from keras_nisp.merging import plan_merging  # noqa: E402
 from keras_nisp.monitor import CentripetalMonitor  # noqa: E402
 from keras_nisp.plan import Plan  # noqa: E402
 from keras_nisp.planning import plan_pruning  # noqa: E402
+from keras_nisp.pruner import NISPPruner  # noqa: E402
 from keras_nisp.pruning import prune  # noqa: E402
 from keras_nisp.recalibration import recalibrate  # noqa: E402
 from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402

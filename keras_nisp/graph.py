@@ -452,6 +452,50 @@ def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     return int(tf.convert_to_tensor(optimizer._iterations))
 
 
+def innermost_optimizer(model: keras.Model) -> keras.optimizers.Optimizer | None:
+    """The optimizer that updates weights, under loss scaling and other wrappers; `None` if the
+    model has none, or something that is no optimizer of Keras."""
+    optimizer = getattr(model, "optimizer", None)
+    while isinstance(getattr(optimizer, "inner_optimizer", None), keras.optimizers.Optimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer if isinstance(optimizer, keras.optimizers.Optimizer) else None
+
+
+def weight_averages(model: keras.Model) -> dict[int, keras.Variable]:
+    """The moving average that the optimizer keeps of each weight, by `id` of the weight."""
+    optimizer, averages = innermost_optimizer(model), {}
+    for each in getattr(optimizer, "optimizers", [optimizer]):
+        if each is not None and each.use_ema and each.built:
+            pairs = zip(
+                each._trainable_variables, each._model_variables_moving_average, strict=True
+            )
+            averages |= {id(variable): average for variable, average in pairs}
+    return averages
+
+
+def forget_functions(model: keras.Model) -> None:
+    """Lets the model compile its steps again: what they do has changed since."""
+    if model.compiled:
+        model.make_train_function(force=True)  # `fit` may be about to call it
+        model.test_function = model.predict_function = None
+
+
+def strategy_of(model: keras.Model) -> tf.distribute.Strategy:
+    """The strategy under which the model was made; TensorFlow's default one if there is none."""
+    return model.distribute_strategy
+
+
+def constant_arguments(operation: keras.Operation) -> set[int]:
+    """The `id` of each tensor among the arguments of an operation's calls that is no value of
+    the graph."""
+    return {
+        id(x)
+        for node in operation._inbound_nodes
+        for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        if isinstance(x, tf.Tensor)
+    }
+
+
 def update_replicas(optimizer, update: Callable, rows: list[tuple]) -> None:
     """Runs `update(variable, *arguments)` for each row on every replica's own variable.
 

@@ -83,12 +83,20 @@ class ScheduleReader:
         self.started = False
         self.last = 0.0
 
+    @property
+    def position(self) -> tuple[int, bool, float]:
+        """How far the schedule was read; assign it to go on from there."""
+        return self.next_step, self.started, self.last
+
+    @position.setter
+    def position(self, position: tuple[int, bool, float]) -> None:
+        self.next_step, self.started, self.last = position
+
     def due(self, step: int, reached: float) -> float | None:
         """The amount to prune to now, or `None`.
 
         Args:
-            step: number of optimizer steps done; several may have passed since the last
-                call.
+            step: number of batches done; several may have passed since the last call.
             reached: amount pruned so far.
         """
         amount = None

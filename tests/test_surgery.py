@@ -137,10 +137,10 @@ def test_optimizer_state_goes_along(optimizer):
 
 
 def _hold_reads_at_zero(model, plan):
-    from keras_nisp.callbacks import _Masks
+    from keras_nisp.pruner_masks import Masks
 
     channel_map = kn.trace(model)
-    masks = _Masks(channel_map)
+    masks = Masks(channel_map)
     masks.update(plan.removed_units(channel_map))
     return masks
 

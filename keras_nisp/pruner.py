@@ -1,0 +1,393 @@
+"""NISPPruner: pruning while a model trains."""
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_nisp import graph
+from keras_nisp.budget import Budget
+from keras_nisp.channels import ChannelMap
+from keras_nisp.importance import NISP
+from keras_nisp.importance.base import Importance, as_importance
+from keras_nisp.plan import Plan
+from keras_nisp.planning import choose, describe
+from keras_nisp.pruner_masks import Masks, trained_again
+from keras_nisp.pruner_state import PrunerState
+from keras_nisp.schedules import PolynomialSchedule, ScheduleReader
+from keras_nisp.surgery import rebuild_traced
+from keras_nisp.tracing import trace
+from keras_nisp.unit_map import UnitMap
+
+
+class NISPPruner(keras.callbacks.Callback):
+    """Prunes a model while it trains, then builds the smaller one.
+
+    At each pruning step of the schedule the channels are scored anew on the current
+    weights and the least important are masked: the kernel slices that read them are held
+    at zero inside the compiled train step, until the end of training. What is masked
+    stays masked. After `fit`, `pruned_model` is physically smaller and gives what the
+    trained masked model gives.
+
+    Callbacks that write logs (`CSVLogger`, `TensorBoard`) go after this one in the list;
+    they then record `channels_removed` and `flops_left` (shares) for each epoch.
+
+    Args:
+        calibration: samples for NISP, as for `keras_nisp.NISP`.
+        ratio, flops_reduction, params_reduction: what to remove in the end, one of them,
+            as for `plan_pruning`.
+        schedule: `step -> amount` or `step -> (should_prune, amount)`, such as
+            `PolynomialSchedule` or the schedules of
+            `tensorflow_model_optimization.sparsity.keras`. Its amounts are those of the
+            budget that is given (a share of the channels with `ratio`), cut at the
+            target. By default the amount grows by a cubic over the first half of
+            training in ten pruning steps.
+        importance: used instead of NISP, such as `Magnitude()`; needs no `calibration`.
+        ranking, round_to, min_channels, exclude, whole_groups: as for `plan_pruning`.
+        verbose: 1 prints a line at each pruning step.
+
+    Attributes:
+        plan: the `Plan`, after training.
+        pruned_model: the smaller model, after training.
+
+    Raises:
+        ValueError: the arguments are wrong, or the budget cannot be met; at the start
+            of training, before any step.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> model.compile("sgd", "mse")
+    >>> x, y = np.ones((64, 4)) * np.arange(64)[:, None] / 64, np.ones((64, 3))
+    >>> pruner = NISPPruner(x, ratio=0.5, verbose=0)
+    >>> _ = model.fit(x, y, epochs=4, verbose=0, callbacks=[pruner])
+    >>> pruner.pruned_model.layers[0].units
+    4
+
+    Source: Yu et al., "NISP", CVPR 2018; the gradual schedule is that of Zhu and Gupta,
+    2017.
+    """
+
+    def __init__(
+        self,
+        calibration: Any = None,
+        *,
+        ratio: float | None = None,
+        flops_reduction: float | None = None,
+        params_reduction: float | None = None,
+        schedule: Callable | None = None,
+        importance: Importance | Callable | None = None,
+        ranking: str = "local",
+        round_to: int = 1,
+        min_channels: int | float = 1,
+        exclude=(),
+        whole_groups=(),
+        verbose: int = 1,
+    ):
+        super().__init__()
+        if (calibration is None) == (importance is None):
+            raise ValueError(
+                "Expected either `calibration` data for NISP or another `importance`. Received "
+                + ("neither." if calibration is None else "both.")
+            )
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"Expected `schedule` to be callable. Received: {schedule!r}")
+        self.importance = as_importance(NISP(calibration) if importance is None else importance)
+        self.budget = Budget(
+            ratio=ratio,
+            flops_reduction=flops_reduction,
+            params_reduction=params_reduction,
+            ranking=ranking,
+            round_to=round_to,
+            min_channels=min_channels,
+            exclude=exclude,
+        )
+        self.whole_groups = whole_groups
+        self.schedule = schedule
+        self.verbose = verbose
+        self._map: ChannelMap | None = None
+        self._masks: Masks | None = None
+        self._reader: ScheduleReader | None = None
+        self._state = PrunerState()
+        self._plan: Plan | None = None
+        self._pruned_model: keras.Model | None = None
+        self._done = self._epoch = 0  # batches of this epoch, and which one it is
+        self._said: set = set()
+
+    @property
+    def plan(self) -> Plan:
+        """What was removed. Raises `ValueError` before the end of training."""
+        if self._plan is None:
+            raise ValueError(
+                "Expected `plan` and `pruned_model` to be read after training. This pruner has "
+                "not seen the end of a `fit`: it was not in `callbacks=[...]`, or `fit` raised an "
+                "error or was interrupted. Then `pruner.finish()` ends pruning where it is."
+            )
+        return self._plan
+
+    @property
+    def pruned_model(self) -> keras.Model:
+        """The smaller model. Raises `ValueError` before the end of training."""
+        if self.plan and self._pruned_model is None:
+            self._warn_of_other_weights()
+            unit_map = UnitMap.removing(self._state.removed)
+            self._pruned_model = rebuild_traced(self._map, unit_map, optimizer_state=True)
+            self._state.detach(self._map.model)
+        return self._pruned_model
+
+    def finish(self) -> keras.Model:
+        """Ends pruning: takes the masks off and builds `plan` and `pruned_model`.
+
+        At the end of `fit` masks are taken off, and `pruned_model` is built when it is first asked
+        for. After a `fit` that was interrupted, call this. It builds `pruned_model` again from the
+        weights that the model has now.
+
+        Returns:
+            The pruned model.
+        """
+        if self._state.removed is None or self._map is None:
+            raise ValueError("Expected `finish` after the start of training. Call `fit` first.")
+        if self._masks is not None:
+            self._end()
+        self._pruned_model = None
+        return self.pruned_model
+
+    def resume(self, model: keras.Model, filepath) -> None:
+        """Loads a checkpoint of a run that ended early, and goes on from there in the next `fit`.
+
+        `BackupAndRestore` needs no call of this.
+
+        Args:
+            model: the model, compiled, of the same structure. Its weights and its optimizer's are
+                loaded, too.
+            filepath: what `ModelCheckpoint` wrote: `.keras` or `.weights.h5`.
+
+        Raises:
+            ValueError: the file holds no state of a pruner.
+        """
+        self.set_model(model)
+        optimizer = graph.innermost_optimizer(model)
+        if optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        self._state.restored = False
+        model.load_weights(filepath)
+        if not self._state.restored:
+            raise ValueError(
+                "Expected a checkpoint that was written while a NISPPruner was at work. "
+                f"'{filepath}' holds no state of one, and weights alone do not say what was "
+                "removed, and by when."
+            )
+
+    # What `fit` calls, and loops of the user's own. ---------------------------------
+
+    def set_model(self, model):
+        if self.model is not model:
+            self._map = self._masks = None
+            self._state = PrunerState()
+        super().set_model(model)
+        # Here and not later: other callbacks load weights when training begins.
+        self._state.attach(model)
+
+    def on_train_begin(self, logs=None):
+        self._plan = self._pruned_model = self._reader = None
+        self._said.clear()
+        self._check_length()
+        with self._each_once():
+            self._map = self._map or trace(self.model, whole_groups=self.whole_groups)
+        # What is wrong with the data or the budget is said now, not in the middle of training.
+        _, self._solver, self._scores = self._choose(self.budget.amount)
+        if self._masks is not None:
+            self._masks.remove()
+        self._masks = Masks(self._map)
+        self._state.attach(self.model)
+        self._take_over()
+        if self.schedule is not None:
+            self._prune_if_due()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._done, self._epoch = 0, epoch
+        self._look_after_state()
+        if self.schedule is None:
+            self._lay_schedule(epoch)
+        self._prune_if_due()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._look_after_state()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._look_after_state()
+        steps = (self.params or {}).get("steps")
+        # With `steps_per_execution` the last batch of an epoch may lie beyond its end.
+        done = min(batch + 1, steps) if steps else batch + 1
+        self._state.step += done - self._done if done > self._done else done
+        self._state.batches = self._batches()
+        self._done = done
+        self._hold()
+        self._prune_if_due()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(self._progress())
+
+    def on_train_end(self, logs=None):
+        self._look_after_state()
+        self._end()
+
+    # State and schedule. -------------------------------------------------------------
+
+    def _look_after_state(self) -> None:
+        """Goes on from another state if a callback has loaded one since."""
+        if not self._state.is_of(self.model):
+            raise ValueError(
+                "Expected one NISPPruner for a model. Another one has taken this model over."
+            )
+        if self._state.loaded:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Goes on from the state that is there, which a checkpoint may have brought back."""
+        state = self._state
+        state.loaded = False
+        state.check(self._map, self.budget.kind)
+        if state.removed is None:
+            state.removed, state.scores = np.zeros(self._map.count, bool), self._scores
+            state.fingerprint, state.kind = self._map.fingerprint, self.budget.kind
+        # A checkpoint may be older than our count of its last batch: other callbacks come first.
+        state.step += self._batches() - state.batches
+        state.batches = self._batches()
+        self._masks.update(state.removed)
+        self._check_held = True
+        if self.schedule is not None:
+            self._read(self.schedule)
+        elif state.span is not None:
+            self._read(self._default_schedule())
+
+    def _batches(self) -> int:
+        """Number of batches that the optimizer has seen."""
+        optimizer = graph.innermost_optimizer(self.model)
+        return 0 if optimizer is None else graph.batches_seen(optimizer)
+
+    def _read(self, schedule: Callable) -> None:
+        self._reader = ScheduleReader(schedule, self.budget.amount)
+        self._reader.position = self._state.position or (self._state.step, False, 0.0)
+
+    def _check_length(self) -> None:
+        """Raises if there is no schedule, and none can be laid over the length of training."""
+        params = self.params or {}
+        if self.schedule is None and not (params.get("steps") and params.get("epochs")):
+            raise ValueError(
+                "The number of steps of an epoch is unknown, so there is no default schedule. Pass "
+                "`schedule=PolynomialSchedule(...)`, or `steps_per_epoch=` to `fit`."
+            )
+
+    def _lay_schedule(self, epoch: int) -> None:
+        """Lays the default schedule over the first half of the epochs that are left.
+
+        One that is there already stays, unless it would end after training.
+        """
+        state = self._state
+        left = self.params["steps"] * (self.params["epochs"] - epoch)
+        begin, end = state.span or (state.step, state.step + max(left // 2, 1))
+        if end > state.step + left:
+            end = state.step + max(left // 2, 1)
+        if state.span is None or end != state.span[1]:
+            state.span = (begin, end)
+            self._read(self._default_schedule())
+
+    def _default_schedule(self) -> PolynomialSchedule:
+        begin, end = self._state.span
+        return PolynomialSchedule(
+            self.budget.amount, begin, end, frequency=max((end - begin) // 10, 1)
+        )
+
+    # Pruning. ------------------------------------------------------------------------
+
+    def _choose(self, amount: float) -> tuple:
+        """What to remove for an amount, beside what is removed already."""
+        budget = self.budget.with_amount(amount)
+        with self._each_once():
+            return choose(self._map, self.importance, budget, self._state.removed)
+
+    @contextlib.contextmanager
+    def _each_once(self):
+        """Lets each kind of warning through once in a `fit`, though channels are scored often."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for warning in caught:
+            kind = (warning.category, warning.filename, warning.lineno)
+            if kind not in self._said:
+                self._said.add(kind)
+                warnings.warn(warning.message, warning.category, stacklevel=4)
+
+    def _prune_if_due(self) -> None:
+        if self._reader is None:
+            raise ValueError(
+                "Expected `on_epoch_begin(epoch)` before the first batch, where the default "
+                "schedule is laid. In a loop of your own call it, or pass `schedule=`."
+            )
+        state = self._state
+        amount = self._reader.due(state.step, state.reached)
+        state.position = self._reader.position
+        if amount is None:
+            return
+        state.removed, self._solver, state.scores = self._choose(amount)
+        state.reached, state.epoch = amount, self._epoch
+        self._masks.update(state.removed)
+        self._check_held = True
+        if self.verbose:
+            progress = ", ".join(f"{k} {v:.3f}" for k, v in self._progress().items())
+            print(f"\nstep {state.step}: pruned to {self.budget.kind}={amount:.3f}: {progress}")
+
+    def _hold(self) -> None:
+        """Applies masks after a step that does not apply the constraints of variables itself."""
+        if self._check_held:
+            self._steps_ignore_constraints = bool(trained_again(self._map, self._state.removed))
+            self._check_held = False
+        if self._steps_ignore_constraints:
+            self._masks.apply()
+
+    def _progress(self) -> dict[str, float]:
+        costs, free, removed = self._solver.costs, self._map.free, self._state.removed
+        left = costs.flops(~removed) / max(costs.flops(costs.everything), 1)
+        return {"channels_removed": float(removed[free].mean()), "flops_left": left}
+
+    def _end(self) -> None:
+        """Takes the masks off, and writes the plan."""
+        state = self._state
+        self._warn_of_other_weights()
+        self._masks.apply()  # an average of weights may have been put in their place
+        self._masks.remove()
+        self._masks = None
+        if state.reached < self.budget.amount:
+            warnings.warn(
+                f"Training ended at {self.budget.kind}={state.reached:g}; the target "
+                f"{self.budget.amount:g} was not reached. Train on with this pruner, or pass a "
+                "schedule that ends sooner.",
+                stacklevel=4,
+            )
+        unit_map = UnitMap.removing(state.removed)
+        budget = self.budget.with_amount(state.reached)
+        self._plan = describe(
+            self._map, unit_map, self.importance.name, budget, self._solver, state.scores
+        )
+
+    def _warn_of_other_weights(self) -> None:
+        layers = trained_again(self._map, self._state.removed)
+        if layers:
+            warnings.warn(
+                "The weights are not those that pruning left: what reads removed channels is not "
+                f"zero in {len(layers)} layers, such as '{layers[0]}'. A callback has put back "
+                "weights from before the last pruning step, or they were trained on without the "
+                "pruner. `pruned_model` leaves the removed channels out all the same, but was not "
+                "trained so: fine-tune it, or let epochs before the last pruning step be no "
+                f"candidates, by `EarlyStopping(start_from_epoch={self._state.epoch})`.",
+                stacklevel=4,
+            )

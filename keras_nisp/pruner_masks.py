@@ -1,0 +1,97 @@
+"""Masks: removed channels are as good as gone while a model trains."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp import graph
+from keras_nisp.channels import ChannelMap
+from keras_nisp.masked_calls import MaskedCalls
+from keras_nisp.verification import read_mask
+
+# An average of weights keeps so much of a slice that was masked meanwhile, and more is no rest.
+REST = 0.05
+
+
+class Masks:
+    """Holds kernel slices that read removed channels at zero, by variable constraints.
+
+    Layers that mix or add up channels leave them out (`MaskedCalls`).
+
+    Args:
+        channel_map: the traced model; what it computes is masked from now on.
+    """
+
+    def __init__(self, channel_map: ChannelMap):
+        self.map = channel_map
+        self.bindings = [
+            b
+            for b in channel_map.bindings.values()
+            if any(channel_map.free[b.axes[axis]].any() for axis in b.read)
+        ]
+        everything = np.ones(channel_map.count, bool)
+        with graph.strategy_of(channel_map.model).scope():
+            self.calls = MaskedCalls(channel_map)
+            self.masks = [
+                keras.Variable(read_mask(b, everything), trainable=False, dtype=b.variable.dtype)
+                for b in self.bindings
+            ]
+        self.originals = [_own_constraint(b.variable) for b in self.bindings]
+        for binding, mask, own in zip(self.bindings, self.masks, self.originals, strict=True):
+            binding.variable.constraint = _MaskConstraint(mask, own)
+        graph.forget_functions(channel_map.model)
+
+    def update(self, removed: np.ndarray) -> None:
+        """Masks what is removed, at once and in the steps to come."""
+        for binding, mask in zip(self.bindings, self.masks, strict=True):
+            mask.assign(read_mask(binding, ~removed))
+        self.calls.update(removed)
+        self.apply()
+
+    def apply(self) -> None:
+        """Zeroes what reads removed channels, in the weights and in averages of them."""
+        averages = graph.weight_averages(self.map.model)
+        for binding, mask in zip(self.bindings, self.masks, strict=True):
+            average = averages.get(id(binding.variable))
+            for variable in (binding.variable, average):
+                if variable is not None:
+                    variable.assign(variable * mask)
+
+    def remove(self) -> None:
+        """Gives variables their own constraints, and layers their own calls, back."""
+        for binding, constraint in zip(self.bindings, self.originals, strict=True):
+            binding.variable.constraint = constraint
+        self.calls.remove()
+        graph.forget_functions(self.map.model)
+
+
+def trained_again(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
+    """Layers whose kernels read removed channels with weights that are not zero."""
+    averaged = graph.weight_averages(channel_map.model)
+    layers = []
+    for binding in channel_map.bindings.values():
+        if any(removed[binding.axes[axis]].any() for axis in binding.read):
+            value = np.abs(np.asarray(tf.cast(binding.variable, tf.float32)))
+            gone = value * (1 - np.asarray(tf.cast(read_mask(binding, ~removed), tf.float32)))
+            rest = REST * value.max() if id(binding.variable) in averaged else 0
+            if gone.max() > rest:
+                layers.append(binding.layer)
+    return list(dict.fromkeys(layers))
+
+
+class _MaskConstraint(keras.constraints.Constraint):
+    """The user's own constraint, then the mask."""
+
+    def __init__(self, mask: keras.Variable, inner):
+        self.mask = mask
+        self.inner = inner
+
+    def __call__(self, w):
+        w = w if self.inner is None else self.inner(w)
+        return w * self.mask
+
+
+def _own_constraint(variable: keras.Variable):
+    """The user's constraint, without a mask that an interrupted `fit` left behind."""
+    constraint = variable.constraint
+    return constraint.inner if isinstance(constraint, _MaskConstraint) else constraint
