@@ -95,7 +95,8 @@ class CentripetalMonitor(keras.callbacks.Callback):
         self._clustered = ClusteredVariables(self.plan, self.model.trainable_variables)
         self._begun = optimizer.pulls_done()
         self._warned = False
-        total = (self.params.get("steps") or 0) * (self.params.get("epochs") or 0)
+        params = self.params or {}  # there are none in a training loop of the user's own
+        total = (params.get("steps") or 0) * (params.get("epochs") or 0)
         steps = optimizer.pulls(total)
         if optimizer.settings.automatic and optimizer.steps is None:
             if not steps:

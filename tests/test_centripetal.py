@@ -275,46 +275,6 @@ def test_adam_needs_the_wrapper():
             assert np.sqrt(after.squares / before.squares) == pytest.approx(0.98**100, rel=1e-3)
 
 
-def test_mirrored_strategy():
-    """Two replicas in a process of their own: devices are split before TensorFlow starts."""
-    import subprocess
-    import sys
-
-    code = """
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras, numpy as np, keras_nisp as kn
-from nets import residual, randomise
-for wrap in (False, True):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        model = randomise(residual())
-        plan = kn.plan_merging(model, ratio=0.5)
-        if wrap:
-            optimizer = kn.Centripetal(keras.optimizers.Adam(1e-3), plan, steps=60)
-        else:
-            optimizer = kn.CentripetalSGD(0.02, 0.5, plan=plan, steps=60, weight_decay=1e-3)
-        model.compile(optimizer, "mse", jit_compile=False)
-    x = np.random.default_rng(0).normal(size=(8, 11, 11, 3)).astype("float32")
-    data = tf.data.Dataset.from_tensors((x, np.ones((8, 4), "float32"))).repeat(80)
-    model.fit(data, shuffle=False, verbose=0, callbacks=[kn.CentripetalMonitor(plan)])
-    assert kn.deviation(model, plan).relative < 1e-4, kn.deviation(model, plan)
-    small = kn.rebuild(model, plan, verbose=0)
-    print("replicas agree", strategy.num_replicas_in_sync)
-"""
-    import os
-    from pathlib import Path
-
-    tests = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": tests, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count("replicas agree 2") == 2
-
-
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
 def test_merging_collapsed_clusters_changes_nothing(net):
     """Members are set to their mean by hand, and the plain models compared."""

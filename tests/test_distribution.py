@@ -1,0 +1,40 @@
+"""`tf.distribute` on real replicas: processes of their own, since devices are split at the start."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command) -> str:
+    """What a script prints."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment.pop("TF_CONFIG", None)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_replicas_give_what_one_device_gives():
+    script = ROOT / "benchmarks" / "distribution.py"
+    rows = json.loads(run(script, "--replicas", "2", "--quick").splitlines()[-1])
+    assert len(rows) == 5
+    assert {row["case"]: row["difference"] for row in rows if not row["difference"] <= 1e-5} == {}
+
+
+@pytest.mark.parametrize("method", ["pruning", "centripetal"])
+def test_two_workers_build_the_same_model(method, tmp_path):
+    run(ROOT / "examples" / "two_workers.py", "--method", method, "--out", tmp_path)
+    first, second = (keras.models.load_model(tmp_path / f"worker{i}.keras") for i in (0, 1))
+    assert first.get_layer("first").filters == first.get_layer("second").filters == 8
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
