@@ -1,4 +1,4 @@
-"""`tf.distribute` on real replicas: processes of their own, since devices are split at the start."""
+"""`tf.distribute` on real replicas, in processes of their own: devices are split at the start."""
 
 import json
 import os
