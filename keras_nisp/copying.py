@@ -1,15 +1,25 @@
-"""Copies of models and layers. With `graph.py` the only file that touches Keras internals."""
+"""Copies of layers and models. With `graph.py` and `layer_state.py` the only files that touch
+Keras internals."""
 
 import inspect
+import re
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-from keras.src.models.functional import functional_like_constructor
+import numpy as np
+from keras.src.saving.serialization_lib import SafeModeScope
 
-from keras_nisp.graph import body, replay, structured_inputs
+from keras_nisp import layer_state
+from keras_nisp.graph import body, is_graph, replay, structured_inputs
+from keras_nisp.model_class import of_class
+from keras_nisp.wrappers import is_wrapper, rewrap
+
+FAILURES = (TypeError, ValueError, NotImplementedError, AttributeError, KeyError)
+SETTABLE = ("name", "dtype", "trainable")  # of every layer, whatever its constructor takes
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def clone_model(model: keras.Model, inputs: list, clone: Callable, call: Callable):
@@ -26,63 +36,230 @@ def clone_model(model: keras.Model, inputs: list, clone: Callable, call: Callabl
     """
     if isinstance(model, keras.Sequential):
         layers = [clone(layer) for layer in model.layers]
-        return type(model)([*inputs, *layers], name=model.name, trainable=model.trainable)
+        return of_class(model, [*inputs, *layers])
 
     def visit(node, args, kwargs):
         return call(node, clone(node.operation), args, kwargs)
 
     outputs = replay(model, inputs, visit)
-    cls = type(model) if functional_like_constructor(type(model)) else keras.Model
-    structure = structured_inputs(model, inputs)
-    return cls(structure, outputs, name=model.name, trainable=model.trainable)
+    return of_class(model, structured_inputs(model, inputs), outputs)
 
 
-def copy_model(model: keras.Model, clone: Callable) -> keras.Model:
-    """A copy of a model and of its weights, with other layers in places.
+def copy_model(
+    model: keras.Model, instead: Callable = lambda layer: None, **settings
+) -> keras.Model:
+    """A copy of a model with all that it holds.
 
     Args:
         model: a functional or sequential model.
-        clone: `clone(layer)` gives the layer to use in its place; it keeps its weights if it
-            has as many.
+        instead: `instead(layer)` gives another layer to use in its place, or `None`.
+        **settings: replace those in the configs of layers.
+
+    Returns:
+        The copy, not compiled.
     """
-    pairs = []
+    copies: dict[int, keras.Operation] = {}
 
-    def noted(layer):
-        if not isinstance(layer, keras.Layer):
-            return layer
-        pairs.append((layer, clone(layer)))
-        return pairs[-1][1]
+    def copied(operation):
+        if id(operation) not in copies:
+            if is_graph(operation):
+                copies[id(operation)] = _copy_graph(operation, copied)
+                models.append(operation)
+            elif not isinstance(operation, keras.Layer):
+                return operation  # which holds nothing
+            elif is_wrapper(operation):
+                copies[id(operation)] = rewrap(operation, copied, **settings)
+            else:
+                copies[id(operation)] = instead(operation) or copy_layer(operation, **settings)
+                originals.append(operation)
+        return copies[id(operation)]
 
-    copy = keras.models.clone_model(model, clone_function=noted, recursive=True)
-    for old, new in pairs:
-        if len(old.weights) == len(new.weights):
-            new.set_weights(old.get_weights())
+    originals, models = [], []
+    copy = copied(model)
+    for layer in originals:
+        if type(copies[id(layer)]) is type(layer):
+            layer_state.carry(layer, copies[id(layer)])
+    for model in models:
+        layer_state.carry_own(model, copies[id(model)], set(copies))
     return copy
 
 
-def plain_copy(layer: keras.Layer, **settings) -> keras.Layer:
-    """A copy of a layer from its config, with other settings."""
-    return copy_layer(layer, {**layer_config(layer), **settings})
+def _copy_graph(model: keras.Model, copied: Callable) -> keras.Model:
+    inputs = new_inputs(model, [tensor.shape for tensor in body(model).inputs])
+    return clone_model(model, inputs, copied, lambda node, layer, args, kw: layer(*args, **kw))
 
 
-def copy_layer(layer: keras.Operation, config: dict) -> keras.Operation:
-    """A new layer from a config; functions that are not of Keras are shared with the old one."""
+def copy_layer(layer: keras.Operation, **settings) -> keras.Operation:
+    """A new layer like an old one, without its weights, with other settings in its config.
+
+    It is made as Keras does when it loads a layer, from the config. Where the class does not take
+    what its config holds, it is made from the arguments that Keras noted when the old one was
+    made, or without arguments that it does not name and that can be set afterwards.
+
+    Args:
+        layer: the layer or operation.
+        **settings: replace those of its config.
+
+    Raises:
+        TypeError: there is no way to make it.
+    """
+    failures, doubtful = [], []
+    for make in _ways(layer, settings):
+        try:
+            with keras.saving.custom_object_scope(own_objects(layer)), SafeModeScope(False):
+                copy = make()
+        except FAILURES as error:
+            failures.append(error)
+            continue
+        if not (lost := _lost_settings(layer, copy, settings)):
+            return copy
+        doubtful.append((copy, lost))
+    if doubtful:
+        copy, lost = doubtful[0]
+        warnings.warn(
+            f"Layer '{layer.name}' ({type(layer).__name__}) does not take its own config: its copy "
+            f"differs in {lost}. `__init__` (or `from_config`) must pass on all that `get_config` "
+            "gives.",
+            stacklevel=2,
+        )
+        return copy
+    raise TypeError(
+        f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied from its config: "
+        f"{_first_line(failures[0])} Give the class a `get_config` that holds all arguments of "
+        "its `__init__`, and an `__init__` that takes them."
+    ) from failures[0]
+
+
+def _ways(layer: keras.Operation, settings: dict) -> Iterator[Callable]:
+    """Functions that may make a copy of a layer, the best first."""
+    kind = type(layer)
+    try:
+        config = {**layer_config(layer), **settings}
+    except FAILURES as failure:
+        error = failure  # kept after the block
+
+        def fail():
+            raise error
+
+        config = None
+        yield fail
+    if config is not None:
+        functions = _own_functions(layer, config)
+        if functions:
+            yield lambda: kind(**{**config, **functions})
+        yield lambda: kind.from_config({**config, **functions})
+    recorded = getattr(layer, "_auto_config", None)
+    if recorded is not None:
+        yield lambda: _with_settings(layer, kind(**_taken(kind, {**recorded.config, **settings})))
+    if config is not None:
+        yield lambda: _without_unexpected(layer, {**config, **functions})
+    if not isinstance(layer, keras.Layer) and not settings:
+        yield lambda: layer  # an operation holds nothing, so models may share it
+
+
+def _own_functions(layer: keras.Operation, config: dict) -> dict:
+    """Functions in a config that are not of Keras: the copy shares them with the layer."""
     functions = {}
     for key in config:
         value = getattr(layer, key, getattr(layer, f"_{key}", None))
         if isinstance(value, types.FunctionType) and not value.__module__.startswith("keras."):
             functions[key] = value
-    if functions:
-        return type(layer)(**{**config, **functions})
+    return functions
+
+
+def _taken(kind: type, arguments: dict) -> dict:
+    """Arguments without what a class cannot be given but what can be set on any layer."""
+    parameters = inspect.signature(kind.__init__).parameters
+    if _takes_any(kind):
+        return arguments
+    return {k: v for k, v in arguments.items() if k in parameters or k not in SETTABLE}
+
+
+def _takes_any(kind: type) -> bool:
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _without_unexpected(layer: keras.Layer, config: dict) -> keras.Layer:
+    """A layer from its config without what the constructor says that it does not take."""
+    kind, config, dropped = type(layer), dict(config), []
+    while True:
+        try:
+            copy = kind.from_config(dict(config))
+            break
+        except FAILURES as error:
+            named = UNEXPECTED.findall(str(error))
+            if _takes_any(kind) or not named or named[-1] not in config:
+                raise
+            dropped.append(named[-1])
+            del config[named[-1]]
+    if lost := [name for name in dropped if name not in SETTABLE]:
+        warnings.warn(
+            f"`get_config` of layer '{layer.name}' ({kind.__name__}) holds {lost}, which its "
+            "`__init__` does not take: the copy is made without.",
+            stacklevel=4,
+        )
+    return _with_settings(layer, copy)
+
+
+def _with_settings(layer: keras.Operation, copy: keras.Operation) -> keras.Operation:
+    """A copy with the name and flags that every layer has."""
+    copy.name = layer.name
+    if isinstance(layer, keras.Layer):
+        if copy.dtype_policy != layer.dtype_policy:
+            copy.dtype_policy = layer.dtype_policy
+        copy.trainable = layer.trainable
+    return copy
+
+
+def _lost_settings(layer: keras.Operation, copy: keras.Operation, settings: dict) -> str:
+    """What a copy's config has otherwise than it was asked for; empty if all is well."""
+    if copy is layer or type(layer).__module__.startswith("keras."):
+        return ""
     try:
-        return type(layer).from_config(dict(config))
-    except (TypeError, ValueError):
-        # Some custom layers put into their config what their constructor does not take.
-        known = set(inspect.signature(type(layer).__init__).parameters)
-        known |= {"name", "dtype", "trainable"}
-        if known >= set(config):
-            raise
-        return type(layer).from_config({k: v for k, v in config.items() if k in known})
+        wanted, got = {**layer_config(layer), **settings}, layer_config(copy)
+    except FAILURES:
+        return ""  # no config, so it was made from the recorded arguments
+    lost = [
+        f"{key}={got.get(key)!r} (instead of {value!r})"
+        for key, value in wanted.items()
+        if key not in ("dtype", "build_config") and not _equal(got.get(key), value)
+    ]
+    return ", ".join(lost)
+
+
+def _plain(value: Any) -> Any:
+    """A part of a config in a form that can be compared."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and value != value:
+        return "nan"
+    known = isinstance(value, (bool, int, float, str, bytes, type(None)))
+    return value if known else type(value).__name__
+
+
+def own_objects(layer: keras.Operation) -> dict[str, Any]:
+    """Classes and functions that are not of Keras, in a layer or model and what it holds: by name,
+    as Keras looks for them in configs. Those of whose name there are two are left out."""
+    found: dict[str, set] = {}
+    for part, _ in layer_state.paired_parts(layer, layer):
+        for value in (part, *vars(part).values()):
+            known = value if isinstance(value, types.FunctionType) else type(value)
+            saved = isinstance(known, types.FunctionType) or hasattr(known, "get_config")
+            if saved and not known.__module__.startswith("keras."):
+                found.setdefault(known.__name__, set()).add(known)
+    return {name: next(iter(objects)) for name, objects in found.items() if len(objects) == 1}
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the config that Keras puts into it."""
+    text = str(error).rpartition("Exception encountered: ")[2].strip()
+    line = (text.splitlines() or [type(error).__name__])[0]
+    return line if line.endswith((".", "!", "?")) else line + "."
 
 
 def layer_config(layer: keras.Operation) -> dict:
@@ -97,6 +274,15 @@ def layer_config(layer: keras.Operation) -> dict:
             if type(layer) is not keras.layers.Identity:
                 raise
             return {"name": layer.name, "dtype": layer.dtype_policy.name}
+
+
+def changes(before: dict, after: dict) -> dict:
+    """The settings of one config that another does not have or has otherwise."""
+    return {k: v for k, v in after.items() if k not in before or not _equal(before[k], v)}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return _plain(one) == _plain(other)
 
 
 def _without_builds(config: Any) -> Any:
@@ -122,15 +308,3 @@ def new_inputs(model: keras.Model, shapes: list) -> list:
         new.name = tensor.name  # which serving signatures are named after
         inputs.append(new)
     return inputs
-
-
-def paired_variables(old: keras.Operation, new: keras.Operation) -> list[tuple]:
-    """Variables of an operation and of its clone: all weights, then states such as seeds."""
-    if not isinstance(old, keras.Layer):
-        return []
-    weights = list(zip(old.weights, new.weights, strict=True))
-    states = [
-        [v for v in layer.variables if not any(v is w for w in layer.weights)]
-        for layer in (old, new)
-    ]
-    return weights + list(zip(*states, strict=False))

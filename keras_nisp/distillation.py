@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_nisp import graph
+from keras_nisp import copying, graph
 
 
 def distiller(
@@ -51,8 +51,7 @@ def distiller(
     section 2.
     """
     _check(original, small)
-    teacher = keras.models.clone_model(original)
-    teacher.set_weights(original.get_weights())
+    teacher = copying.copy_model(original)
     loss = SoftTargets(temperature, graph.ending(small) == "softmax")
     teaching = keras.distillation.Distiller(
         teacher, small, loss, student_loss_weight=student_loss_weight

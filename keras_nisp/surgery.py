@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import copying, graph
+from keras_nisp import copying, graph, layer_state
 from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.channels import ChannelMap
 from keras_nisp.deviation import deviation
@@ -124,6 +124,7 @@ class Surgeon:
         self.calls = {id(call.layer): call for call in reversed(channel_map.calls)}
         self.places = {call.place: call for call in reversed(channel_map.calls)}
         self.clones: dict[int, keras.Operation] = {}
+        self.models: list[tuple[keras.Model, keras.Model]] = []
 
     def width(self, units: np.ndarray) -> int:
         """How many positions an axis with these units gets."""
@@ -136,7 +137,8 @@ class Surgeon:
 
     def clone_model(self, model, shapes):
         inputs = copying.new_inputs(model, shapes)
-        return copying.clone_model(model, inputs, self.clone, self._call)
+        self.models.append((model, copying.clone_model(model, inputs, self.clone, self._call)))
+        return self.models[-1][1]
 
     def _call(self, node, layer, args, kwargs):
         """Calls a clone; constants and sizes among its arguments change with the channels."""
@@ -174,38 +176,40 @@ class Surgeon:
 
     def _clone_layer(self, layer):
         call = self.calls[id(layer)]
+        if not self._changes(call):
+            return copying.copy_layer(layer)
+        before = copying.layer_config(layer)
+        after = call.rule.resize(call, copying.layer_config(layer), self.width)
+        return copying.copy_layer(layer, **copying.changes(before, after))
+
+    def _changes(self, call) -> bool:
+        """Whether any axis of a layer gets another width."""
         names = [*(tensor.names for tensor in (*call.inputs, *call.outputs)), *call.hidden.values()]
-        changes = any(self.width(array) != array.size for array in names)
-        try:
-            config = copying.layer_config(layer)
-            if changes:
-                config = call.rule.resize(call, config, self.width)
-            return copying.copy_layer(layer, config)
-        except Exception as error:
-            raise TypeError(
-                f"Layer '{call.path}' ({type(layer).__name__}) cannot be copied from its config: "
-                f"{error}. Give the class a `get_config` that holds all its arguments."
-            ) from error
+        return any(self.width(array) != array.size for array in names)
 
     def pairs(self):
-        """Call, old and new variable of every layer."""
+        """Call, old and new layer of everything that is not taken apart."""
         for call in self.calls.values():
             clone = self.clones.get(id(call.layer))
-            if clone is not None:  # what a wrapper does between its layers has none
-                for old, new in copying.paired_variables(call.layer, clone):
-                    yield call, old, new
+            if isinstance(clone, keras.Layer):  # what a wrapper does between its layers has none
+                yield call, call.layer, clone
+
+    def variables(self):
+        """Old and new variable of every layer."""
+        for _, old, new in self.pairs():
+            yield from layer_state.paired_variables(old, new)
 
     def transfer(self, resize: Callable) -> None:
-        """Gives the clones `resize(variable, value)` of each variable."""
+        """Gives the clones what the layers hold, of each variable `resize(variable, value)`."""
         for call, old, new in self.pairs():
-            value = resize(old, tf.convert_to_tensor(old))
-            value = call.rule.convert(call, old, value, self.width)
-            if value.shape != new.shape:
-                raise ValueError(
-                    f"Variable '{old.path}' would become {tuple(value.shape)}, but the rebuilt "
-                    f"layer has {tuple(new.shape)}: the rule of this layer does not fit it."
-                )
-            new.assign(value)
+
+            def value_of(variable, call=call):
+                value = resize(variable, tf.convert_to_tensor(variable))
+                return call.rule.convert(call, variable, value, self.width)
+
+            layer_state.carry(old, new, value_of, not self._changes(call))
+        for old, new in self.models:
+            layer_state.carry_own(old, new, set(self.clones))
 
 
 def compile_alike(model, small, surgeon: Surgeon, resize: Callable | None = None) -> None:
@@ -253,7 +257,7 @@ def _carry_slots(old, small, surgeon: Surgeon, resize: Callable) -> None:
         old = old.inner_optimizer
     if not old.built:
         return
-    originals = {id(new): variable for _, variable, new in surgeon.pairs()}
+    originals = {id(new): variable for variable, new in surgeon.variables()}
     optimizer = graph.optimizer_of(small)
     references = graph.build_recording_references(optimizer, small.trainable_variables)
     for before, after in zip(old.variables, optimizer.variables, strict=True):

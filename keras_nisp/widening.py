@@ -163,7 +163,7 @@ def _copy_weights(channel_map, wide_map, copies, noise, rng, surgeon) -> None:
                 value *= _divided(value, axis, at, noise, rng)
         return value
 
-    twins = {id(old): new for _, old, new in surgeon.pairs()}
+    twins = {id(old): new for old, new in surgeon.variables()}
     surgeon.transfer(enlarge)
 
 

@@ -140,7 +140,8 @@ def resized_arguments(call: Call, args: tuple, kwargs: dict, positions: Callable
 
 def _computation(call, config, args, kwargs, positions) -> Callable:
     """A function of tensors that calls a new layer as the call does."""
-    layer = copying.copy_layer(call.layer, _buildable(config))
+    before = copying.layer_config(call.layer)
+    layer = copying.copy_layer(call.layer, **copying.changes(before, _buildable(config)))
 
     def compute(*tensors):
         values = iter(tensors)

@@ -126,9 +126,10 @@ def _both_directions(wrapper, path, args, kwargs, call) -> list:
     ]
 
 
-def rewrap(wrapper: keras.Layer, clone: Callable) -> keras.Layer:
-    """A wrapper like this one around clones of what it wraps."""
+def rewrap(wrapper: keras.Layer, clone: Callable, **settings) -> keras.Layer:
+    """A wrapper like this one around clones of what it wraps, with other settings."""
     names = WRAPPED[type(wrapper)]
     config = {k: v for k, v in wrapper.get_config().items() if k not in ("layer", *names)}
+    config.update(settings)
     first, *others = (clone(getattr(wrapper, name)) for name in names)
     return type(wrapper)(first, **dict(zip(names[1:], others, strict=True)), **config)

@@ -195,7 +195,7 @@ def test_layer_that_cannot_be_copied():
             return x
 
     inputs = keras.Input((4,))
-    x = NoConfig(3)(layers.Dense(6)(layers.Dense(4)(inputs)))
+    x = NoConfig(object())(layers.Dense(6)(layers.Dense(4)(inputs)))
     model = keras.Model(inputs, layers.Dense(2)(x))
     with (
         pytest.warns(kn.UnknownLayerWarning),

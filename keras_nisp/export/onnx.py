@@ -164,9 +164,7 @@ def _without_normalization(model: keras.Model) -> keras.Model:
     """A model whose `Normalization` layers are `Rescaling`: tf2onnx loses their constants."""
     if not any(_as_rescaling(layer) for layer in graph.all_layers(model)):
         return model
-    return copying.copy_model(
-        model, lambda layer: _as_rescaling(layer) or copying.plain_copy(layer)
-    )
+    return copying.copy_model(model, _as_rescaling)
 
 
 def _as_rescaling(layer: keras.Layer) -> keras.layers.Rescaling | None:

@@ -246,7 +246,7 @@ def in_float32(model: keras.Model) -> keras.Model:
     """A model of mixed precision in float32, which the converter needs; others as they are."""
     if not graph.is_half(model):
         return model
-    return copying.copy_model(model, lambda layer: copying.plain_copy(layer, dtype="float32"))
+    return copying.copy_model(model, dtype="float32")
 
 
 def runner(model: bytes | str | os.PathLike, threads: int = 1):
