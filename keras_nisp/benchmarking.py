@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_nisp import graph
-from keras_nisp.export.signature import ASSUMED_SIZE
+from keras_nisp.export.agreement import ASSUMED_SIZE
 from keras_nisp.export.tflite import convert
 from keras_nisp.probing import random_samples
 from keras_nisp.runtime import is_tflite, load_interpreter, runtime_name
@@ -113,7 +113,7 @@ def benchmark(
     *,
     quantization: str | None = None,
     representative_data: Any = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     threads: int = 1,
     rounds: int = 10,
     repeats: int = 10,
@@ -133,7 +133,7 @@ def benchmark(
         quantization: of Keras models, as for `export_tflite`.
         representative_data: for int8; random numbers by default, since time does not depend on
             values.
-        batch_size: samples in each run.
+        batch_size: samples in each run; by default what the models are bound to, else 1.
         threads: of the interpreter.
         rounds: turns of each model.
         repeats: runs of a model in a round.
@@ -160,11 +160,14 @@ def benchmark(
     """
     counts = {"batch_size": batch_size, "threads": threads, "rounds": rounds, "repeats": repeats}
     for name, count in counts.items():
+        if name == "batch_size" and count is None:
+            continue
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"Expected `{name}` to be an integer of at least 1. Received: {count}")
     models = [model] if against is None else [model, against]
     names = _names(models)
     contents = [_content(m, quantization, representative_data, input_shape) for m in models]
+    batch_size = _batch_size(contents, batch_size)
     runs = [_Run(content, threads, batch_size, input_shape, seed) for content in contents]
     for run in runs:
         run(warmup)
@@ -177,6 +180,20 @@ def benchmark(
     if verbose:
         print(result)
     return result
+
+
+def _batch_size(contents: list[bytes], wanted: int | None) -> int:
+    """The batch size that all files can take."""
+    details = [d for c in contents for d in load_interpreter(c, allocate=False).get_input_details()]
+    sizes = {int(detail["shape_signature"][0]) for detail in details} - {-1}
+    sizes |= {wanted} - {None}
+    if len(sizes) > 1:
+        raise ValueError(
+            "Expected models and `batch_size` of one batch size. Received: "
+            f"{', '.join(map(str, sorted(sizes)))}. A file or a model that was made with another "
+            "cannot change it."
+        )
+    return next(iter(sizes), 1)
 
 
 class _Run:

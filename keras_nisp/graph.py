@@ -9,6 +9,7 @@ import contextvars
 import dataclasses
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -82,7 +83,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"Expected `model` to be a keras.Model. Received: {model!r} "
-            f"(of type {type(model).__name__}).{legacy_keras_hint()}"
+            f"(of type {type(model).__name__}).{_instead(model)}{legacy_keras_hint()}"
         )
     if not is_graph(model):
         raise TypeError(
@@ -104,6 +105,17 @@ def check_model(model: Any) -> None:
                 "which can be neither pruned nor exported as they are. Prune and export the "
                 "model as it was before; `keras_nisp.export_tflite` quantizes while it exports."
             )
+
+
+def _instead(model: Any) -> str:
+    """What to pass instead of what is no model, as far as one can guess."""
+    if hasattr(model, "pruned_model"):
+        return " Pass its `pruned_model`, which it has after `fit`."
+    if model is None:
+        return " `pruned_model` of a NISPPruner is None until `fit` has ended."
+    if isinstance(model, (str, os.PathLike)):
+        return " Load it first: `keras.models.load_model(path)`."
+    return ""
 
 
 def all_layers(model: keras.Model) -> list[keras.Layer]:
@@ -343,8 +355,9 @@ def projection(attention: keras.Layer, which: str) -> keras.layers.EinsumDense |
 @contextlib.contextmanager
 def fresh_states(operation: keras.Operation):
     """While it lasts, what keeps its state from batch to batch starts from zero; afterwards it has
-    the state that it had."""
-    inside = operation._flatten_layers() if isinstance(operation, keras.Layer) else ()
+    the state that it had, and so have layers that write to other variables."""
+    is_layer = isinstance(operation, keras.Layer)
+    inside = operation._flatten_layers() if is_layer else ()
     states = [
         state
         for inner in inside
@@ -352,14 +365,15 @@ def fresh_states(operation: keras.Operation):
         for state in keras.tree.flatten(inner.states)
         if state is not None
     ]
-    before = [state.numpy() for state in states]
+    written = [*states, *(operation.non_trainable_variables if is_layer else ())]
+    before = [variable.numpy() for variable in written]
     for state in states:
         state.assign(tf.zeros_like(state))
     try:
         yield
     finally:
-        for state, value in zip(states, before, strict=True):
-            state.assign(value)
+        for variable, value in zip(written, before, strict=True):
+            variable.assign(value)
 
 
 def answer(model: keras.Model, inputs: list) -> Any:

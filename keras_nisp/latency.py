@@ -30,7 +30,7 @@ class LatencyTable:
     For another device, override `measure`.
 
     Args:
-        quantization: `None` for float32, or `"int8"`.
+        quantization: `None` or `"float32"`, or `"int8"`.
         threads: number of threads of the interpreter.
         cache: path of a JSON file for the results; by default one in the user's cache folder
             for this processor and version of the runtime. `False` keeps nothing.
@@ -54,6 +54,7 @@ class LatencyTable:
         cache: str | os.PathLike | bool | None = None,
         verbose: int = 0,
     ):
+        quantization = None if quantization == "float32" else quantization
         if quantization not in (None, "int8"):
             raise ValueError(
                 f"Expected `quantization` to be None or 'int8'. Received: {quantization!r}"

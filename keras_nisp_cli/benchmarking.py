@@ -22,12 +22,12 @@ COUNT = click.IntRange(1)
 @click.argument("model", type=PATH)
 @click.argument("against", type=PATH, required=False)
 @click.option("--threads", type=COUNT, default=1, show_default=True)
-@click.option("--batch-size", type=COUNT, default=1, show_default=True)
+@click.option("--batch-size", type=COUNT, help="By default that of the models, else 1.")
 @click.option("--rounds", type=COUNT, default=10, show_default=True, help="Turns of each model.")
 @click.option("--repeats", type=COUNT, default=10, show_default=True, help="Runs in a round.")
 @click.option(
     "--quantization",
-    type=click.Choice(["float16", "dynamic", "int8"]),
+    type=click.Choice(["float32", "float16", "dynamic", "int8"]),
     help="Of Keras models; without --data, int8 takes ranges from random numbers.",
 )
 @click.option("--data", metavar="DATA", help=f"For int8: {SAMPLES_HELP}")

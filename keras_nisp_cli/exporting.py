@@ -25,8 +25,13 @@ from keras_nisp_cli.options import (
 @click.option("--onnx", type=PATH, help="File for ONNX, .onnx.")
 @click.option(
     "--quantization",
-    type=click.Choice(["float16", "dynamic", "int8"]),
+    type=click.Choice(["float32", "float16", "dynamic", "int8"]),
     help="For --tflite; int8 takes ranges from --data.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="For --tflite and --onnx: fixes how many samples a run takes, 1 on most devices.",
 )
 @click.option("--data", metavar="DATA", help=f"Samples for int8 and the check: {SAMPLES_HELP}")
 @click.option("--version", type=click.IntRange(0), help="For --serving, instead of the next.")
@@ -41,11 +46,14 @@ def export(console, model: Path, serving, tflite, onnx, force, **options):
     """Write MODEL for TF Serving, TFLite or ONNX, and compare what was written with it."""
     if serving is None and tflite is None and onnx is None:
         raise click.UsageError("Say where to: --serving FOLDER, --tflite FILE or --onnx FILE.")
-    for option, needed in (("quantization", tflite), ("top_k", serving), ("version", serving)):
+    for option, needed, kind in (
+        ("quantization", tflite, "--tflite"),
+        ("batch_size", tflite or onnx, "--tflite or --onnx"),
+        ("top_k", serving, "--serving"),
+        ("version", serving, "--serving"),
+    ):
         if options[option] is not None and needed is None:
-            name = option.replace("_", "-")
-            kind = "--tflite" if option == "quantization" else "--serving"
-            raise click.UsageError(f"--{name} goes with {kind}.")
+            raise click.UsageError(f"--{option.replace('_', '-')} goes with {kind}.")
     if options["quantization"] == "int8" and options["data"] is None:
         raise click.UsageError(
             "--quantization int8 needs --data: some real samples, from which the converter takes "
@@ -68,14 +76,15 @@ def export(console, model: Path, serving, tflite, onnx, force, **options):
 def _exports(console, network, serving, tflite, onnx, data, labels, options) -> list:
     import keras_nisp as kn
 
-    done = []
+    done, size = [], options["batch_size"]
     if tflite is not None:
         with console.stage(f"Converting for TFLite ({options['quantization'] or 'float32'})"):
-            outcome = kn.export_tflite(network, tflite, options["quantization"], data, verbose=0)
+            kind = options["quantization"]
+            outcome = kn.export_tflite(network, tflite, kind, data, batch_size=size, verbose=0)
         done.append(("TFLite", outcome))
     if onnx is not None:
         with console.stage("Converting for ONNX"):
-            outcome = kn.export_onnx(network, onnx, check_data=data, verbose=0)
+            outcome = kn.export_onnx(network, onnx, batch_size=size, check_data=data, verbose=0)
         done.append(("ONNX", outcome))
     if serving is not None:
         with console.stage("Writing a SavedModel"):
@@ -103,4 +112,6 @@ def _labels(path: Path | None) -> list[str] | None:
 
 def _plain(outcome) -> dict:
     data = dataclasses.asdict(outcome)
+    for key in ("difference", "scale", "relative", "top1"):
+        data["agreement"][key] = getattr(outcome.agreement, key)
     return {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}

@@ -45,7 +45,9 @@ COMPENSATE = click.option(
 @click.option("--params", type=SHARE, help="Share of the parameters to remove.")
 @click.option("--ratio", type=SHARE, help="Share of the channels of every group to remove.")
 @click.option("--latency", type=SHARE, help="Share of the latency on this machine to remove.")
-@click.option("--quantization", type=click.Choice(["int8"]), help="For --latency: of int8 models.")
+@click.option(
+    "--quantization", type=click.Choice(["float32", "int8"]), help="For --latency: of such models."
+)
 @click.option("--threads", type=click.IntRange(1), default=1, help="For --latency.")
 @click.option("--calibration", metavar="DATA", help=f"Unlabelled samples: {SAMPLES_HELP}")
 @click.option(

@@ -15,6 +15,7 @@ import pytest
 from nets import plain, randomise, residual
 
 import keras_nisp as kn
+from keras_nisp.runtime import load_interpreter
 from keras_nisp_cli import loading, main
 
 COMMAND = [str(Path(sys.executable).with_name("keras-nisp"))]
@@ -261,10 +262,15 @@ def test_export_and_benchmark(files, run):
     assert set(facts) == {"TFLite", "TF Serving"}
     assert all(not f["agreement"]["random"] for f in facts.values())
     assert facts["TFLite"]["bytes"] == tflite.stat().st_size
+    assert facts["TFLite"]["agreement"]["top1"] == 1
     assert (serving / "1" / "saved_model.pb").exists()
     int8 = files / "int8.tflite"
-    code, out, _ = run("export", model, "--tflite", int8, "--quantization", "int8", *data)
+    one = ("--quantization", "int8", "--batch-size", 1)
+    code, out, _ = run("export", model, "--tflite", int8, *one, *data)
     assert code == 0
+    assert load_interpreter(int8).get_input_details()[0]["shape_signature"][0] == 1
+    plain = ("--quantization", "float32", "--force")
+    assert run("export", model, "--tflite", tflite, *plain, *data)[0] == 0
     assert "top-1 agrees for" in out
     speed = ("--rounds", 2, "--repeats", 2)
     code, out, _ = run("benchmark", tflite, int8, *speed, "--json")
@@ -444,6 +450,7 @@ def test_unknown_layers_are_answered_with_the_nearest(files, run):
         (("export", "MODEL"), "--serving FOLDER"),
         (("export", "MODEL", "--tflite", "a.tflite", "--quantization", "int8"), "needs --data"),
         (("export", "MODEL", "--tflite", "a.tflite", "--top-k", "2"), "goes with --serving"),
+        (("export", "MODEL", "--serving", "a", "--batch-size", "1"), "--tflite or --onnx"),
         (("export", "MODEL", "--tflite", "a.tflite", "--onnx", "a.bin"), "ends in .onnx"),
         (("inspect", "MODEL", "--input-shape", "big"), "a shape such as"),
         (("apply", "MODEL", "MODEL", "-o", "a.keras"), "Expected a plan"),

@@ -403,7 +403,7 @@ def test_nothing_but_the_outcome_is_printed(tmp_path, capsys):
     ("name", "arguments", "message"),
     [
         ("net.lite", {}, r"ends in '\.tflite'"),
-        ("net.tflite", {"quantization": "int4"}, "Expected `quantization` to be one of"),
+        ("net.tflite", {"quantization": "int4"}, "`quantization` to be None or one of"),
         ("net.tflite", {"quantization": "int8"}, "Expected `representative_data` for int8"),
     ],
 )

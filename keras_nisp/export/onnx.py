@@ -13,13 +13,8 @@ import tensorflow as tf
 
 from keras_nisp import copying, graph
 from keras_nisp.errors import ExportError
-from keras_nisp.export.signature import (
-    Agreement,
-    Signature,
-    check_agreement,
-    check_samples,
-    compare,
-)
+from keras_nisp.export.agreement import Agreement, check_agreement, check_samples, compare
+from keras_nisp.export.signature import Signature, check_exportable
 from keras_nisp.export.tflite import in_float32
 from keras_nisp.files import check_writable, replacing
 from keras_nisp.rounding import default_tolerance
@@ -55,18 +50,21 @@ def export_onnx(
     path: str | os.PathLike,
     *,
     opset: int = OPSET,
+    batch_size: int | None = None,
     check_data: Any = None,
     verbose: int = 1,
 ) -> OnnxExport:
     """Writes an ONNX file, and runs it in ONNX Runtime beside the Keras model.
 
-    Batch size stays open; inputs and outputs have the names that `export_serving` gives them.
+    Inputs and outputs have the names that `export_serving` gives them.
     Needs `pip install keras-nisp[onnx]`.
 
     Args:
         model: a functional or Sequential model. It is not changed.
         path: of the file, ending in `.onnx`. An existing file is replaced as a whole.
         opset: version of ONNX's operations.
+        batch_size: fixes how many samples a run takes. By default that of `keras.Input`, which is
+            open unless it was given.
         check_data: samples on which the file is compared with the model (up to 256); random
             ones by default.
         verbose: 1 prints the outcome in one line.
@@ -95,12 +93,16 @@ def export_onnx(
         raise ValueError(f"Expected a path that ends in '.onnx'. Received: '{path}'")
     check_writable(path)
     convert, runtime = _packages()
-    signature = Signature(_without_normalization(in_float32(model)))
+    check_exportable(model)
+    original = Signature(model, batch_size)
+    _check_translatable(model)
+    signature = Signature(_without_normalization(in_float32(model)), batch_size)
     content = _convert(convert, signature, opset)
-    samples, random = check_samples(model, check_data)
+    samples, random = check_samples(model, check_data, batch_size=batch_size)
     try:
-        original = Signature(model)
-        agreement = compare(original, _runner(runtime, content, signature), samples, random)
+        run = _runner(runtime, content, signature)
+        with graph.fresh_states(model):
+            agreement = compare(original, run, samples, random, "ONNX file")
     except ExportError:
         raise
     except Exception as error:  # those of ONNX Runtime have no base
@@ -118,6 +120,24 @@ def export_onnx(
     if verbose:
         print(export)
     return export
+
+
+def _check_translatable(model: keras.Model) -> None:
+    """Raises where tf2onnx would write a file that does something else, or nothing."""
+    for tensor in (*graph.body(model).inputs, *graph.body(model).outputs):
+        if tensor.dtype == "string":
+            raise ExportError(
+                f"Model '{model.name}' takes or gives words, for which tf2onnx has no operations. "
+                "Export the part of it behind the lookup (`keras.Model(lookup.output, "
+                "model.outputs)`), or a SavedModel with `export_serving`."
+            )
+    for layer in graph.all_layers(model):
+        if getattr(layer, "stateful", False):
+            raise ExportError(
+                f"Layer '{layer.name}' keeps its state from one call to the next "
+                "(`stateful=True`), which ONNX files cannot. Export to TFLite or a SavedModel, or "
+                "let states come in and go out with `initial_state` and `return_state=True`."
+            )
 
 
 def _packages():

@@ -11,14 +11,14 @@ import tensorflow as tf
 
 from keras_nisp import graph
 from keras_nisp.data import collect
-from keras_nisp.export.signature import (
+from keras_nisp.export.agreement import (
     Agreement,
-    Signature,
     check_agreement,
     check_samples,
     compare,
-    write_saved_model,
+    whole_batches,
 )
+from keras_nisp.export.signature import Signature, check_exportable, write_saved_model
 from keras_nisp.files import making_folder
 from keras_nisp.rounding import default_tolerance
 
@@ -108,6 +108,7 @@ def export_serving(
     >>> export.version, export.signatures["serving_default"]
     (1, (('features',), ('price',)))
     """
+    check_exportable(model)
     served = signature = Signature(model)
     others = {}
     if preprocessing is not None:
@@ -118,10 +119,10 @@ def export_serving(
     elif labels is not None:
         raise ValueError("Expected `top_k` with `labels`: they name its classes. Received none.")
     place = Path(path) / str(_checked_version(Path(path), version))
-    first = preprocessing or model
-    requests = None if warmup is None else _warmup_requests(Path(path).name, first, warmup)
-    samples, random = check_samples(first, check_data)
-    with making_folder(place) as folder:
+    first, size = preprocessing or model, served.batch_size
+    requests = None if warmup is None else _warmup_requests(Path(path).name, first, warmup, size)
+    samples, random = check_samples(first, check_data, batch_size=size)
+    with making_folder(place) as folder, graph.fresh_states(model):
         write_saved_model(
             folder, {"serving_default": (served, served.specs), **others}, served.layers
         )
@@ -129,7 +130,8 @@ def export_serving(
             _write_warmup(folder, requests)
         # Loading it from the folder proves the files, not the model in memory.
         loaded = tf.saved_model.load(str(folder)).signatures
-        agreement = compare(served, _runner(loaded["serving_default"]), samples, random)
+        run = _runner(loaded["serving_default"])
+        agreement = compare(served, run, samples, random, "SavedModel")
         check_agreement(agreement, served, samples, default_tolerance(model), "SavedModel")
         signatures = {key: _names(function) for key, function in sorted(loaded.items())}
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -162,7 +164,7 @@ class _Preprocessed(Signature):
     """A model behind another one, from what clients send to what it takes."""
 
     def __init__(self, preprocessing: keras.Model, signature: Signature):
-        super().__init__(preprocessing)
+        super().__init__(preprocessing, signature.batch_size)
         if len(signature.specs) != 1 or len(self.outputs) != 1:
             raise ValueError(
                 "Expected `preprocessing` to have one output, for the one input of a model. "
@@ -183,6 +185,9 @@ class _Preprocessed(Signature):
 
     def allowed(self, inputs, least):
         return self.signature.allowed(self.values(*inputs), least)
+
+    def original(self, *inputs):
+        return self.signature.original(*self.original_values(*inputs))
 
     def __call__(self, *inputs):
         return self.signature(*self.values(*inputs))
@@ -240,22 +245,24 @@ def _names(function) -> tuple[tuple[str, ...], tuple[str, ...]]:
 # Warm-up ---------------------------------------------------------------------------
 
 
-def _warmup_requests(name: str, model: keras.Model, data: Any) -> list[bytes]:
-    """One serialised request for each sample."""
+def _warmup_requests(
+    name: str, model: keras.Model, data: Any, batch_size: int | None
+) -> list[bytes]:
+    """One serialised request for each sample, or for each batch of a fixed size."""
     try:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
     except ImportError as error:
         raise ImportError(
             "Warm-up requests need tensorflow-serving-api: `pip install keras-nisp[serving]`."
         ) from error
-    samples, signature = collect(data, model, WARMUP), Signature(model)
+    samples, signature = whole_batches(collect(data, model, WARMUP), batch_size), Signature(model)
     requests = []
-    for i in range(len(samples)):
+    for inputs, _ in samples.batches(batch_size or 1):
         request = predict_pb2.PredictRequest()
         request.model_spec.name = name
         request.model_spec.signature_name = "serving_default"
-        for key, array in zip(signature.inputs, samples.inputs, strict=True):
-            request.inputs[key].CopyFrom(tf.make_tensor_proto(array[i : i + 1]))
+        for key, value in zip(signature.inputs, inputs, strict=True):
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
         log = prediction_log_pb2.PredictLog(request=request)
         requests.append(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
     return requests

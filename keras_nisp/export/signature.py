@@ -1,6 +1,5 @@
-"""What all exports share: names of inputs and outputs, the function behind them, the check."""
+"""What all exports share: names of inputs and outputs, and the function behind them."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,14 +10,52 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp import graph
-from keras_nisp.data import Samples, collect
 from keras_nisp.errors import ExportError
-from keras_nisp.probing import random_samples
+from keras_nisp.export.translation import run_translated
 from keras_nisp.rounding import allowed
 
 UNNAMED = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?$")
-ASSUMED_SIZE = 64  # of the random samples where a model leaves its input size open
-CHECKED = 256  # samples
+
+
+def check_exportable(model: Any) -> None:
+    """Raises unless `model` is a built functional or sequential model with sound weights.
+
+    Raises:
+        TypeError, ValueError: it is none.
+        ExportError: a weight holds NaN, or one that was trained infinity.
+    """
+    graph.check_model(model)
+    trained = {id(weight) for weight in model.trainable_variables}
+    for weight in model.weights:
+        if not keras.backend.is_float_dtype(weight.dtype):
+            continue
+        value = np.asarray(weight, np.float64)
+        # Masks may hold infinity on purpose.
+        bad = ~np.isfinite(value) if id(weight) in trained else np.isnan(value)
+        if bad.any():
+            raise ExportError(
+                f"Weight '{weight.path}' of model '{model.name}' holds NaN or infinity "
+                f"({int(bad.sum())} of {value.size} values): its training has diverged. Nothing "
+                "was written. Export weights from before."
+            )
+
+
+def check_batch_size(model: keras.Model, batch_size: int | None) -> int | None:
+    """The batch size of an export: as asked for, else that of the model, else open (`None`)."""
+    own = graph.batch_size(model)
+    if batch_size is None:
+        return own
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(
+            f"Expected `batch_size` to be an integer of at least 1, or None. Received: "
+            f"{batch_size!r}"
+        )
+    if own not in (None, batch_size):
+        raise ValueError(
+            f"Expected `batch_size` {own}, to which `keras.Input(batch_size={own})` binds model "
+            f"'{model.name}'. Received: {batch_size}"
+        )
+    return batch_size
 
 
 class Signature:
@@ -30,10 +67,11 @@ class Signature:
 
     Args:
         model: a functional or Sequential model.
-        batch_size: samples in a call; open by default.
+        batch_size: samples in a call; by default that of the model, mostly open.
 
     Attributes:
         model, name: the model and its name.
+        batch_size: samples in a call, or `None`.
         inputs: names, in the order of the model's flat inputs.
         outputs: names, likewise.
         specs: a `tf.TensorSpec` for each input.
@@ -42,12 +80,13 @@ class Signature:
     def __init__(self, model: keras.Model, batch_size: int | None = None):
         graph.check_model(model)
         self.model, self.name = model, model.name
+        self.batch_size = check_batch_size(model, batch_size)
         self.inputs = _input_names(model)
         self.outputs = _keys(graph.output_structure(model)) or [
             f"output_{i}" for i in range(len(graph.body(model).outputs))
         ]
         self.specs = [
-            tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name)
+            tf.TensorSpec((self.batch_size, *tensor.shape[1:]), tensor.dtype, name)
             for tensor, name in zip(graph.body(model).inputs, self.inputs, strict=True)
         ]
 
@@ -56,10 +95,18 @@ class Signature:
         """All layers that take part."""
         return graph.all_layers(self.model)
 
-    def values(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
-        """The flat outputs of the model, in inference mode."""
+    def original_values(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
+        """The flat outputs as Keras computes them, in inference mode."""
         structure = graph.structured_inputs(self.model, list(inputs))
         return keras.tree.flatten(self.model(structure, training=False))
+
+    def original(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`original_values` by name."""
+        return dict(zip(self.outputs, self.original_values(*inputs), strict=True))
+
+    def values(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
+        """The flat outputs of the model in inference mode, by what other runtimes know."""
+        return run_translated(self.model, list(inputs))
 
     def allowed(self, inputs: list[tf.Tensor], least: float) -> float:
         """The tolerance for an export; more where the model amplifies rounding errors."""
@@ -82,11 +129,12 @@ def write_saved_model(
         layers: all that take part.
     """
     # What the archive tracks is stored twice (keras#23553), what functions use once. So only
-    # lookup tables are tracked, which are no variables and would not be found otherwise.
+    # tables are tracked, which are no variables and would not be found otherwise.
     archive = keras.export.ExportArchive()
     for layer in layers:
-        if hasattr(layer, "lookup_table"):
-            archive.track(layer)
+        for value in vars(layer).values():
+            if isinstance(value, tf.saved_model.experimental.TrackableResource):
+                archive.track(value)
     for name, (function, specs) in signatures.items():
         archive.add_endpoint(name, _plain(function, specs), specs)
     archive.write_out(folder, verbose=False)
@@ -115,106 +163,3 @@ def _input_names(model: keras.Model) -> list[str]:
         new if UNNAMED.match(name) else re.sub(r"\W", "_", name)
         for name, new in zip(names, plain, strict=True)
     ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Agreement:
-    """An exported model beside the Keras model it was made of.
-
-    Attributes:
-        difference: largest absolute difference of any output.
-        scale: largest absolute value of that output.
-        top1: share of the samples for which the largest value of the output lies at the same
-            index; `None` if no output is a vector of several values.
-        samples: how many were compared.
-        random: whether they were random numbers, which say little of accuracy.
-    """
-
-    difference: float
-    scale: float
-    top1: float | None
-    samples: int
-    random: bool
-
-    @property
-    def relative(self) -> float:
-        """The difference over the scale."""
-        return self.difference / self.scale if self.scale else self.difference
-
-    def __str__(self) -> str:
-        kind = "random samples" if self.random else "samples"
-        text = f"outputs differ by {self.difference:.1e} ({self.relative:.1e} of their scale)"
-        if self.top1 is not None:
-            text += f", top-1 agrees for {100 * self.top1:.1f} %"
-        return f"{text}, {self.samples} {kind}"
-
-
-def compare(signature: Signature, run: Callable, samples: Samples, random: bool) -> Agreement:
-    """Runs the samples through a model and its export.
-
-    Args:
-        signature: of the Keras model.
-        run: takes a dict of input arrays by name, gives a dict of output arrays by name.
-        samples: what to compare on.
-        random: whether these are random numbers.
-    """
-    # As `predict` runs it: eagerly, some preprocessing layers of Keras round to integers.
-    reference = tf.function(signature)
-    rows, matches = dict.fromkeys(signature.outputs, (0.0, 0.0)), []
-    for inputs, _ in samples.batches(16):
-        expected = reference(*inputs)
-        arrays = zip(signature.inputs, inputs, strict=True)
-        received = run({name: value.numpy() for name, value in arrays})
-        for name, value in expected.items():
-            want, got = np.asarray(value, np.float64), np.asarray(received[name], np.float64)
-            difference = float(np.abs(want - got).max()) if want.shape == got.shape else np.inf
-            if not np.isfinite(want).all():
-                raise ExportError(
-                    f"The output '{name}' of model '{signature.name}' is not finite on the "
-                    "samples: no export of it can be checked. Pass other `check_data`."
-                )
-            largest, scale = rows[name]
-            # max() would lose a NaN.
-            rows[name] = (
-                float(np.maximum(largest, difference)),
-                max(scale, float(np.abs(want).max())),
-            )
-            if want.ndim == 2 and want.shape[-1] > 1 and want.shape == got.shape:
-                matches.append(want.argmax(-1) == got.argmax(-1))
-    worst = max(rows.values(), key=lambda row: np.nan_to_num(row[0] / (row[1] or 1), nan=np.inf))
-    top1 = float(np.concatenate(matches).mean()) if matches else None
-    return Agreement(*worst, top1, len(samples), random)
-
-
-def check_agreement(
-    agreement: Agreement, signature: Signature, samples: Samples, tolerance: float, kind: str
-) -> None:
-    """Raises unless an export computes what its Keras model computes.
-
-    Args:
-        agreement: from `compare`, with these samples and this signature.
-        tolerance: for the relative difference; a network that amplifies rounding gets more.
-        kind: what was made, `"TFLite file"`.
-    """
-    if agreement.relative <= tolerance:
-        return
-    inputs, _ = next(samples.batches(16))
-    tolerance = signature.allowed(inputs, tolerance)
-    if not agreement.relative <= tolerance:
-        raise ExportError(
-            f"The {kind} of model '{signature.name}' does not compute what the Keras model "
-            f"computes: {agreement}, more than {tolerance:g} of the scale. Nothing was written."
-        )
-
-
-def check_samples(
-    model: keras.Model, data: Any, seed: int = 0, limit: int = CHECKED
-) -> tuple[Samples, bool]:
-    """Samples to compare on, and whether they are random: some of `data`, if there are any."""
-    if data is not None:
-        return collect(data, model, limit, seed), False
-    shapes = [
-        tuple(ASSUMED_SIZE if size is None else size for size in tensor.shape[1:])
-        for tensor in graph.body(model).inputs
-    ]
-    return random_samples(model, shapes, 8, seed), True

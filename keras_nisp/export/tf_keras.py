@@ -17,6 +17,7 @@ from keras import layers
 
 from keras_nisp import graph
 from keras_nisp.errors import ConversionError
+from keras_nisp.export.signature import check_exportable
 from keras_nisp.export.tf_keras_layers import (
     ACTIVATIONS,
     COMPOSED,
@@ -72,7 +73,7 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     >>> np.allclose(model(x), converted(x), atol=1e-6)
     True
     """
-    graph.check_model(model)
+    check_exportable(model)
     model = in_float32(model)
     keras_2 = _import_tf_keras()
     converter = _Converter(keras_2)
@@ -82,7 +83,9 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     converted = keras_2.Model(structure, outputs, name=model.name)
     converter.copy_weights()
     indices = [id(tensor) in converter.looked_up for tensor in inputs]
-    _check(model, converted, converter, indices)
+    with graph.fresh_states(model):
+        _check(model, converted, converter, indices)
+    converted.reset_states()
     return converted
 
 
@@ -231,8 +234,7 @@ def _check(model, converted: "tf_keras.Model", converter: _Converter, indices: l
     """
     tensors = graph.body(model).inputs
     shapes = [tuple(ASSUMED_SIZE if n is None else n for n in t.shape[1:]) for t in tensors]
-    count = next((t.shape[0] for t in tensors if t.shape[0] is not None), 2)
-    inputs, _ = next(random_samples(model, shapes, count).batches())
+    inputs, _ = next(random_samples(model, shapes, graph.batch_size(model) or 2).batches())
     pairs = zip(inputs, indices, strict=True)
     inputs = [tf.cast(x > 0, x.dtype) if index else x for x, index in pairs]
     converter.run(model, inputs, converter.compare)

@@ -18,22 +18,29 @@ import tensorflow as tf
 from keras_nisp import copying, graph
 from keras_nisp.data import Samples, collect
 from keras_nisp.errors import ExportError
-from keras_nisp.export.signature import (
+from keras_nisp.export.agreement import (
     Agreement,
-    Signature,
     check_agreement,
     check_samples,
     compare,
+    whole_batches,
+)
+from keras_nisp.export.operations import float_operations, listed, operations
+from keras_nisp.export.signature import (
+    Signature,
+    check_batch_size,
+    check_exportable,
     write_saved_model,
 )
 from keras_nisp.files import check_writable, replacing
 from keras_nisp.rounding import LARGEST_TOLERANCE, default_tolerance
 from keras_nisp.runtime import dequantized, load_interpreter, quantized
 
-QUANTIZATIONS = (None, "float16", "dynamic", "int8")
+QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
 # Of the outputs' scale. Integers lose what the data decide: there, only the report tells.
 TOLERANCES = {"float16": LARGEST_TOLERANCE, "dynamic": np.inf, "int8": np.inf}
 LEAST_TOP1 = 0.9  # of quantized files; less is said aloud
+MOST_CHANGED = 0.5  # of the scale of outputs without top-1; more is said aloud
 REPRESENTATIVE = 200  # samples from which the converter takes the ranges of activations
 
 
@@ -47,8 +54,11 @@ class TFLiteExport:
         bytes: size of the file.
         gzip_bytes: its size under gzip, as an app store or a browser transfers it.
         parameters: of the Keras model.
+        batch_size: samples in each run; `None` if that is open.
         inputs, outputs: names, in the file's signature `serving_default`.
-        agreement: with the Keras model: top-1 and the largest difference.
+        agreement: with the Keras model: top-1 and the largest difference of each output.
+        operations: TFLite's operations in the file and how often each is there.
+        float_operations: those that compute with floats; of an `"int8"` file mostly none.
     """
 
     path: Path
@@ -56,14 +66,20 @@ class TFLiteExport:
     bytes: int
     gzip_bytes: int
     parameters: int
+    batch_size: int | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     agreement: Agreement
+    operations: dict[str, int]
+    float_operations: dict[str, int]
 
     def __str__(self) -> str:
+        kind = self.quantization or "float32"
+        if kind == "int8" and self.float_operations:
+            kind += f" (in float: {listed(self.float_operations)})"
         return (
-            f"{self.path}: {self.quantization or 'float32'}, {self.bytes:,} bytes "
-            f"({self.gzip_bytes:,} under gzip); {self.agreement}"
+            f"{self.path}: {kind}, {self.bytes:,} bytes ({self.gzip_bytes:,} under gzip); "
+            f"{self.agreement}"
         )
 
 
@@ -73,20 +89,26 @@ def export_tflite(
     quantization: str | None = None,
     representative_data: Any = None,
     *,
+    batch_size: int | None = None,
     check_data: Any = None,
     seed: int = 0,
     verbose: int = 1,
 ) -> TFLiteExport:
     """Writes a TFLite file, and runs it in the interpreter beside the Keras model.
 
+    Stateful layers start with zeros, and keep their state from one run of the file to the next.
+
     Args:
         model: a functional or Sequential model. It is not changed.
         path: of the file, ending in `.tflite`. An existing file is replaced as a whole.
-        quantization: `None` (float32), `"float16"` (half the size; computes in float32 on a CPU),
-            `"dynamic"` (int8 weights, float inputs and outputs), or `"int8"` (weights,
+        quantization: `None` or `"float32"`, `"float16"` (half the size; computes in float32 on a
+            CPU), `"dynamic"` (int8 weights, float inputs and outputs), or `"int8"` (weights,
             activations, inputs and outputs, for the fastest and for integer-only devices).
         representative_data: some real inputs, as calibration data, of which `"int8"` takes the
             ranges of activations (up to 200 samples). Labels are passed over.
+        batch_size: fixes how many samples a run takes, 1 on most devices. By default that of
+            `keras.Input`, which is open unless it was given: then `Flatten`, say, needs
+            operations on shapes, which some devices do not have.
         check_data: samples on which the file is compared with the model (up to 256); by default
             representative data, else random numbers.
         seed: for choosing samples.
@@ -102,7 +124,9 @@ def export_tflite(
             computes something else. Then no file is written.
 
     Warns:
-        UserWarning: on given samples, top-1 of a quantized file agrees for less than 90 %.
+        UserWarning: on given samples, top-1 of an output of a quantized file agrees for less than
+            90 %, or an output without top-1 changes by more than half of its scale; operations
+            of an `"int8"` file compute with floats.
 
     Example:
 
@@ -117,36 +141,73 @@ def export_tflite(
     if path.suffix != ".tflite":
         raise ValueError(f"Expected a path that ends in '.tflite'. Received: '{path}'")
     check_writable(path)
+    quantization = check_quantization(quantization)
+    check_exportable(model)
+    signature = Signature(model, batch_size)
     check_data = representative_data if check_data is None else check_data
-    samples, random = check_samples(model, check_data, seed)
-    content = convert(model, quantization, representative_data, seed=seed)
-    signature = Signature(model)
-    agreement = compare(signature, runner(content), samples, random)
+    samples, random = check_samples(model, check_data, seed, batch_size=batch_size)
+    with graph.fresh_states(model):
+        content = convert(
+            model, quantization, representative_data, batch_size=batch_size, seed=seed
+        )
+        agreement = compare(signature, runner(content), samples, random, "TFLite file")
     tolerance = TOLERANCES.get(quantization, default_tolerance(model))
     check_agreement(agreement, signature, samples, tolerance, "TFLite file")
-    answers = agreement.top1 is not None and not random
-    if quantization and answers and agreement.top1 < LEAST_TOP1:
-        warnings.warn(
-            f"Quantization changes the answers of model '{model.name}': {agreement}. More "
-            "representative data may help; else 'float16', or training with emulated int8 "
-            "(`keras_nisp.quantization_aware`).",
-            stacklevel=2,
-        )
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
     export = TFLiteExport(
         path,
         quantization,
         len(content),
         len(gzip.compress(content)),
         model.count_params(),
+        signature.batch_size,
         tuple(signature.inputs),
         tuple(signature.outputs),
         agreement,
+        operations(content),
+        float_operations(content),
     )
+    if quantization:
+        _warn_of_quantization(model.name, export)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     if verbose:
         print(export)
     return export
+
+
+def check_quantization(quantization: str | None) -> str | None:
+    """The kind of a file; `None` is what float32 is called here."""
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"Expected `quantization` to be None or one of {QUANTIZATIONS}. Received: "
+            f"{quantization!r}"
+        )
+    return None if quantization == "float32" else quantization
+
+
+def _warn_of_quantization(name: str, export: TFLiteExport) -> None:
+    """Says what a quantized file loses."""
+    changed = [
+        row.name
+        for row in export.agreement.outputs
+        if (row.top1 is not None and row.top1 < LEAST_TOP1)
+        or (row.top1 is None and row.relative > MOST_CHANGED)
+    ]
+    if changed and not export.agreement.random:
+        warnings.warn(
+            f"Quantization changes the answers of model '{name}' in "
+            f"{', '.join(map(repr, changed))}: {export.agreement}. More representative data may "
+            "help; else 'float16', or training with emulated int8 "
+            "(`keras_nisp.quantization_aware`).",
+            stacklevel=3,
+        )
+    if export.quantization == "int8" and export.float_operations:
+        warnings.warn(
+            f"The int8 file of model '{name}' computes in float what TFLite's converter does not "
+            f"quantize: {listed(export.float_operations)}. Devices that know integers alone do "
+            "not run it.",
+            stacklevel=3,
+        )
 
 
 def convert(
@@ -154,14 +215,13 @@ def convert(
     quantization: str | None = None,
     representative: Any = None,
     *,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> bytes:
     """The content of a TFLite file; arguments as for `export_tflite`."""
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(
-            f"Expected `quantization` to be one of {QUANTIZATIONS}. Received: {quantization!r}"
-        )
-    samples = None
+    quantization = check_quantization(quantization)
+    check_exportable(model)
+    batch_size, samples = check_batch_size(model, batch_size), None
     if quantization == "int8":
         if representative is None:
             raise ValueError(
@@ -169,6 +229,7 @@ def convert(
                 "converter takes the range of every activation. Received none."
             )
         samples = collect(representative, model, REPRESENTATIVE, seed)
+        samples = whole_batches(samples, batch_size)
     loops = [
         layer.name
         for layer in graph.all_layers(model)
@@ -179,8 +240,9 @@ def convert(
             f"Layer '{loops[0]}' is a loop over time, on which TensorFlow's int8 calibration "
             "crashes. Build it with `unroll=True`, or choose quantization='dynamic'."
         )
-    # Loops have no counterpart at an open batch size, but one at 1.
-    signature = Signature(in_float32(model), 1 if loops else None)
+    # Loops and tables of words have no counterpart at an open batch size, but one at 1.
+    words = any(tensor.dtype == "string" for tensor in graph.body(model).inputs)
+    signature = Signature(in_float32(model), batch_size or (1 if loops or words else None))
     return _convert(signature, quantization, samples)
 
 
@@ -203,11 +265,8 @@ def _configure(converter, quantization, signature: Signature, samples: Samples |
         converter.target_spec.supported_types = [tf.float16]
     if quantization == "int8":
         converter.representative_dataset = lambda: (
-            {
-                name: array[i : i + 1]
-                for name, array in zip(signature.inputs, samples.inputs, strict=True)
-            }
-            for i in range(len(samples))
+            dict(zip(signature.inputs, inputs, strict=True))
+            for inputs, _ in samples.batches(signature.batch_size or 1)
         )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = tf.int8
@@ -233,10 +292,12 @@ def run_converter(converter: Any, name: str) -> bytes:
 
 def _cause(text: str) -> str:
     """What matters in the converter's pages of MLIR."""
-    missing = sorted(set(re.findall(r"failed to legalize operation '(tf[l.\w]*)'", text)))
+    missing = set(re.findall(r"failed to legalize operation '(tf[l.\w]*)'", text))
+    missing |= set(re.findall(r"'(tf[l.\w]*)' op is neither a custom op nor a flex op", text))
     needed = sorted(set(re.findall(r"^\s*(?:Flex|Custom) ops: (.+)$", text, re.MULTILINE)))
     if missing or needed:
-        return f"there is no TFLite operation for {', '.join(needed or missing)}."
+        return f"there is no TFLite operation for {', '.join(needed or sorted(missing))}."
+    text = re.sub(r"loc\(.*\): ", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
     return (errors or lines or ["it does not say why"])[0][:300]
@@ -250,7 +311,9 @@ def in_float32(model: keras.Model) -> keras.Model:
 
 
 def runner(model: bytes | str | os.PathLike, threads: int = 1):
-    """A function that runs a TFLite model, sample by sample as a device does.
+    """A function that runs a TFLite model as a device does, sample by sample.
+
+    A file with a fixed batch size gets batches of that size.
 
     Args:
         model: content or path of the file.
@@ -263,12 +326,14 @@ def runner(model: bytes | str | os.PathLike, threads: int = 1):
     interpreter = load_interpreter(model, threads, allocate=False)
     call = interpreter.get_signature_runner("serving_default")
     inputs, outputs = call.get_input_details(), call.get_output_details()
+    size = max(1, *(detail["shape_signature"][0] for detail in inputs.values()))
 
     def run(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = []
-        for i in range(len(next(iter(arrays.values())))):
-            values = {n: quantized(a[i : i + 1], inputs[n]) for n, a in arrays.items()}
-            rows.append({n: dequantized(a, outputs[n]) for n, a in call(**values).items()})
+        for i in range(0, len(next(iter(arrays.values()))), size):
+            values = {n: quantized(a[i : i + size], inputs[n]) for n, a in arrays.items()}
+            results = {n: dequantized(a, outputs[n]) for n, a in call(**values).items()}
+            rows.append({n: np.atleast_1d(a) for n, a in results.items()})
         return {name: np.concatenate([row[name] for row in rows]) for name in outputs}
 
     return run

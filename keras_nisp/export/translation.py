@@ -1,0 +1,76 @@
+"""What Keras computes by operations that other runtimes lack, computed otherwise."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_nisp import graph
+from keras_nisp.masks import set_mask
+from keras_nisp.wrappers import take_apart
+
+# Keras tells -0 from 0 by the bits of a float, which neither TFLite nor ONNX can look at.
+INDICES = {
+    graph.operation_class("argmax"): tf.argmax,
+    graph.operation_class("argmin"): tf.argmin,
+}
+
+
+def run_translated(model: keras.Model, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The flat outputs of a model in inference mode, by what other runtimes know.
+
+    Args:
+        model: a functional or sequential model.
+        inputs: a tensor for each of its inputs, flat.
+    """
+    if not any(_is_translated(operation) for operation in _operations(model)):
+        structure = graph.structured_inputs(model, inputs)
+        return keras.tree.flatten(model(structure, training=False))
+
+    def visit(site, args, kwargs):
+        operation = site.operation
+        if type(operation) in INDICES:
+            return _index(operation, *args, **kwargs)
+        if type(operation) is keras.layers.TimeDistributed:  # with a mask, else it was taken apart
+            return _masked_steps(operation, args, kwargs)
+        return graph.infer(operation, *args, **kwargs)
+
+    return keras.tree.flatten(graph.walk(model, inputs, visit))  # takes wrappers apart
+
+
+def _operations(model: keras.Model) -> Iterator[keras.Operation]:
+    for operation in graph.body(model).operations:
+        if graph.is_graph(operation):
+            yield from _operations(operation)
+        yield operation
+
+
+def _is_translated(operation: keras.Operation) -> bool:
+    """Whether an operation is computed otherwise.
+
+    `TimeDistributed` over an open axis is a loop of `vectorized_map`, which SavedModels get wrong
+    and other runtimes do not know.
+    """
+    return type(operation) in INDICES or type(operation) is keras.layers.TimeDistributed
+
+
+def _masked_steps(wrapper: keras.layers.TimeDistributed, args: tuple, kwargs: dict) -> list:
+    sequence = set_mask(tf.identity(args[0] if args else kwargs["inputs"]), kwargs["mask"])
+    return take_apart(
+        wrapper,
+        wrapper.name,
+        (sequence,),
+        {},
+        lambda inner, _, args, kwargs: keras.tree.flatten(graph.infer(inner, *args, **kwargs)),
+    )
+
+
+def _index(operation: keras.Operation, x: Any) -> tf.Tensor:
+    x = tf.convert_to_tensor(x)
+    rank, axis = len(x.shape), operation.axis
+    flat = tf.reshape(x, [-1]) if axis is None else x
+    index = INDICES[type(operation)](flat, axis=axis or 0, output_type=tf.int32)
+    if not operation.keepdims:
+        return index
+    return tf.reshape(index, [1] * rank) if axis is None else tf.expand_dims(index, axis)
