@@ -18,6 +18,7 @@ from keras_nisp.errors import (  # noqa: E402
     NotCollapsedError,
     PlanFileError,
     PlanMismatchError,
+    RuleError,
     UnknownLayerWarning,
     VerificationError,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "PolynomialSchedule",
     "Random",
     "Rule",
+    "RuleError",
     "Sensitivity",
     "Taylor",
     "UnknownLayerWarning",

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_nisp.latency import BLOCKS, STEPS, LatencyTable
-from keras_nisp.tracing import trace
+from keras_nisp.tracing import trace_quietly
 
 KINDS = ("ratio", "ratios", "widths", "flops_reduction", "params_reduction", "latency_reduction")
 
@@ -126,7 +126,7 @@ def _check_shares(kind: str, given: Any) -> None:
 
 def _checked_widths(given: Any) -> dict[str, int]:
     if isinstance(given, keras.Model):
-        return {creator.layer: len(creator.units) for creator in trace(given).creators}
+        return {creator.layer: len(creator.units) for creator in trace_quietly(given).creators}
     if not isinstance(given, Mapping):
         raise TypeError(f"Expected `widths` to be a dict of layer: channels. Received: {given!r}")
     for name, width in given.items():

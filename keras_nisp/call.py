@@ -8,7 +8,8 @@ import numpy as np
 
 from keras_nisp import graph
 from keras_nisp.channels import Binding, Traced
-from keras_nisp.rules.base import Barrier
+from keras_nisp.errors import RuleError
+from keras_nisp.rules.base import Barrier, rule_for
 
 if TYPE_CHECKING:
     from keras_nisp.tracing import Tracer
@@ -58,6 +59,27 @@ class Call:
         """The weights of the layer; an operation has none."""
         return getattr(self.layer, "weights", [])
 
+    def ask(self, method: str, *args, **kwargs) -> Any:
+        """Runs a method of the rule for this call: `call.ask("absolute", x)`.
+
+        Raises:
+            RuleError: whatever goes wrong there, with the names of the layer and of the rule.
+        """
+        try:
+            return getattr(self.rule, method)(self, *args, **kwargs)
+        except RuleError:
+            raise
+        except Exception as error:
+            raise self.error(method, f"raised {type(error).__name__}: {error}") from error
+
+    def error(self, method: str, what: str) -> RuleError:
+        """What to raise where a method of the rule does what it must not."""
+        rule = f"{type(self.rule).__module__}.{type(self.rule).__qualname__}"
+        return RuleError(
+            f"`{method}` of {rule}, the rule for layer '{self.path}' "
+            f"({type(self.layer).__name__}), {what}"
+        )
+
     # What a rule's `trace` may say. ------------------------------------------------
 
     @property
@@ -72,9 +94,14 @@ class Call:
         """
         return self.tracer.create(self, count, label)
 
-    def block(self, reason: str) -> list[np.ndarray]:
-        """Says that the rule does not reach this call: nothing it touches may be removed."""
-        self.rule = Barrier(reason)
+    def block(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
+        """Says that the rule does not reach this call: nothing it touches may be removed.
+
+        Args:
+            reason: for `plan.explain`, after the name of the layer.
+            unknown: whether users are to be told that channels stay for want of a rule.
+        """
+        self.rule = Barrier(reason, unknown)
         self.mixes_channels = self.sums_channels = self.reads = False
         self.constants, self.hidden = {}, {}
         return self.rule.trace(self)
@@ -82,6 +109,17 @@ class Call:
     def fresh(self, shape: tuple[int, ...], reason: str) -> np.ndarray:
         """Names along the last axis of a tensor for values that may not be removed."""
         return self.fix(self.tracer.fresh_last(shape), reason)
+
+    def inside(self, layer: keras.Operation, inputs: list[Traced], shapes: list) -> "Call":
+        """The call of a layer that this one holds.
+
+        Args:
+            layer: the layer inside.
+            inputs: what enters it.
+            shapes: of what leaves it.
+        """
+        rule = rule_for(layer, tuple(inputs))
+        return Call(layer, self.path, rule, inputs, shapes, self.tracer)
 
     def single(self, reason: str) -> np.ndarray:
         """One name for an output whose axes hold no channels."""
@@ -96,9 +134,18 @@ class Call:
         self.hidden[label] = self.create(count, f":{label}")
         return self.hidden[label]
 
-    def fix(self, names: np.ndarray, reason: str) -> np.ndarray:
-        """Says that these channels may not be removed, and why."""
+    def fix(self, names: np.ndarray, reason: str, unknown: str | None = None) -> np.ndarray:
+        """Says that these channels may not be removed, and why.
+
+        Args:
+            names: of the channels.
+            reason: for `plan.explain`.
+            unknown: where it is only that nothing is known of what happens to them: what it is
+                that nothing is known of, for a warning.
+        """
         self.tracer.fixed.append((np.unique(names), reason))
+        if unknown:
+            self.tracer.unknown[reason] = unknown
         return names
 
     def join(self, first: np.ndarray, second: np.ndarray) -> None:
@@ -131,8 +178,8 @@ class Call:
     ) -> None:
         """Says which names lie along the axes of a variable.
 
-        What is no variable is passed over: `None`, or a kernel that a layer computes from
-        other weights (LoRA), which then have no meaning and fix its channels.
+        `None` is passed over. Whatever else is no variable (a kernel that a layer computes from
+        other weights, or holds as a constant) fixes its channels.
 
         Args:
             variable: the layer's variable.
@@ -144,6 +191,9 @@ class Call:
         if isinstance(variable, keras.Variable):
             applied = positions * self.batch
             self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)
+        elif variable is not None:
+            for names in ((own or {}) | (read or {}) | (create or {})).values():
+                self.fix(names, f"'{self.path}' computes with a kernel that is no variable")
         if read:
             self.reads = True
 

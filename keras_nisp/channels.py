@@ -101,6 +101,7 @@ class ChannelMap:
         groups: the coupled groups, in the order of the walk.
         count: number of units.
         input_shapes: sizes (without batch) for which FLOPs are counted.
+        unknown: which reasons to hold units are for want of a rule, and what has none.
         model_inputs: by `id` of a nested model, the `Traced` inputs of its first call.
     """
 
@@ -125,6 +126,7 @@ class ChannelMap:
             tensor.names = compact(units[tensor.names])
         self.creators = [Creator(path, units[names]) for path, names in tracer.creators]
         self.reasons = reasons_by_unit((units[names], why) for names, why in tracer.fixed)
+        self.unknown = tracer.unknown
         self.groups = _groups(self.creators, self.free, self.count)
 
     @functools.cached_property
@@ -159,7 +161,9 @@ class ChannelMap:
             for name in {*holders, call.layer.name}:
                 paths.setdefault(name, []).append(call.path)
         for creator in self.creators:
-            paths.setdefault(creator.layer, [creator.layer])
+            for name in (creator.layer, creator.layer.rpartition("/")[2]):
+                if ":" in name:
+                    paths.setdefault(name, []).append(creator.layer)
         return paths
 
     def blocks(self, group: Group) -> list[np.ndarray]:
@@ -218,10 +222,16 @@ class ChannelMap:
         return seen
 
     def layer_units(self, path: str) -> np.ndarray:
-        """All units that a layer creates, owns, reads or passes on."""
+        """All units that a layer creates or passes on, those that no tensor shows too.
+
+        Args:
+            path: of a layer, or of channels that no tensor shows ("attention:heads").
+        """
         calls = [call for call in self.calls if call.path == path]
         arrays = [tensor.names for call in calls for tensor in call.outputs]
-        return np.unique(np.concatenate([a.ravel() for a in arrays]))
+        arrays += [units for call in calls for units in call.hidden.values()]
+        arrays += [creator.units for creator in self.creators if creator.layer == path]
+        return np.unique(np.concatenate([array.ravel() for array in arrays]))
 
 
 def compact(names: np.ndarray) -> np.ndarray:

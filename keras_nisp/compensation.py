@@ -18,6 +18,7 @@ from keras_nisp.data import Samples
 from keras_nisp.importance.base import run, spatial_axes
 from keras_nisp.masks import mask_of, spread_mask
 from keras_nisp.plan import Plan
+from keras_nisp.rules.base import is_exactly
 from keras_nisp.unit_map import DROPPED, UnitMap
 
 COMPENSATIONS = ("auto", "linear", "mean", None)
@@ -212,7 +213,7 @@ def compensate_linearly(
             x, z = original.batches(call), twin.batches(other)
             constant = reader.biased or call.outputs[0] in normalised
             _repair(reader, unit_map, *_regress(reader, unit_map, x, z, constant, ridge))
-        if isinstance(other.layer, layers.BatchNormalization):
+        if is_exactly(other.layer, layers.BatchNormalization):
             _renew(other.layer, twin)
         original.step()
         twin.step()
@@ -229,7 +230,7 @@ def _normalised(channel_map: ChannelMap) -> set[Traced]:
     normalised = {
         tensor
         for call in channel_map.calls
-        if isinstance(call.layer, layers.BatchNormalization)
+        if is_exactly(call.layer, layers.BatchNormalization)
         for tensor in call.inputs
     }
     return linear & normalised

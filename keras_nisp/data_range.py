@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.data import Samples
-from keras_nisp.tracing import trace
+from keras_nisp.tracing import trace_quietly
 
 LARGEST_RATIO = 8.0  # other data of the same kind differ by less, another range by 255
 CHECKED = 64
@@ -15,7 +15,7 @@ CHECKED = 64
 
 def starts_with_rescaling(model: keras.Model) -> bool:
     """Whether the first layer that changes values is `Rescaling` or `Normalization`."""
-    for call in trace(model).calls:
+    for call in trace_quietly(model).calls:
         if isinstance(call.layer, (keras.layers.Rescaling, keras.layers.Normalization)):
             return True
         if call.weights:
@@ -56,7 +56,7 @@ class _Found(Exception):  # noqa: N818
 
 def _first_ratio(model: keras.Model, samples: Samples) -> float | None:
     """Root mean square of what enters the first BatchNormalization, over that in training."""
-    channel_map, ratios = trace(model), []
+    channel_map, ratios = trace_quietly(model), []
     inputs = [tf.convert_to_tensor(array[:CHECKED]) for array in samples.inputs]
 
     def visit(call, args, kwargs):

@@ -1,5 +1,11 @@
 """Errors and warnings of this package, all of them also the usual built-in kinds."""
 
+import sys
+import warnings
+from pathlib import Path
+
+HOME = str(Path(__file__).parent)
+
 
 class NoFinalResponseLayerError(ValueError):
     """The layer that feeds the classifier could not be found."""
@@ -15,6 +21,10 @@ class PlanMismatchError(ValueError):
 
 class PlanFileError(ValueError):
     """A file that is not a plan, or a damaged one."""
+
+
+class RuleError(TypeError):
+    """The rule of a layer that fails, or says of the layer what cannot be."""
 
 
 class VerificationError(ValueError):
@@ -35,3 +45,11 @@ class UnknownLayerWarning(UserWarning):
 
 class ExportError(ValueError):
     """A model that cannot be exported, or whose export does not compute the same."""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns of a line of the user's: the one from which this package was entered."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(HOME):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -26,6 +26,7 @@ from keras.src.models.functional import Functional
 
 from keras_nisp import masks
 from keras_nisp._environment import legacy_keras_hint
+from keras_nisp.arguments import arranged
 from keras_nisp.wrappers import is_wrapper, take_apart
 
 # What functions of `keras.activations` leave in a graph, unless it is what those of `keras.ops` do.
@@ -136,7 +137,8 @@ def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
     Args:
         model: a functional or sequential model.
         inputs: values for the model's inputs, in its own structure.
-        visit: returns the value (or list of values) of the call's outputs.
+        visit: returns the value (or list of values) of the call's outputs. Arguments that the
+            call must have come by position, however the graph was written.
 
     Returns:
         The values of the model's outputs, in its own structure.
@@ -158,6 +160,7 @@ def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
         args, kwargs = node.arguments.fill_in(values)
         if not isinstance(node.operation, keras.Layer):
             args, kwargs = _with_array_constants(node, args, kwargs)
+        args, kwargs = arranged(node.operation, args, kwargs)
         outputs = keras.tree.flatten(visit(node, args, kwargs))
         del args, kwargs
         values.update(zip(map(id, node.outputs), outputs, strict=True))
@@ -203,7 +206,7 @@ def walk(
 
     def call(operation, path, args, kwargs, inputs=(), outputs=()):
         if is_graph(operation):
-            nested = keras.tree.flatten(args[0] if args else kwargs["inputs"])
+            nested = keras.tree.flatten(args[0])
             enter(operation, nested)
             values = walk(operation, nested, visit, enter, path + "/")
         elif is_wrapper(operation, kwargs):

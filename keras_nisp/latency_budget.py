@@ -1,12 +1,13 @@
 """Latency budgets, solved with a table and then proven by measuring what was built."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 
 import keras
 
 from keras_nisp.benchmarking import benchmark
-from keras_nisp.errors import BudgetError
+from keras_nisp.errors import BudgetError, UnknownLayerWarning
 from keras_nisp.export.tflite import convert
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.latency import LatencyTable
@@ -90,7 +91,10 @@ def realise_latency(
     while len(results) <= TRIES:
         limits |= {"latency_reduction": amount, "latency": table}
         try:
-            plan = plan_pruning(model, importance, **limits)
+            with warnings.catch_warnings():
+                if results:  # the first plan has warned
+                    warnings.simplefilter("ignore", UnknownLayerWarning)
+                plan = plan_pruning(model, importance, **limits)
         except BudgetError:
             if not results:
                 raise

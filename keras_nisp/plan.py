@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import os
 
 import keras
@@ -20,7 +21,7 @@ from keras_nisp.plan_rows import (
     creator_clusters,
 )
 from keras_nisp.tables import Column, percent, render_table
-from keras_nisp.tracing import trace
+from keras_nisp.tracing import trace_quietly
 from keras_nisp.unit_map import DROPPED, UnitMap
 
 
@@ -202,7 +203,7 @@ class Plan:
         graph.check_model(model)
         for shapes in (list(self.input_shapes), None):  # the same structure may have another size
             with contextlib.suppress(ValueError):
-                return trace(model, shapes, self.whole_groups)
+                return trace_quietly(model, shapes, self.whole_groups)
         raise PlanMismatchError(self._mismatch(model))
 
     def _mismatch(self, model) -> str:
@@ -352,7 +353,9 @@ def _change(before: int, after: int) -> str:
 
 
 def _is_named(path: str, name: str) -> bool:
-    return path == name or path.rsplit("/", 1)[-1] == name
+    """Whether a path is that of a layer of this name or pattern, or of channels inside of it."""
+    own = path.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatchcase(part, name) for part in (path, own, own.split(":")[0]))
 
 
 def _shorten(names, limit: int = 8) -> str:

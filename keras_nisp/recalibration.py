@@ -11,7 +11,8 @@ from keras_nisp.channels import ChannelMap
 from keras_nisp.compensation import check_compensation, compensate_linearly, fold_means
 from keras_nisp.data import Samples, collect
 from keras_nisp.plan import Plan
-from keras_nisp.tracing import trace
+from keras_nisp.rules.base import is_exactly
+from keras_nisp.tracing import trace_quietly
 
 
 def recalibrate(
@@ -90,7 +91,7 @@ def recalibrate(
     """
     _check(original, plan, compensate, ridge)
     samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
-    channel_map = trace(model) if plan is None else plan.trace(model)
+    channel_map = trace_quietly(model) if plan is None else plan.trace(model)
     if original is not None and compensate is not None:
         large = plan.trace(original)
         if compensate == "mean":
@@ -119,7 +120,7 @@ def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int
     known: dict[keras.layers.Layer, BatchStatistics] = {}
 
     def visit(call, args, kwargs):
-        if not isinstance(call.layer, keras.layers.BatchNormalization):
+        if not is_exactly(call.layer, keras.layers.BatchNormalization):
             return call.infer(*args, **kwargs)
         statistics = known.setdefault(call.layer, BatchStatistics(call.layer))
         return statistics.normalised(*args, **kwargs)

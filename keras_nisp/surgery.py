@@ -179,7 +179,7 @@ class Surgeon:
         if not self._changes(call):
             return copying.copy_layer(layer)
         before = copying.layer_config(layer)
-        after = call.rule.resize(call, copying.layer_config(layer), self.width)
+        after = call.ask("resize", copying.layer_config(layer), self.width)
         return copying.copy_layer(layer, **copying.changes(before, after))
 
     def _changes(self, call) -> bool:
@@ -205,7 +205,7 @@ class Surgeon:
 
             def value_of(variable, call=call):
                 value = resize(variable, tf.convert_to_tensor(variable))
-                return call.rule.convert(call, variable, value, self.width)
+                return call.ask("convert", variable, value, self.width)
 
             layer_state.carry(old, new, value_of, not self._changes(call))
         for old, new in self.models:

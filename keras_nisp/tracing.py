@@ -2,7 +2,6 @@
 
 import fnmatch
 import math
-import warnings
 
 import keras
 import numpy as np
@@ -12,8 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from keras_nisp import graph
 from keras_nisp.call import Call
 from keras_nisp.channels import Binding, ChannelMap, Traced, compact
-from keras_nisp.errors import UnknownLayerWarning
-from keras_nisp.rules.base import Barrier, meaningful, rule_for
+from keras_nisp.errors import RuleError, UnknownLayerWarning, warn
+from keras_nisp.rules.base import Barrier, Rule, is_registered, meaningful, rule_for
 
 MOST_NAMED = 8  # layers in a warning
 ASSUMED_SIZE = 224  # for input axes whose size the model leaves open
@@ -22,11 +21,13 @@ ASSUMED_SIZE = 224  # for input axes whose size the model leaves open
 class Tracer:
     """Collects names, joins, fixed names and bindings during the walk."""
 
-    def __init__(self):
+    def __init__(self, samples: int = 1):
+        self.samples = samples
         self.count = 0
         self.first: list[np.ndarray] = []
         self.second: list[np.ndarray] = []
         self.fixed: list[tuple[np.ndarray, str]] = []
+        self.unknown: dict[str, str] = {}  # reasons for want of a rule, and for what it is wanted
         self.bindings: dict[int, Binding] = {}
         self.created: dict[tuple[int, str], np.ndarray] = {}
         self.creators: list[tuple[str, np.ndarray]] = []
@@ -53,6 +54,18 @@ class Tracer:
         self.first.append(first.ravel())
         self.second.append(second.ravel())
 
+    def couple(self, first: Traced, second: Traced, reason: str) -> None:
+        """Joins the names of two tensors that come to the same place.
+
+        Args:
+            first, second: the tensors.
+            reason: why their channels are fixed if their shapes are too different for that.
+        """
+        try:
+            self.join(first.names, second.names)
+        except ValueError:
+            self.fixed += [(np.unique(tensor.names), reason) for tensor in (first, second)]
+
     def boxed(self, names: np.ndarray) -> np.ndarray:
         """Names that vary along one axis at most, so that a tensor is a box after any removal.
 
@@ -72,6 +85,12 @@ class Tracer:
     def bind(self, call, variable, own, read, create, positions) -> None:
         rank = len(variable.shape)
         axes = {axis % rank: names for part in (own, read, create) for axis, names in part.items()}
+        for axis, names in axes.items():
+            if np.shape(names) != (variable.shape[axis],):
+                raise ValueError(
+                    f"Expected {variable.shape[axis]} names along axis {axis} of variable "
+                    f"'{variable.path}'. Received: names of shape {np.shape(names)}"
+                )
         known = self.bindings.get(id(variable))
         if known is None:
             self.bindings[id(variable)] = Binding(
@@ -84,9 +103,43 @@ class Tracer:
             )
             return
         known.positions += positions
-        for axis, names in axes.items():
-            if known.axes[axis] is not names:
-                self.join(known.axes[axis], names)
+        for axis in {**known.axes, **axes}:
+            both = [part[axis] for part in (known.axes, axes) if axis in part]
+            if len(both) == 1:  # in one call the axis holds channels, in the other positions
+                reason = f"'{call.path}' is also called where these are no channels"
+                self.fixed.append((np.unique(both), reason))
+            elif both[0] is not both[1]:
+                self.join(*both)
+
+    def call(self, site: graph.Site, args: tuple, kwargs: dict, whole_groups=None) -> Call:
+        """Names what one call gives.
+
+        Args:
+            site, args, kwargs: from the walk.
+            whole_groups: whether a call loses whole groups.
+        """
+        kwargs = meaningful(kwargs)
+        flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
+        shapes = graph.output_shapes(site, args, kwargs, _shape_of)
+        rule = rule_for(site.operation, args, kwargs)
+        call = Call(site.operation, site.path, rule, flat, shapes, self, place=site.place)
+        call.samples = self.samples
+        call.whole_groups = whole_groups is not None and whole_groups(call)
+        names = _trace_call(call, args, kwargs)
+        call.outputs = [
+            Traced(self.boxed(n), shape, call.batch) for n, shape in zip(names, shapes, strict=True)
+        ]
+        return call
+
+    def follow(self, model: keras.Model, inputs: list[Traced]) -> tuple[list[Traced], list[Call]]:
+        """The outputs of a graph that a layer holds inside, and its calls."""
+        calls = []
+
+        def visit(site, args, kwargs):
+            calls.append(self.call(site, args, kwargs))
+            return calls[-1].outputs
+
+        return keras.tree.flatten(graph.walk(model, inputs, visit)), calls
 
     def units(self) -> np.ndarray:
         """The unit of every name."""
@@ -126,44 +179,40 @@ def trace(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
     >>> [creator.layer for creator in trace(model).creators]
     ['conv', 'head']
     """
+    channel_map = trace_quietly(model, input_shape, whole_groups)
+    _warn_of_unknown(channel_map)
+    return channel_map
+
+
+def trace_quietly(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
+    """`trace` without the warning of layers that have no rule, for what comes after a plan."""
     graph.check_model(model)
-    tracer, calls, model_inputs = Tracer(), [], {}
-    samples = graph.batch_size(model) or 1
+    tracer, calls, model_inputs = Tracer(graph.batch_size(model) or 1), [], {}
     wanted = (whole_groups,) if isinstance(whole_groups, str) else tuple(whole_groups)
     inputs = _traced_inputs(model, input_shape, tracer)
 
+    def whole(call):
+        return any(_is_grouped(call, len(calls), entry) for entry in wanted)
+
     def visit(site, args, kwargs):
-        kwargs = meaningful(kwargs)
-        flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
-        shapes = graph.output_shapes(site, args, kwargs, _shape_of)
-        rule = rule_for(site.operation, args, kwargs)
-        call = Call(site.operation, site.path, rule, flat, shapes, tracer, place=site.place)
-        call.samples = samples
-        call.whole_groups = any(_is_grouped(call, len(calls), entry) for entry in wanted)
-        names = _trace_call(call, args, kwargs)
-        call.outputs = [
-            Traced(tracer.boxed(np.asarray(n)), shape, call.batch)
-            for n, shape in zip(names, shapes, strict=True)
-        ]
-        calls.append(call)
-        return call.outputs
+        calls.append(tracer.call(site, args, kwargs, whole))
+        return calls[-1].outputs
 
     def enter(nested, values):
         if id(nested) not in model_inputs:
             model_inputs[id(nested)] = values
             return
         for known, value in zip(model_inputs[id(nested)], values, strict=True):
-            tracer.join(known.names, value.names)
+            tracer.couple(known, value, f"enters '{nested.name}', which is called at other sizes")
 
     outputs = keras.tree.flatten(graph.walk(model, inputs, visit, enter))
     for tensor, name in zip(outputs, graph.output_names(model), strict=True):
         tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
+    _fix_what_is_called_otherwise(calls, tracer)
     for call in calls:
         call.tracer = None
     _check_grouped(model, calls, wanted)
-    channel_map = ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
-    _warn_of_barriers(channel_map)
-    return channel_map
+    return ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
 
 
 def _is_grouped(call: Call, index: int, entry: str | int) -> bool:
@@ -219,8 +268,13 @@ def _shape_of(value) -> tuple | None:
 
 def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     """The names of a call's outputs, by its rule; fixed where the rule does not reach."""
-    names = call.rule.trace(call, *args, **kwargs)
-    names = list(names) if isinstance(names, (list, tuple)) else [names]
+    try:
+        names = _named_by_rule(call, args, kwargs)
+    except RuleError:
+        if is_registered(type(call.layer)):
+            raise
+        # A subclass that builds other variables than its base, say.
+        names = call.block("whose class is not what the rule of its base expects", unknown=True)
     if isinstance(call.rule, Barrier):
         return names
     unbound = [
@@ -235,30 +289,77 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     return names
 
 
-def _warn_of_barriers(channel_map: ChannelMap) -> None:
-    """Names the layers without a rule that hold channels which could be removed otherwise."""
+def _named_by_rule(call: Call, args, kwargs) -> list[np.ndarray]:
+    """What the rule says of the names of a call's outputs, if it can be."""
+    names = call.ask("trace", *args, **kwargs)
+    names = list(names) if isinstance(names, (list, tuple)) else [names]
+    names = [np.asarray(array) for array in names]
+    fitting = len(names) == len(call.output_shapes) and all(
+        array.dtype.kind == "i" and array.ndim == len(shape) and _broadcasts(array.shape, shape)
+        for array, shape in zip(names, call.output_shapes, strict=True)
+    )
+    if not fitting:
+        received = ", ".join(f"{array.dtype} {array.shape}" for array in names)
+        raise call.error(
+            "trace",
+            "must give an array of integers for each output that broadcasts to its shape without "
+            f"the batch axis: {call.output_shapes}. Received: {received or 'none'}",
+        )
+    return names
+
+
+def _broadcasts(names: tuple, shape: tuple) -> bool:
+    return all(count in (1, size) for count, size in zip(names, shape, strict=True))
+
+
+def _fix_what_is_called_otherwise(calls: list[Call], tracer: Tracer) -> None:
+    """Fixes the channels of layers that rules follow in some of their calls only.
+
+    A layer without weights, whose config holds a number of channels, must have the same in all.
+    """
+    first: dict[int, Call] = {}
+    for call in calls:
+        known = first.setdefault(id(call.layer), call)
+        if known is call:
+            continue
+        reason = f"'{call.path}' is also called in a way that no rule follows"
+        if isinstance(call.rule, Barrier) or isinstance(known.rule, Barrier):
+            held = [tracer.bindings.get(id(weight)) for weight in call.weights]
+            lines = [names for b in held if b is not None for names in b.axes.values()]
+            lines += [t.names for c in (known, call) for t in (*c.inputs, *c.outputs)]
+            tracer.fixed += [(np.unique(names), reason) for names in lines]
+        elif type(call.rule).resize is not Rule.resize and not call.weights:
+            reason = f"'{call.path}' is also called with other channels"
+            for one, other in zip(
+                (*known.inputs, *known.outputs), (*call.inputs, *call.outputs), strict=True
+            ):
+                tracer.couple(one, other, reason)
+
+
+def _warn_of_unknown(channel_map: ChannelMap) -> None:
+    """Names what holds channels for want of a rule that could be removed otherwise."""
     created = np.zeros(channel_map.count, bool)
     for creator in channel_map.creators:
         created[creator.units] = True
-    barriers = [call for call in channel_map.calls if getattr(call.rule, "warns", False)]
-    endings = tuple({call.rule.reason for call in barriers})
-    holding = {}
-    for call in barriers:
-        held = f"enters '{call.path}', {call.rule.reason}"
-        units = np.concatenate([tensor.names.ravel() for tensor in call.inputs])
-        units = np.unique(units[created[units] & ~channel_map.free[units]]).tolist()
-        reasons = [channel_map.reasons[unit] for unit in units]
-        if any(held in r and all(reason.endswith(endings) for reason in r) for r in reasons):
-            holding[call.path] = type(call.layer).__name__
-    if holding:
-        named = [f"'{path}' ({kind})" for path, kind in list(holding.items())[:MOST_NAMED]]
-        more = len(holding) - len(named)
-        warnings.warn(
-            f"No rule follows channels through {', '.join(named)}"
-            + (f" and {more} more layers" if more else "")
-            + ": what enters and leaves stays as it is. Write the model out in layers and "
-            "operations of Keras with `keras_nisp.as_functional`, or register a rule with "
-            f"`@keras_nisp.register_rule({next(iter(holding.values()))})`.",
-            UnknownLayerWarning,
-            stacklevel=3,
+    holding = set()
+    for unit in np.flatnonzero(created & ~channel_map.free).tolist():
+        reasons = channel_map.reasons[unit]
+        if all(reason in channel_map.unknown for reason in reasons):
+            holding.update(channel_map.unknown[reason] for reason in reasons)
+    if not holding:
+        return
+    named = [title for title in dict.fromkeys(channel_map.unknown.values()) if title in holding]
+    more = f" and {len(named) - MOST_NAMED} more layers" if len(named) > MOST_NAMED else ""
+    kinds = [title.partition("(")[2].rstrip(")") for title in named if title.endswith(")")]
+    advice = "Write activations in operations of `keras.ops`, or give layers such as `LeakyReLU()`."
+    if kinds:
+        advice = (
+            "Write the model out in layers and operations of Keras with "
+            "`keras_nisp.as_functional`, or register a rule with "
+            f"`@keras_nisp.register_rule({kinds[0]})`."
         )
+    warn(
+        f"No rule follows channels through {', '.join(named[:MOST_NAMED])}{more}: what enters and "
+        f"leaves stays as it is. {advice}",
+        UnknownLayerWarning,
+    )

@@ -170,7 +170,7 @@ def oracle(channel_map: ChannelMap, unit_map: UnitMap, inputs: list) -> Any:
         statistics = call.mixes_channels or call.sums_channels
         if statistics and any(not keep[t.names].all() for t in call.inputs):
             kept = [tf.constant(keep[t.names][None], tf.float32) for t in call.inputs]
-            return call.rule.masked(call, kept, *args, **meaningful(kwargs))
+            return call.ask("masked", kept, *args, **meaningful(kwargs))
         changed = []
         for weight in call.weights:
             binding = channel_map.bindings.get(id(weight))

@@ -12,7 +12,7 @@ from keras_nisp.errors import VerificationError
 from keras_nisp.probing import random_samples
 from keras_nisp.solver import matching
 from keras_nisp.surgery import Surgeon, compile_alike
-from keras_nisp.tracing import trace
+from keras_nisp.tracing import trace, trace_quietly
 from keras_nisp.unit_map import occurrences
 from keras_nisp.verification import output_change
 
@@ -85,7 +85,7 @@ def widen(
     surgeon = Surgeon(channel_map, lambda units: np.repeat(np.arange(len(units)), copies[units]))
     wide = surgeon.operate()
     if init == "preserve":
-        _copy_weights(channel_map, trace(wide), copies, noise, rng, surgeon)
+        _copy_weights(channel_map, trace_quietly(wide), copies, noise, rng, surgeon)
         samples = random_samples(model, channel_map.input_shapes)
         change = output_change(channel_map, wide, samples)
         if not change.ok:

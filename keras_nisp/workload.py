@@ -107,7 +107,7 @@ class Workloads:
         if not all(keep[tensor.names].all() for tensor in (*call.inputs, *call.outputs)) or any(
             not keep[units].all() for units in call.hidden.values()
         ):
-            config = call.rule.resize(call, config, width)
+            config = call.ask("resize", config, width)
         return Workload(
             call.path,
             type(call.layer).__name__,
@@ -133,9 +133,7 @@ def resized_arguments(call: Call, args: tuple, kwargs: dict, positions: Callable
             args[place] = binding.variable
             for axis, units in binding.axes.items():
                 args[place] = args[place].take(positions(units), axis)
-    return call.rule.arguments(
-        call, tuple(args), kwargs, lambda units: len(positions(units.ravel()))
-    )
+    return call.ask("arguments", tuple(args), kwargs, lambda units: len(positions(units.ravel())))
 
 
 def _computation(call, config, args, kwargs, positions) -> Callable:

@@ -94,7 +94,7 @@ def take_apart(wrapper: keras.Layer, path: str, args: tuple, kwargs: dict, call:
         call: `call(operation, path, args, kwargs)` gives the flat list of outputs.
     """
     if isinstance(wrapper, layers.TimeDistributed):
-        sequence = args[0] if args else kwargs["inputs"]
+        sequence = args[0]
         inner = wrapper.layer
         fold = FoldTime(getattr(inner, "_call_has_mask_arg", False))
         folded = call(fold, f"{path}/fold", (sequence,), {})
@@ -106,12 +106,14 @@ def take_apart(wrapper: keras.Layer, path: str, args: tuple, kwargs: dict, call:
 def _both_directions(wrapper, path, args, kwargs, call) -> list:
     directions = wrapper.forward_layer, wrapper.backward_layer
     results = []
+    sequence, *options = args
+    options = dict(zip(("initial_state", "mask"), options, strict=False), **kwargs)
     for index, layer in enumerate(directions):
-        own = dict(kwargs)
+        own = dict(options)
         if own.get("initial_state") is not None:
             half = len(own["initial_state"]) // 2
             own["initial_state"] = own["initial_state"][index * half :][:half]
-        results.append(call(layer, f"{path}/{layer.name}", args, own))
+        results.append(call(layer, f"{path}/{layer.name}", (sequence,), own))
     (forward, *states), (backward, *more) = results
     if wrapper.return_sequences:
         (backward,) = call(FlipTime(), f"{path}/flip", (backward,), {})

@@ -136,7 +136,7 @@ class _Converter:
             mode = kwargs.pop("training", None)
             mode = training if mode is None else mode
             if graph.is_graph(operation):
-                nested = keras.tree.flatten(args[0] if args else kwargs["inputs"])
+                nested = keras.tree.flatten(args[0])
                 return self.run(operation, nested, call, path + "/", mode)
             if mode is not None and "training" in inspect.signature(operation.call).parameters:
                 kwargs["training"] = mode

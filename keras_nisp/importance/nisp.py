@@ -250,7 +250,7 @@ class _AbsoluteNetwork:
 
         args, kwargs = map_tensors(enter, args, meaningful(kwargs), _is_scaled)
         call.tap = tap
-        values = keras.tree.flatten(call.rule.absolute(call, *args, **kwargs))
+        values = keras.tree.flatten(call.ask("absolute", *args, **kwargs))
         del call.tap
         outputs = [_Scaled(value, log) for value in values]
         if call.weights:

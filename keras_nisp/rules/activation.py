@@ -1,9 +1,12 @@
 """Activations, dropout, noise and what else works on each element alone."""
 
+import keras
 import numpy as np
+import tensorflow as tf
 from keras import activations, layers
 
 from keras_nisp import graph
+from keras_nisp.channels import Traced
 from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule
 
 # Everything in keras.activations that mixes no elements; softmax, log_softmax,
@@ -38,19 +41,71 @@ ELEMENTWISE = {
 }
 
 
-def fix_unless_elementwise(call, names):
-    """Fixes names that enter a layer's `activation`, if it may mix them."""
-    activation = getattr(call.layer, "activation", None)
-    if activation is not None and activation not in ELEMENTWISE:
-        title = getattr(activation, "__name__", type(activation).__name__)
-        call.fix(names, f"activation '{title}' of '{call.path}' is not known to be element-wise")
+# Functions of TensorFlow that people give as activations; they cannot be called symbolically.
+ELEMENTWISE |= {
+    *(tf.nn.relu, tf.nn.relu6, tf.nn.leaky_relu, tf.nn.elu, tf.nn.selu, tf.nn.silu, tf.nn.swish),
+    *(tf.nn.gelu, tf.nn.softplus, tf.nn.softsign, tf.nn.sigmoid, tf.nn.tanh, tf.identity),
+    *(tf.sigmoid, tf.tanh, tf.math.sigmoid, tf.math.tanh, tf.math.softplus, tf.exp, tf.abs),
+    *(tf.square, tf.sin, tf.cos),
+}
+
+
+def activated(call, names, shape=None, key="activation", owner=None):
+    """The names behind an activation of a layer: the same, fixed if it may mix them.
+
+    Args:
+        call: the layer's call.
+        names: what enters the activation.
+        shape: its shape, by default that of the layer's output.
+        key: which of the layer's attributes holds the activation.
+        owner: what has that attribute, if not the layer.
+    """
+    activation = getattr(call.layer if owner is None else owner, key, None)
+    if activation is None or any(activation is function for function in ELEMENTWISE):
+        return names
+    shape = call.output_shape if shape is None else shape
+    title = getattr(activation, "__name__", type(activation).__name__)
+    title = f"activation '{title}' of '{call.path}'"
+    try:
+        result, calls = _follow(call, activation, Traced(names, shape, call.batch))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"{title} is not known to be element-wise ({lines[0]})"
+        return call.fix(names, reason, unknown=title)
+    unknown = any(inner.rule.warns for inner in calls)
+    # What a function computes with is no part of the layer, and keeps its size.
+    outside = not isinstance(activation, keras.Operation) and any(c.weights for c in calls)
+    apart = all(map(_keeps_channels_apart, calls)) and np.array_equal(result, names)
+    if outside or not apart:
+        return call.fix(names, f"{title} is not element-wise", unknown=title if unknown else None)
     return names
+
+
+def _follow(call, activation, x):
+    """The names that an activation gives, and the calls that it consists of."""
+    if isinstance(activation, keras.Operation):
+        if not getattr(activation, "built", True):
+            raise ValueError("it has no weights yet: call the model once, on any data")
+        inner = call.inside(activation, [x], [x.shape])
+        if inner.rule.does != "passes":
+            return None, [inner]
+        return np.asarray(inner.ask("trace", x)), [inner]
+    inputs = keras.Input(x.shape, dtype=call.layer.compute_dtype, name="x")
+    model = keras.Model(inputs, activation(inputs), name="activation")
+    (output,), calls = call.tracer.follow(model, [x])
+    return output.names, calls
+
+
+def _keeps_channels_apart(call) -> bool:
+    """Whether a call leaves each channel alone, whatever the number of channels."""
+    mixes = call.mixes_channels or call.sums_channels
+    return call.rule.does in ("passes", "joins") and not mixes and not call.constants
 
 
 @register_rule(layers.Activation)
 class Activation(PassThrough):
     def trace(self, call, x):
-        return fix_unless_elementwise(call, x.names)
+        return activated(call, x.names)
 
 
 # At inference these give what they get.

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 
 import keras
 import numpy as np
@@ -29,6 +30,7 @@ class Rule:
             then be given. A trace may decide it for its call: `call.mixes_channels = False`.
         sums_channels: whether channels are added up without a kernel (a dot product): they
             are removed if they are zero. A trace may decide it, likewise.
+        warns: whether users are told that channels stay, for want of a rule.
 
     Example: a custom layer that scales every channel.
 
@@ -49,6 +51,7 @@ class Rule:
     does = "passes"
     mixes_channels = False
     sums_channels = False
+    warns = False
 
     def trace(self, call, *args, **kwargs):
         """Says what happens to names.
@@ -59,7 +62,7 @@ class Rule:
         Returns:
             The array of names of the output, or a list of them for several outputs.
         """
-        raise NotImplementedError
+        raise NotImplementedError("the rule has no `trace`, which says what becomes of channels.")
 
     def absolute(self, call, *args, **kwargs):
         """The layer in the absolute network, in which NISP propagates.
@@ -70,7 +73,10 @@ class Rule:
         Returns:
             The output tensor, or a list of them.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            "the rule has no `absolute`, which NISP propagates by. Define it, or take an "
+            "importance that does not propagate, such as `Magnitude()`."
+        )
 
     def resize(self, call, config: dict, kept) -> dict:
         """The layer's config after a removal.
@@ -146,10 +152,12 @@ class Barrier(Rule):
         self.warns = warns
 
     def trace(self, call, *args, **kwargs):
+        unknown = f"'{call.path}' ({type(call.layer).__name__})" if self.warns else None
         for tensor in call.inputs:
-            call.fix(tensor.names, f"enters '{call.path}', {self.reason}")
+            call.fix(tensor.names, f"enters '{call.path}', {self.reason}", unknown)
         reason = f"leaves '{call.path}', {self.reason}"
-        return [call.fresh(shape, reason) for shape in call.output_shapes]
+        outputs = [call.tracer.fresh_last(shape) for shape in call.output_shapes]
+        return [call.fix(names, reason, unknown) for names in outputs]
 
     def absolute(self, call, *args, **kwargs):
         # Nothing is known of where importance comes from: spread it evenly.
@@ -165,7 +173,8 @@ def register_rule(*classes: type):
     """Registers the rule for layer classes (or `keras.Operation` classes).
 
     Args:
-        *classes: layer classes. A subclass is covered too, unless it overrides `call`.
+        *classes: layer classes. A subclass is covered too, unless it overrides `call` or anything
+            else that may change what is computed.
 
     Returns:
         A decorator for a `Rule` subclass.
@@ -214,11 +223,54 @@ def fix_deliberately(reason: str, *classes: type, warns: bool = False) -> None:
 
 def registered(cls: type) -> Rule | None:
     """The rule of a class of layers or operations, or `None`."""
-    for base in cls.__mro__:
-        # A subclass with its own `call` computes something that the rule does not know.
-        if base in _RULES and cls.call is base.call:
-            return _RULES[base]
-    return None
+    base = next((base for base in cls.__mro__ if base in _RULES), None)
+    return None if base is None or overridden(cls, base) else _RULES[base]
+
+
+def is_registered(cls: type) -> bool:
+    """Whether a rule is for this very class, not for one that it derives from."""
+    return cls in _RULES
+
+
+# What a subclass may override without a change of what it computes.
+HARMLESS = {
+    *("build", "build_from_config", "get_build_config", "get_config", "from_config"),
+    *("compute_output_shape", "compute_output_spec", "compute_mask", "supports_masking"),
+    *("count_params", "save_own_variables", "load_own_variables", "save_assets", "load_assets"),
+    *("enable_lora", "quantize", "summary"),
+}
+
+
+@functools.cache
+def overridden(cls: type, base: type) -> list[str]:
+    """What a subclass overrides of all that the code of its base may use: its methods and
+    properties, and whatever that code names (`self.kernel`)."""
+    return [
+        name
+        for name in dir(cls)
+        if name not in HARMLESS
+        and (not name.startswith("__") or name == "__call__")
+        and not name.startswith("_api_export")
+        and inspect.getattr_static(cls, name) is not inspect.getattr_static(base, name, None)
+        and (hasattr(base, name) or name in _named_in_code(base))
+    ]
+
+
+@functools.cache
+def _named_in_code(cls: type) -> set[str]:
+    """All names in the code of a class of layers, short of `keras.Layer`."""
+    names = set()
+    for base in itertools.takewhile(lambda c: c not in (keras.Layer, keras.Operation), cls.__mro__):
+        for value in vars(base).values():
+            for function in (value, *(getattr(value, key, None) for key in ("fget", "__func__"))):
+                code = getattr(inspect.unwrap(function), "__code__", None)
+                names.update(code.co_names if code else ())
+    return names
+
+
+def is_exactly(layer: keras.Operation, base: type) -> bool:
+    """Whether a layer computes what layers of this class do."""
+    return isinstance(layer, base) and not overridden(type(layer), base)
 
 
 def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None = None) -> Rule:

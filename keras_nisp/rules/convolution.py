@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.activation import fix_unless_elementwise
+from keras_nisp.rules.activation import activated
 from keras_nisp.rules.base import (
     Rule,
     absolute,
@@ -24,8 +24,7 @@ class _Convolution(Rule):
     def trace(self, call, x):
         axis = channel_axis(call.layer, x.rank)
         outputs = self.outputs(call, call.along(x, axis), x, positions(call.output_shape, axis))
-        fix_unless_elementwise(call, outputs)
-        return spread(outputs, axis, x.rank)
+        return activated(call, spread(outputs, axis, x.rank))
 
     def outputs(self, call, inputs, x, applied) -> np.ndarray:
         """Binds the kernels and gives the names of the output channels (1-D).

@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.activation import fix_unless_elementwise
+from keras_nisp.rules.activation import activated
 from keras_nisp.rules.base import (
     Rule,
     absolute,
@@ -29,8 +29,7 @@ class Dense(Rule):
         applied = positions(call.output_shape, -1)
         call.bind(layer.kernel, read={0: inputs}, create={1: outputs}, positions=applied)
         call.bind(layer.bias, own={0: outputs})
-        fix_unless_elementwise(call, outputs)
-        return spread(outputs, -1, x.rank)
+        return activated(call, spread(outputs, -1, x.rank))
 
     def resize(self, call, config, kept):
         return {**config, "units": kept(call.outputs[0].line(-1))}
@@ -68,8 +67,7 @@ class EinsumDense(Rule):
         biased = [output.index(c) for c in layer.bias_axes or ""]
         own = output.index(made[-1])
         call.bind(layer.bias, own={own - min(biased): names} if own in biased else {})
-        fix_unless_elementwise(call, names)
-        return spread(names, output.index(made[-1]) - 1, len(output) - 1)
+        return activated(call, spread(names, output.index(made[-1]) - 1, len(output) - 1))
 
     def resize(self, call, config, kept):
         output = call.outputs[0]

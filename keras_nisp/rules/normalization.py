@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.base import PassThrough, Rule, absolute, register_rule, rule_for, spread
+from keras_nisp.rules.base import PassThrough, Rule, absolute, register_rule, spread
 from keras_nisp.rules.reduction import holds_channels
 
 
@@ -167,11 +167,8 @@ class SpectralNormalization(Rule):
 
     def inner(self, call):
         """The call of the wrapped layer."""
-        layer = call.layer.layer
-        inner = type(call)(
-            layer, call.path, rule_for(layer, call.inputs), call.inputs, call.output_shapes, None
-        )
-        inner.tracer, inner.outputs = call.tracer, call.outputs
+        inner = call.inside(call.layer.layer, call.inputs, call.output_shapes)
+        inner.outputs = call.outputs
         return inner
 
     def resize(self, call, config, kept):

@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_nisp import graph
 from keras_nisp.channels import Traced
-from keras_nisp.rules.activation import ELEMENTWISE
+from keras_nisp.rules.activation import activated
 from keras_nisp.rules.base import Rule, absolute, positions, register_rule, spread
 
 # How many gates of a cell lie side by side in its kernels.
@@ -40,7 +40,7 @@ class Recurrent(Rule):
     def trace(self, call, x, initial_state=None, mask=None):
         cells = _cells(call.layer)
         if any(type(cell) not in GATES for cell in cells):
-            return call.block("whose cell is not one of Keras")
+            return call.block("whose cell is not one of Keras", unknown=True)
         axis = _channel_axis(call.layer, x.rank)
         names, states = call.along(x, axis), []
         for index, cell in enumerate(cells):
@@ -69,17 +69,14 @@ class Recurrent(Rule):
         """Binds a cell's kernels and gives the names of its units."""
         names = call.hidden[f"units{label}"] = call.create(_units(cell), label)
         gates = np.tile(names, GATES[type(cell)])
-        applied = call.inputs[0].shape[0]
-        if isinstance(cell, graph.ConvLSTMCell):
-            state = call.output_shapes[0][-len(call.inputs[0].shape) + 1 :]
-            applied *= positions(state, _channel_axis(call.layer, len(state)))
+        state = call.output_shapes[0][1 - call.inputs[0].rank :] if _is_map(cell) else names.shape
+        axis = _channel_axis(call.layer, len(state))
+        applied = call.inputs[0].shape[0] * positions(state, axis)
         call.bind(cell.kernel, read={-2: inputs}, create={-1: gates}, positions=applied)
         call.bind(cell.recurrent_kernel, read={-2: names}, own={-1: gates}, positions=applied)
         call.bind(cell.bias, own={-1: gates})
         for key in ("activation", "recurrent_activation"):
-            function = getattr(cell, key, None)
-            if function is not None and function not in ELEMENTWISE:
-                call.fix(names, f"`{key}` of '{call.path}' is not known to be element-wise")
+            activated(call, spread(names, axis, len(state)), state, key, cell)
         return names
 
     def resize(self, call, config, kept):
@@ -122,13 +119,18 @@ def _cells(layer) -> list:
     return list(cell.cells) if isinstance(cell, layers.StackedRNNCells) else [cell]
 
 
+def _is_map(cell) -> bool:
+    """Whether a cell's states are feature maps."""
+    return isinstance(cell, graph.ConvLSTMCell)
+
+
 def _units(cell) -> int:
-    return cell.filters if isinstance(cell, graph.ConvLSTMCell) else cell.units
+    return cell.filters if _is_map(cell) else cell.units
 
 
 def _state_size(cell):
     """One entry for each state; those of convolutional cells are shapes or counts of channels."""
-    return [0, 0] if isinstance(cell, graph.ConvLSTMCell) else cell.state_size
+    return [0, 0] if _is_map(cell) else cell.state_size
 
 
 def _resize_cell(config: dict, units: int) -> dict:
@@ -145,7 +147,7 @@ def _channel_axis(layer, rank: int) -> int:
 
 
 def _settings(cell) -> dict:
-    if not isinstance(cell, graph.ConvLSTMCell):
+    if not _is_map(cell):
         return {}
     return {
         "strides": tuple(cell.strides),
@@ -160,7 +162,7 @@ def _read(cell, x, kernel, settings):
     shape = weights.shape.as_list()
     gates = GATES[type(cell)]
     weights = tf.reduce_sum(tf.reshape(weights, [*shape[:-1], gates, shape[-1] // gates]), -2)
-    if not isinstance(cell, graph.ConvLSTMCell):
+    if not _is_map(cell):
         return tf.matmul(x, weights)
     return keras.ops.conv(x, weights, data_format="channels_last", **settings)
 

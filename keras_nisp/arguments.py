@@ -1,0 +1,25 @@
+"""The arguments of a call in one form, however its author wrote them."""
+
+import inspect
+
+import keras
+
+
+def arranged(operation: keras.Operation, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """What a call must be given comes by position: `layer(inputs=x)` is `layer(x)`.
+
+    Options of layers stay as they were given; operations, which have few, get them by position.
+
+    Args:
+        operation: the layer or operation.
+        args, kwargs: of the call.
+    """
+    if len(args) == 1 and not kwargs:
+        return args, kwargs
+    placed, named = list(args), dict(kwargs)
+    options_too = not isinstance(operation, keras.Layer)
+    for name, parameter in list(inspect.signature(operation.call).parameters.items())[len(args) :]:
+        if name not in named or not (options_too or parameter.default is parameter.empty):
+            break
+        placed.append(named.pop(name))
+    return tuple(placed), named
