@@ -192,8 +192,9 @@ class Call:
             applied = positions * self.batch
             self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)
         elif variable is not None:
+            reason = f"'{self.path}' computes with a kernel that is no variable"
             for names in ((own or {}) | (read or {}) | (create or {})).values():
-                self.fix(names, f"'{self.path}' computes with a kernel that is no variable")
+                self.fix(names, reason, unknown=f"'{self.path}' ({type(self.layer).__name__})")
         if read:
             self.reads = True
 
