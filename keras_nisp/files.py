@@ -2,17 +2,27 @@
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: what kills leave stays
+    fcntl = None
+
+SCRATCH = ".part"  # how names of unfinished work end
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a path beside `path` to write to, and moves the file there into its place.
 
-    If writing fails or is interrupted, the old file stays and nothing else is left.
+    If writing fails or is interrupted, the old file stays and nothing else is left. What is left
+    by a process that was killed, the next one that writes the same file removes.
 
     Args:
         path: of the file that is to be replaced or made.
@@ -75,9 +85,40 @@ def check_writable(path: str | os.PathLike) -> None:
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, so on the same disk; it is gone afterwards."""
+    _remove_leftovers(path)
     # Names with a dot are no version numbers, so TF Serving does not look at it.
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH))
     try:
-        yield folder
+        with _locked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what earlier processes that were killed left of the same file."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}{re.escape(SCRATCH)}")
+    for entry in os.scandir(path.parent):
+        if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            with contextlib.suppress(OSError), _locked(Path(entry.path)) as is_ours:
+                young = time.time() - entry.stat().st_mtime < 1  # made, and not locked yet
+                if is_ours and not young:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Locks a folder, or says that another process has it; a lock ends with its process."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except OSError:  # another has it, or the file system has no locks
+            is_ours = False
+        yield is_ours
+    finally:
+        os.close(descriptor)

@@ -29,7 +29,8 @@ class Console:
     def say(self, text: str) -> None:
         """Prints a line of the outcome for people."""
         if not self.as_json and not self.quiet:
-            click.echo(text)
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # which may lack characters
+            click.echo(text.encode(encoding, "replace").decode(encoding))
 
     def result(self, data: dict) -> None:
         """Prints the outcome for programs."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from keras_nisp_cli.console import InputError
-from keras_nisp_cli.loading import load_model, load_samples
+from keras_nisp_cli.loading import load_model, load_samples, optimizer_bytes
 from keras_nisp_cli.options import (
     INPUT_SHAPE,
     PATH,
@@ -54,6 +54,7 @@ def _facts(path: Path, network, shape) -> dict:
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
+        "optimizer_bytes": optimizer_bytes(path),
         "parameters": sum(cost.parameters for cost in layers.values()),
         "flops": sum(cost.flops for cost in layers.values()),
         "activation_bytes": sum(cost.memory for cost in layers.values()),
@@ -117,13 +118,22 @@ def _text(facts: list[dict], layers: list[dict], outputs: dict | None) -> str:
     rows = [(row["layer"], *(_change(*row[word]) for word in words)) for row in layers]
     title = f"{facts[0]['file']} -> {facts[1]['file']}"
     lines = [render_table(title, columns, rows) if rows else f"{title}\nAll layers are alike."]
+    slots = [f["optimizer_bytes"] for f in facts]
     for word in ("parameters", "flops", "activation_bytes", "bytes"):
         a, b = (f[word] for f in facts)
+        if word == "bytes" and slots[0] != slots[1]:  # like with like
+            a, b = a - slots[0], b - slots[1]
         name = {"flops": "FLOPs", "activation_bytes": "activations, bytes", "bytes": "file, bytes"}
         lines.append(f"{name.get(word, word):<18} {a:>14,} -> {b:>14,}  {percent(a, b)}")
+    for fact in facts:
+        if fact["optimizer_bytes"] and slots[0] != slots[1]:
+            lines.append(
+                f"({fact['file']} also holds {fact['optimizer_bytes']:,} bytes of its optimizer, "
+                "which are left out)"
+            )
     if outputs:
         lines.append(
-            f"outputs differ by {outputs['largest_difference']:.3g} at the most (their scale is "
+            f"outputs differ by {outputs['largest_difference']:.3g} or less (their scale is "
             f"{outputs['scale']:.3g}) on {outputs['samples']:,} samples"
         )
         if "top1_agreement" in outputs:

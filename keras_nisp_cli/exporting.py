@@ -1,5 +1,6 @@
 """`keras-nisp export`."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -74,31 +75,36 @@ def export(console, model: Path, serving, tflite, onnx, force, **options):
 
 
 def _exports(console, network, serving, tflite, onnx, data, labels, options) -> list:
+    """Writes all files or none."""
     import keras_nisp as kn
+    from keras_nisp.files import replacing
 
     done, size = [], options["batch_size"]
-    if tflite is not None:
-        with console.stage(f"Converting for TFLite ({options['quantization'] or 'float32'})"):
-            kind = options["quantization"]
-            outcome = kn.export_tflite(network, tflite, kind, data, batch_size=size, verbose=0)
-        done.append(("TFLite", outcome))
-    if onnx is not None:
-        with console.stage("Converting for ONNX"):
-            outcome = kn.export_onnx(network, onnx, batch_size=size, check_data=data, verbose=0)
-        done.append(("ONNX", outcome))
-    if serving is not None:
-        with console.stage("Writing a SavedModel"):
-            outcome = kn.export_serving(
-                network,
-                serving,
-                options["version"],
-                top_k=options["top_k"],
-                labels=labels,
-                warmup=data if options["warmup"] else None,
-                check_data=data,
-                verbose=0,
-            )
-        done.append(("TF Serving", outcome))
+    with contextlib.ExitStack() as files:
+        if tflite is not None:
+            path = files.enter_context(replacing(tflite))
+            with console.stage(f"Converting for TFLite ({options['quantization'] or 'float32'})"):
+                kind = options["quantization"]
+                outcome = kn.export_tflite(network, path, kind, data, batch_size=size, verbose=0)
+            done.append(("TFLite", dataclasses.replace(outcome, path=tflite)))
+        if onnx is not None:
+            path = files.enter_context(replacing(onnx))
+            with console.stage("Converting for ONNX"):
+                outcome = kn.export_onnx(network, path, batch_size=size, check_data=data, verbose=0)
+            done.append(("ONNX", dataclasses.replace(outcome, path=onnx)))
+        if serving is not None:
+            with console.stage("Writing a SavedModel"):
+                outcome = kn.export_serving(
+                    network,
+                    serving,
+                    options["version"],
+                    top_k=options["top_k"],
+                    labels=labels,
+                    warmup=data if options["warmup"] else None,
+                    check_data=data,
+                    verbose=0,
+                )
+            done.append(("TF Serving", outcome))
     return done
 
 
@@ -107,7 +113,10 @@ def _labels(path: Path | None) -> list[str] | None:
         return None
     if not path.is_file():
         raise InputError(f"--labels: there is no file '{path}'.")
-    return path.read_text(encoding="utf-8").splitlines()
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--labels: '{path}' is no text in UTF-8: {error}") from error
 
 
 def _plain(outcome) -> dict:

@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib
 import os
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -57,7 +58,7 @@ def load_model(path: Path, custom_objects: tuple[str, ...], unsafe: bool, consol
     load_library(console)
     import keras
 
-    objects = _custom_objects(custom_objects)
+    objects = _custom_objects(custom_objects, console)
     with console.stage(f"Loading {path.name}"):
         try:
             return keras.saving.load_model(
@@ -72,41 +73,74 @@ def load_model(path: Path, custom_objects: tuple[str, ...], unsafe: bool, consol
 def _is_model_file(path: Path) -> bool:
     if not path.is_file():
         return False
-    if zipfile.is_zipfile(path):
+    try:
         with zipfile.ZipFile(path) as archive:
             return path.suffix == ".keras" and "config.json" in archive.namelist()
-    with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+    except zipfile.BadZipFile:
+        with path.open("rb") as file:
+            return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
+def optimizer_bytes(path: Path) -> int:
+    """What the optimizer's variables take of a model's file."""
+    import h5py
+
+    with contextlib.ExitStack() as files:
+        file = path
+        if zipfile.is_zipfile(path):
+            archive = files.enter_context(zipfile.ZipFile(path))
+            names = [name for name in archive.namelist() if name.endswith(".weights.h5")]
+            if not names:
+                return 0
+            file = files.enter_context(archive.open(names[0]))
+        sizes = []
+
+        def visit(name, part):
+            if name.startswith("optimizer") and isinstance(part, h5py.Dataset):
+                sizes.append(part.id.get_storage_size())
+
+        files.enter_context(h5py.File(file, "r")).visititems(visit)
+    return sum(sizes)
 
 
 def _load_error(path: Path, text: str) -> str:
     """What to do about an error of Keras while loading."""
+    # Of nested errors the innermost says what is missing; the others name what holds it.
+    missing = re.findall(r"(?:Could not locate|Unknown) [\w ]+:? '([^']+)'", text)
     lowered = text.lower()
     if "lambda" in lowered and ("safe" in lowered or "unsafe" in lowered):
         return (
             f"'{path}' holds Python code (a Lambda layer), which is not run: whoever made the "
             "file could make it do anything. If you trust it, pass --unsafe."
         )
-    if "could not locate" in lowered or "unknown layer" in lowered or "custom object" in lowered:
-        named = text.split("'")
-        name = f"'{named[1]}'" if len(named) > 2 else "a class"
+    if missing:
+        name = missing[-1].rpartition(">")[2]  # of 'package>Class'
         return (
-            f"'{path}' needs {name}, which is not part of Keras. Name the module that defines it: "
-            f"--custom-objects module:{named[1] if len(named) > 2 else 'Name'}"
+            f"'{path}' needs '{name}', which is not part of Keras. Name the module that defines "
+            f"it: --custom-objects module:{name}"
         )
-    first = next((line for line in text.splitlines() if line.strip()), "it does not say why")
-    return f"'{path}' cannot be loaded: {first[:400]}"
+    return f"'{path}' cannot be loaded: {_first_line(text)}"
 
 
-def _custom_objects(entries: tuple[str, ...]) -> dict[str, Any]:
-    sys.path.insert(0, os.getcwd())
+def _first_line(error: Exception | str) -> str:
+    """What a message of other libraries begins with."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip().rstrip(".")[:400] if lines else "it does not say why"
+
+
+def _custom_objects(entries: tuple[str, ...], console: Console) -> dict[str, Any]:
+    if entries and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: nothing there may pass for a library
     objects = {}
     for entry in entries:
         module_name, _, name = entry.partition(":")
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise InputError(f"--custom-objects {entry}: {error}.") from error
+        except Exception as error:  # whatever the user's code raises
+            if not isinstance(error, ImportError) and console.traceback:
+                raise
+            kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+            raise InputError(f"--custom-objects {entry}: {kind}{_first_line(error)}.") from error
         if not name:
             continue
         if not hasattr(module, name):
@@ -142,7 +176,7 @@ def load_samples(
                 scale = 255
                 console.say(f"{source}: pixels are divided by 255 (--scale 1 leaves them)")
         else:
-            x, y = _from_file(Path(source), option, network)
+            x, y = _from_file(Path(source), option, network, console)
         if labels and y is None:
             raise InputError(f"{option} {source}: there are no labels; add an array `y`.")
         if scale is not None:
@@ -163,31 +197,50 @@ def _scaled(x, scale: float):
     return (np.asarray(x) / scale).astype(np.float32)
 
 
-def _from_file(path: Path, option: str, model) -> tuple[Any, Any]:
-    import numpy as np
-
+def _from_file(path: Path, option: str, model, console: Console) -> tuple[Any, Any]:
     from keras_nisp import graph
+
+    arrays = _arrays(path, option, console)
+    if not isinstance(arrays, dict):
+        return arrays, None
+    y, found = arrays.pop("y", None), sorted(arrays)
+    names = graph.input_names(model)
+    if set(names) <= set(arrays):
+        x = {name: arrays[name] for name in names}
+    elif len(names) == 1 and (len(arrays) == 1 or "x" in arrays):
+        x = arrays.get("x", next(iter(arrays.values())))
+    else:
+        raise InputError(
+            f"{option}: expected '{path}' to hold the arrays {names} (and `y`). It holds {found}."
+        )
+    first = next(iter(x.values())) if isinstance(x, dict) else x
+    if y is not None and y.shape[:1] != first.shape[:1]:
+        raise InputError(
+            f"{option}: expected '{path}' to hold a label for each sample. It holds samples of "
+            f"shape {first.shape} and labels `y` of shape {y.shape}."
+        )
+    return x, y
+
+
+def _arrays(path: Path, option: str, console: Console) -> Any:
+    """The array of an .npy file, or those of an .npz file by name."""
+    import numpy as np
 
     if not path.exists():
         raise InputError(f"{option}: there is no file '{path}'.")
     try:
-        data = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{option}: '{path}' is no .npz or .npy file: {error}") from error
-    if isinstance(data, np.ndarray):
-        return data, None
-    with contextlib.closing(data):
-        arrays = {name: data[name] for name in data.files}
-    y = arrays.pop("y", None)
-    names = graph.input_names(model)
-    if set(names) <= set(arrays):
-        return {name: arrays[name] for name in names}, y
-    if len(names) == 1 and (len(arrays) == 1 or "x" in arrays):
-        return arrays.get("x", next(iter(arrays.values()))), y
-    raise InputError(
-        f"{option}: expected '{path}' to hold the arrays {names} (and `y`). It holds "
-        f"{sorted(data.files)}."
-    )
+        with path.open("rb") as file:
+            data = np.load(file, allow_pickle=False)
+            if isinstance(data, np.ndarray):
+                return data
+            return {name: data[name] for name in data.files}
+    except Exception as error:  # whatever a damaged file makes NumPy raise
+        if console.traceback:
+            raise
+        why = _first_line(error)
+        raise InputError(
+            f"{option}: '{path}' is no .npz or .npy file, or damaged: {why}"
+        ) from error
 
 
 def _from_tfds(source: str, data_dir: Path | None, limit: int) -> tuple[Any, Any]:
@@ -208,5 +261,4 @@ def _from_tfds(source: str, data_dir: Path | None, limit: int) -> tuple[Any, Any
         )
         return next(iter(tfds.as_numpy(data.batch(limit))))
     except Exception as error:  # AssertionError, ValueError, DatasetNotFoundError...
-        first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        raise InputError(f"{source}: {first[:300]}") from error
+        raise InputError(f"{source}: {_first_line(str(error) or repr(error))}") from error

@@ -104,7 +104,11 @@ def _errors(console: Console) -> Iterator[None]:
     warnings.showwarning = _show_warning
     try:
         yield
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
+        if isinstance(
+            stop.__cause__, EOFError
+        ):  # click takes it for the end of the keyboard's input
+            _fail(f"A file ends too early: {stop.__cause__}", 2)
         _fail("Interrupted. No half-written file is left.", 130)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)

@@ -1,5 +1,6 @@
 """`keras-nisp prune` and `keras-nisp apply`."""
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -217,7 +218,6 @@ def _loss(network, samples):
 
 def _finish(console, network, plan, small, samples, options: dict, note=None) -> None:
     """Proves the smaller model, repairs it on samples if there are any, and writes all files."""
-    from keras_nisp.files import replacing
     from keras_nisp.recalibration import recalibrate
     from keras_nisp.verification import verify
 
@@ -230,35 +230,47 @@ def _finish(console, network, plan, small, samples, options: dict, note=None) ->
             how = None if compensate == "none" else compensate
             recalibrate(small, samples, network, plan, compensate=how)
     with console.stage(f"Writing {output.name}"):
-        with replacing(output) as temporary:
-            small.save(temporary)
-        if options.get("plan_path"):
-            plan.save(options["plan_path"])
-        if options["report_path"]:
-            plan.report(options["report_path"], command=shlex.join(["keras-nisp", *sys.argv[1:]]))
-    console.say(plan.summary())
-    if note:
-        console.say(note)
-    console.say(f"{checked}")
+        text, facts = _write(plan, small, options)
     repaired = "not recalibrated (no --calibration)"
     if samples is not None:
         how = "" if compensate == "linear" else f" (--compensate {compensate})"
         repaired = f"recalibrated on {len(samples):,} samples{how}"
     elif options["calibration"]:
         repaired = "not recalibrated (--no-recalibrate)"
-    console.say(f"{output}: {output.stat().st_size:,} bytes, {repaired}")
+    for line in (text, note, str(checked), f"{output}: {facts['bytes']:,} bytes, {repaired}"):
+        if line:
+            console.say(line)
     console.result(
         {
-            "output": str(output),
-            "bytes": output.stat().st_size,
-            "importance": plan.importance,
-            "budget": plan.budget,
-            "parameters": [plan.before.parameters, plan.after.parameters],
-            "flops": [plan.before.flops, plan.after.flops],
+            **facts,
             "latency": note,
             "difference": checked.relative,
             "recalibrated_on": len(samples) if samples is not None else 0,
             "compensate": compensate if samples is not None else "none",
-            "widths": {row.layer: [row.channels, row.kept] for row in plan.creators},
         }
     )
+
+
+def _write(plan, small, options: dict) -> tuple[str, dict]:
+    """Writes all files or none; gives what there is to say about the plan, as text and data."""
+    from keras_nisp.files import replacing
+
+    text = plan.summary()
+    with contextlib.ExitStack() as files:  # what is opened first, the model, is moved last
+        model = files.enter_context(replacing(options["output"]))
+        if options.get("plan_path"):
+            plan.save(files.enter_context(replacing(options["plan_path"])))
+        if options["report_path"]:
+            page = files.enter_context(replacing(options["report_path"]))
+            plan.report(page, command=shlex.join(["keras-nisp", *sys.argv[1:]]))
+        small.save(model)
+        size = model.stat().st_size
+    return text, {
+        "output": str(options["output"]),
+        "bytes": size,
+        "importance": plan.importance,
+        "budget": plan.budget,
+        "parameters": [plan.before.parameters, plan.after.parameters],
+        "flops": [plan.before.flops, plan.after.flops],
+        "widths": {row.layer: [row.channels, row.kept] for row in plan.creators},
+    }

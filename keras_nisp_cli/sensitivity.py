@@ -1,5 +1,6 @@
 """`keras-nisp sensitivity`."""
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -45,11 +46,9 @@ def sensitivity(console, model: Path, output: Path, plot, force, **options):
     ratios = _ratios(options["ratios"])
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
     samples = load_samples(network, options, "data", console, labels=True)
-    if force:
-        output.unlink(missing_ok=True)
     import keras_nisp as kn
 
-    with console.progress("Measuring") as progress:
+    with _set_aside(output, force), console.progress("Measuring") as progress:
         result = kn.sensitivity(
             network,
             importance_named(options["importance"], network, samples, options["seed"]),
@@ -64,6 +63,19 @@ def sensitivity(console, model: Path, output: Path, plot, force, **options):
         result.plot(plot)
     console.say(str(result))
     console.result(result.to_dict())
+
+
+@contextlib.contextmanager
+def _set_aside(path: Path, force: bool):
+    """Takes old results away, and brings them back if nothing comes in their place."""
+    old = path.read_bytes() if force and path.is_file() else None
+    if old is not None:
+        path.unlink()
+    try:
+        yield
+    finally:
+        if old is not None and not path.exists():
+            path.write_bytes(old)
 
 
 def _ratios(text: str) -> list[float]:

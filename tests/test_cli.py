@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -379,6 +380,7 @@ class Double(keras.layers.Layer):
     def call(self, x):
         return x * 2
 """
+SHADOWS = ("jinja2", "h5py", "rich", "scipy")
 MAKE = """
 import keras, my_layers
 inputs = keras.Input((4,))
@@ -393,14 +395,97 @@ def test_custom_objects_come_from_modules_of_the_user(tmp_path):
     subprocess.run([sys.executable, "-c", MAKE], cwd=tmp_path, check=True, capture_output=True)
     done = in_process("inspect", "custom.keras", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--custom-objects module:" in done.stderr
+    assert "needs 'Halve', which is not part of Keras" in done.stderr  # not 'Functional'
+    assert "--custom-objects module:Halve" in done.stderr
+    for name in SHADOWS:  # is looked up last, so never found
+        (tmp_path / f"{name}.py").write_text("open('mark', 'w')")
     objects = ("--custom-objects", "my_layers:Double")
     done = in_process("inspect", "custom.keras", *objects, cwd=tmp_path)
     assert done.returncode == 0
     assert "hidden" in done.stdout
     assert "No rule follows channels through 'double'" in done.stderr
+    assert not (tmp_path / "mark").exists()
     done = in_process("inspect", "custom.keras", "--custom-objects", "nix", cwd=tmp_path)
     assert (done.returncode, "No module named 'nix'" in done.stderr) == (2, True)
+
+
+def test_the_working_folder_is_no_library(tmp_path):
+    """A file beside the data that is called like a library is not run."""
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text("open('mark', 'w')")
+    plain().save(tmp_path / "net.keras")
+    pruning = ("prune", "net.keras", "--importance", "magnitude", "--ratio", "0.5")
+    outputs = ("-o", "small.keras", "--report", "report.html")
+    done = in_process(*pruning, *outputs, cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr
+
+
+def test_models_in_h5_files(tmp_path, run):
+    model = plain()
+    expected = kn.rebuild(model, kn.plan_pruning(model, kn.Magnitude(), ratio=0.5))
+    model.compile("adam", "mse")
+    model.save(tmp_path / "net.h5")
+    pruning = ("prune", tmp_path / "net.h5", "--importance", "magnitude", "--ratio", "0.5")
+    assert run(*pruning, "-o", tmp_path / "small.keras")[0] == 0
+    small = keras.models.load_model(tmp_path / "small.keras")
+    for got, want in zip(small.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_damaged_data(files, run):
+    whole, x = (files / "data.npz").read_bytes(), np.load(files / "data.npz")["x"]
+    at = whole.index(b"NUMPY") + 5000
+    (files / "corrupt.npz").write_bytes(whole[:at] + b"noise" + whole[at + 5 :])
+    (files / "empty.npy").touch()
+    (files / "half.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(files / "labels.npz", x=x, y=np.arange(5))
+    np.savez(files / "objects.npz", x=np.array([{}, None]))
+    arguments = ("prune", files / "model.keras", "--ratio", "0.5", "-o", files / "small.keras")
+    for name, text in (
+        ("corrupt.npz", "or damaged: Bad CRC-32 for file 'x.npy'"),
+        ("empty.npy", "or damaged: No data left in file"),
+        ("half.npz", "or damaged"),
+        ("objects.npz", "or damaged: Object arrays"),
+        ("labels.npz", "a label for each sample"),
+        (".", "or damaged"),
+    ):
+        code, out, err = run(*arguments, "--calibration", files / name)
+        assert (code, out) == (2, "")
+        assert text in err
+        assert err.count("\n") == 1
+
+
+def test_an_error_leaves_all_files_as_they_were(files, run):
+    model, plan, output = (files / name for name in ("model.keras", "plan.json", "small.keras"))
+    pruning = ("--importance", "magnitude", "--ratio", "0.5")
+    run("prune", model, *pruning, "-o", output, "--plan", plan)
+    before = {path: path.read_bytes() for path in files.iterdir()}
+    report = ("--report", files / ("long" * 64 + ".html"))  # no file system takes such a name
+    for command in (("prune", model, *pruning, "--plan", plan), ("apply", plan, model)):
+        code, out, err = run(*command, "-o", output, *report, "--force")
+        assert (code, out) == (2, ""), err
+        assert {path: path.read_bytes() for path in files.iterdir()} == before
+    (files / "net" / "1").mkdir(parents=True)
+    exporting = ("--tflite", files / "a.tflite", "--serving", files / "net", "--version", 1)
+    code, _, err = run("export", model, *exporting)
+    assert code == 2
+    assert not (files / "a.tflite").exists()
+
+
+def test_sizes_of_files_are_compared_without_optimizers(tmp_path, run):
+    model = plain()
+    model.compile("adam", "mse")
+    model.save(tmp_path / "fresh.keras")
+    model.optimizer.build(model.trainable_variables)
+    for ending in ("keras", "h5"):
+        model.save(tmp_path / f"trained.{ending}")
+        slots = 8 * sum(np.prod(v.shape) for v in model.trainable_variables)  # two of float32
+        code, out, _ = run("diff", tmp_path / f"trained.{ending}", tmp_path / "fresh.keras")
+        assert code == 0
+        held = re.search(r"trained.* also holds ([\d,]+) bytes of its optimizer", out)[1]
+        held = int(held.replace(",", ""))
+        assert slots <= held <= slots + 100
+    assert "left out" not in run("diff", tmp_path / "fresh.keras", tmp_path / "fresh.keras")[1]
 
 
 def test_data_of_another_shape_or_range(files, run):

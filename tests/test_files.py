@@ -1,9 +1,13 @@
 """Files and folders that are written as a whole or not at all."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
+from keras_nisp import files
 from keras_nisp.files import check_writable, making_folder, replacing
 
 
@@ -32,6 +36,37 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(error, tmp_path):
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+WRITER = """
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("files", sys.argv[1])
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
+with files.replacing(sys.argv[2]) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_kill_left_is_removed_by_the_next_that_writes(tmp_path):
+    path = tmp_path / "plan.json"
+    command = [sys.executable, "-c", WRITER, files.__file__, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        (scratch,) = tmp_path.iterdir()
+        os.utime(scratch, (0, 0))
+        with replacing(path) as temporary:
+            temporary.write_text("whole")
+        assert scratch.exists()  # its writer lives
+        writer.send_signal(signal.SIGKILL)
+    with replacing(tmp_path / "other.json") as temporary:
+        temporary.write_text("other")
+    assert scratch.exists()  # of another file
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.json", "plan.json"]
 
 
 def test_a_folder_appears_at_once(tmp_path):
