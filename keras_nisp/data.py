@@ -92,10 +92,17 @@ class Calibration:
 
     def samples(self, model: keras.Model) -> Samples:
         """The samples for a model."""
+        samples = self.known(model)
+        if samples is None:
+            samples = collect(self.data, model, **self.arguments)
+            self._read.append((_signature(model), samples))
+        return samples
+
+    def known(self, model: keras.Model) -> Samples | None:
+        """The samples for a model, if they were read already."""
         inputs, names = graph.body(model).inputs, graph.input_names(model)
-        signature = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         for known, samples in self._read:
-            if samples.names is None and known == signature:
+            if samples.names is None and known == _signature(model):
                 return samples
             if samples.names is not None and set(samples.names) == set(names):
                 # By name: another model may take the same inputs in another order.
@@ -104,9 +111,11 @@ class Calibration:
                 if all(map(_fits, arrays, inputs)):
                     batch = graph.batch_size(model)
                     return Samples(arrays, samples.labels, batch, tuple(names))
-        samples = collect(self.data, model, **self.arguments)
-        self._read.append((signature, samples))
-        return samples
+        return None
+
+
+def _signature(model: keras.Model) -> tuple:
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in graph.body(model).inputs)
 
 
 def _map_labels(function, labels):

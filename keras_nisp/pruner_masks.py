@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_nisp import graph
 from keras_nisp.channels import ChannelMap
 from keras_nisp.masked_calls import MaskedCalls
-from keras_nisp.verification import read_mask
+from keras_nisp.oracle import read_mask
 
 # An average of weights keeps so much of a slice that was masked meanwhile, and more is no rest.
 REST = 0.05

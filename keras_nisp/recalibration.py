@@ -14,13 +14,15 @@ from keras_nisp.plan import Plan
 from keras_nisp.rules.base import is_exactly
 from keras_nisp.tracing import trace_quietly
 
+MOST_SAMPLES = 4096
+
 
 def recalibrate(
     model: keras.Model,
     calibration: Any,
     original: keras.Model | None = None,
     plan: Plan | None = None,
-    max_samples: int = 4096,
+    max_samples: int = MOST_SAMPLES,
     batch_size: int = 256,
     seed: int = 0,
     verbose: int = 0,

@@ -1,5 +1,6 @@
 """How far outputs may be apart that should be the same, and how far rounding moves them."""
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -18,17 +19,42 @@ def default_tolerance(model: keras.Model) -> float:
     return LARGEST_TOLERANCE if graph.is_half(model) else TOLERANCE
 
 
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The largest difference of two arrays, and the largest value of the first."""
+
+    absolute: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        """The difference over the scale."""
+        return self.absolute / self.scale if self.scale else self.absolute
+
+
+def difference(expected: Any, received: Any) -> Difference:
+    """How far two arrays are apart: infinitely, where shapes or texts differ, or one alone is not
+    a number."""
+    want, got = np.asarray(expected), np.asarray(received)
+    if want.shape != got.shape:
+        return Difference(np.inf, 1.0)
+    if want.dtype.kind in "SUO":
+        return Difference(0.0 if (want == got).all() else np.inf, 1.0)
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    apart = (want != got) & ~(np.isnan(want) & np.isnan(got))
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(want[apart] - got[apart])
+    scale = np.abs(want[np.isfinite(want)]).max(initial=0)
+    return Difference(float(np.nan_to_num(distance, nan=np.inf).max(initial=0)), float(scale))
+
+
 def relative_difference(expected: Any, received: Any) -> float:
-    """The largest difference of any output over the scale of that output."""
-    worst = 0.0
-    pairs = zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True)
-    for want, got in pairs:
-        want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
-        if want.shape != got.shape:
-            return np.inf
-        difference = np.abs(want - got).max(initial=0) / (np.abs(want).max(initial=0) or 1.0)
-        worst = np.maximum(worst, difference)  # keeps NaN
-    return float(worst)
+    """The largest difference of any output over the scale of that output; NaN where one that is
+    expected is."""
+    pairs = list(zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True))
+    if any(np.isnan(np.asarray(want, np.float64)).any() for want, _ in pairs):
+        return np.nan
+    return max((difference(*pair).relative for pair in pairs), default=0.0)
 
 
 def allowed(model: keras.Model, inputs: list, least: float) -> float:

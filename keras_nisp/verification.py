@@ -8,18 +8,23 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp import graph
-from keras_nisp.channels import Binding, ChannelMap
+from keras_nisp.channels import ChannelMap
 from keras_nisp.data import Samples, collect
 from keras_nisp.errors import VerificationError
+from keras_nisp.layerwise import LayerDifference, Layerwise
+from keras_nisp.oracle import Oracle
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
 from keras_nisp.probing import random_samples
-from keras_nisp.rounding import allowed, default_tolerance
-from keras_nisp.rules.base import meaningful
-from keras_nisp.unit_map import DROPPED, UnitMap
+from keras_nisp.rounding import Difference, allowed, default_tolerance, difference
+from keras_nisp.unit_map import UnitMap
 
 # A merge is lossless up to this relative deviation and this relative change of the outputs.
 LOSSLESS = 1e-3
+SAMPLES = 2  # that are compared
+MOST_NAMED = 3  # layers in a line
+ZEROED = "the original with the removed channels zeroed"
+LEVELLED = "the original with clusters at their means"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,38 +38,73 @@ class Verification:
         inexact: layers that mix channels of which some are removed; they were given the
             statistics of the kept channels.
         reference: what the model was compared with.
+        layer: the layer that differs most over its own tolerance, each on what the original's
+            layers before it give, or `None` if outputs alone were compared.
+        silent: layers that gave nothing to compare: whatever came in, their outputs did not depend
+            on their weights.
+        undefined: what was not a number in the original, as text; empty if all were.
     """
 
     difference: float
     scale: float
     tolerance: float
     inexact: tuple[str, ...]
-    reference: str = "the original with the removed channels zeroed"
+    reference: str = ZEROED
+    layer: LayerDifference | None = None
+    silent: tuple[str, ...] = ()
+    undefined: str = ""
 
     @property
     def relative(self) -> float:
         """Largest difference over the scale of the outputs."""
-        return self.difference / self.scale if self.scale else self.difference
+        return Difference(self.difference, self.scale).relative
 
     @property
     def ok(self) -> bool:
-        """Whether the models agree."""
-        return bool(self.relative <= self.tolerance)
+        """Whether the models agree, in their outputs and layer by layer."""
+        layers = self.layer is None or self.layer.ok
+        return bool(self.relative <= self.tolerance and layers and not self.undefined)
 
     def __str__(self) -> str:
+        if self.undefined:
+            return f"NOT verified: {self.undefined}"
         word = "verified" if self.ok else "NOT verified"
         text = f"{word}: outputs differ by {self.relative:.1e} of their scale from {self.reference}"
         if self.inexact:
             text += f" (and left out of the statistics of {len(self.inexact)} layers)"
+        if self.layer is not None and self.layer.ok:
+            text += f"; layers by {self.layer.relative:.1e} at most ('{self.layer.layer}')"
+        elif self.layer is not None:
+            text += f"; layer {self.layer}"
+        if self.silent:
+            count, more = len(self.silent), ", ..." if len(self.silent) > MOST_NAMED else ""
+            word = "layer" if count == 1 else "layers"
+            names = ", ".join(self.silent[:MOST_NAMED]) + more
+            text += f"; {count} {word} gave nothing to compare: {names}"
         return text
 
     def check(self) -> None:
         """Raises `VerificationError` unless the models agree."""
-        if not self.ok:
-            raise VerificationError(
-                f"The rebuilt model is wrong: {self}, more than {self.tolerance:g}. This is an "
-                "error in keras_nisp or in a registered rule; please report it."
-            )
+        if self.undefined:
+            raise VerificationError(f"The rebuilt model cannot be verified: {self.undefined}")
+        if self.ok:
+            return
+        layer = self.layer
+        if layer is None or layer.ok:
+            what, limit, ours = str(self), self.tolerance, True
+        else:
+            what, limit, ours = f"layer {layer}", layer.tolerance, layer.ours
+        advice = (
+            "Unless its weights were changed since `rebuild`, this is an error in keras_nisp; "
+            "please report it."
+            if ours
+            else "Its rule was registered outside of keras_nisp: correct it (docs/custom_layers.md "
+            "shows how), or leave it out, and the channels stay as they are."
+        )
+        raise VerificationError(
+            f"The rebuilt model is wrong: {what}, more than {limit:g}, compared with "
+            f"{self.reference}. {advice}"
+        )
 
 
 def verify(
@@ -74,27 +114,32 @@ def verify(
     data: Any = None,
     tolerance: float | None = None,
 ) -> Verification:
-    """Compares a rebuilt model with its oracle.
+    """Compares a rebuilt model with its oracle, layer by layer and as a whole.
 
     The oracle is the original model with every kernel slice that reads a removed channel
     set to zero, and what belongs to merged channels at the mean of its cluster; layers that mix
-    channels take their statistics over the kept ones.
+    channels take their statistics over the kept ones. Each layer of the rebuilt model gets what the
+    oracle's layers before it gave, and must give what the oracle's gives; layers with weights
+    are tried on random values, too. So an error shows wherever it is, even if the outputs hardly
+    depend on it (behind a saturated softmax, in a network that was never trained).
 
     Args:
         model: the original.
         small: from `rebuild(model, plan)`, not trained since.
         plan: the plan.
-        data: samples to compare on, as calibration data; two random ones by default.
-        tolerance: allowed difference over the scale of the outputs. Defaults to 1e-4
-            for float32 models and 0.05 for half precision; a network that amplifies
-            rounding errors gets ten times what a change of its inputs by 1e-6 does to
-            its outputs, 0.05 at the most.
+        data: samples to compare on, as calibration data, of which two are taken; random ones by
+            default.
+        tolerance: allowed difference over the scale of the outputs, and of those of each layer.
+            Defaults to 1e-4 for outputs and 1e-5 for layers, 0.05 for half precision; where
+            rounding errors are amplified, to ten times what a change of the inputs by 1e-6 does
+            to the outputs, up to 0.05.
 
     Returns:
         A `Verification`; `verification.check()` raises if it failed.
 
     Raises:
-        PlanMismatchError: the plan is for a model of another structure.
+        PlanMismatchError: the plan is for a model of another structure, or `small` is not what
+            it makes of this one.
 
     Example:
 
@@ -108,15 +153,23 @@ def verify(
     True
     """
     channel_map = plan.trace(model)
-    samples = None if data is None else collect(data, model, limit=8)
+    samples = None if data is None else collect(data, model, limit=SAMPLES)
     return verify_traced(channel_map, plan.unit_map(channel_map), small, samples, tolerance)
 
 
 def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples) -> Verification:
-    """Compares a merged model with the traced one as it is."""
-    nothing = UnitMap(np.arange(channel_map.count))  # the original as it is
+    """Compares the outputs of a merged model with those of the traced one as it is."""
+    inputs = _first(samples)
+    expected = channel_map.walk(inputs, Oracle(channel_map, _unchanged(channel_map)).run)
     limit = max(LOSSLESS, default_tolerance(channel_map.model))
-    return verify_traced(channel_map, nothing, small, samples, limit)
+    worst = _largest(expected, graph.answer(small, inputs))
+    if worst.relative > limit:
+        limit = allowed(small, inputs, limit)
+    return Verification(worst.absolute, worst.scale, limit, ())
+
+
+def _unchanged(channel_map: ChannelMap) -> UnitMap:
+    return UnitMap(np.arange(channel_map.count))
 
 
 def verify_traced(
@@ -127,77 +180,55 @@ def verify_traced(
     tolerance: float | None = None,
 ) -> Verification:
     """`verify` for a traced model and what becomes of its units."""
-    samples = samples or random_samples(channel_map.model, channel_map.input_shapes)
-    inputs, _ = next(samples.batches())
-    expected = keras.tree.flatten(oracle(channel_map, unit_map, inputs))
-    received = keras.tree.flatten(graph.answer(small, inputs))
+    inputs = _first(samples or random_samples(channel_map.model, channel_map.input_shapes))
+    layers = Layerwise(Oracle(channel_map, unit_map), small, tolerance)
+    expected = layers.run(inputs)
+    try:
+        worst = _largest(expected, graph.answer(small, inputs))
+    except (ValueError, tf.errors.OpError):
+        if layers.worst.ok:
+            raise
+        worst = Difference(np.inf, 1.0)  # what is wrong with a layer is not taken by the next
     limit = default_tolerance(channel_map.model) if tolerance is None else tolerance
-    inexact = tuple(inexact_layers(channel_map, ~unit_map.keep))
-    results = []
-    reference = {"reference": "the original with clusters at their means"}
-    for want, got in zip(expected, received, strict=True):
-        want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
-        difference = float(np.abs(want - got).max()) if want.shape == got.shape else np.inf
-        results.append(
-            Verification(
-                difference,
-                float(np.abs(want).max()),
-                limit,
-                inexact,
-                **(reference if unit_map.merged.any() else {}),
-            )
-        )
-    worst = max(results, key=lambda result: np.nan_to_num(result.relative, nan=np.inf))
-    if tolerance is None and not worst.ok:
-        worst = dataclasses.replace(worst, tolerance=allowed(small, inputs, limit))
-    return worst
+    if tolerance is None and limit < worst.relative < np.inf:
+        limit = allowed(small, inputs, limit)
+    return Verification(
+        worst.absolute,
+        worst.scale,
+        limit,
+        tuple(inexact_layers(channel_map, ~unit_map.keep)),
+        LEVELLED if unit_map.merged.any() else ZEROED,
+        layers.worst,
+        layers.silent,
+        _undefined(channel_map, layers.undefined, random=samples is None),
+    )
 
 
-def oracle(channel_map: ChannelMap, unit_map: UnitMap, inputs: list) -> Any:
-    """Outputs of the original model as if dropped units were not there, and merged ones equal.
-
-    Kernel slices that read dropped units are zero; what belongs to merged units has the mean
-    of its cluster.
-
-    Args:
-        channel_map: the traced model.
-        unit_map: what becomes of its units.
-        inputs: tensors for the model's inputs, flat.
-    """
-    keep = unit_map.into != DROPPED
-
-    def visit(call, args, kwargs):
-        statistics = call.mixes_channels or call.sums_channels
-        if statistics and any(not keep[t.names].all() for t in call.inputs):
-            kept = [tf.constant(keep[t.names][None], tf.float32) for t in call.inputs]
-            return call.ask("masked", kept, *args, **meaningful(kwargs))
-        changed = []
-        for weight in call.weights:
-            binding = channel_map.bindings.get(id(weight))
-            if binding is not None:
-                changed.append((weight, _as_if(binding, unit_map, keep)))
-        with keras.StatelessScope(state_mapping=changed):
-            return call.infer(*args, **kwargs)
-
-    return channel_map.walk(inputs, visit)
+def _first(samples: Samples) -> list[tf.Tensor]:
+    """The first samples as inputs of a model."""
+    inputs, _ = next(samples.first(SAMPLES).batches())
+    return inputs
 
 
-def _as_if(binding: Binding, unit_map: UnitMap, keep: np.ndarray) -> tf.Tensor:
-    """A variable's value in the oracle."""
-    value = tf.convert_to_tensor(binding.variable)
-    for axis, units in binding.axes.items():
-        if axis not in binding.read and unit_map.merged[units].any():
-            value = unit_map.level(value, axis, units)
-    if any(not keep[binding.axes[axis]].all() for axis in binding.read):
-        value *= read_mask(binding, keep)
-    return value
+def _largest(expected: Any, received: Any) -> Difference:
+    """The difference of the output that differs most over its scale."""
+    pairs = zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True)
+    return max((difference(*pair) for pair in pairs), key=lambda found: found.relative)
 
 
-def read_mask(binding, keep: np.ndarray) -> tf.Tensor:
-    """0 where a kernel reads a removed unit, 1 elsewhere; broadcasts to the kernel."""
-    rank = len(binding.variable.shape)
-    mask = np.ones((1,) * rank, np.float32)
-    for axis in binding.read:
-        shape = [-1 if i == axis else 1 for i in range(rank)]
-        mask = mask * keep[binding.axes[axis]].reshape(shape)
-    return tf.constant(mask, binding.variable.dtype)
+def _undefined(channel_map: ChannelMap, path: str | None, random: bool) -> str:
+    """What made a call of the original give NaN."""
+    if path is None:
+        return ""
+    (layer, *_) = (call.layer for call in channel_map.calls if call.path == path)
+    broken = [
+        weight.path
+        for weight in getattr(layer, "weights", ())
+        if "float" in weight.dtype and not np.isfinite(np.asarray(weight, np.float64)).all()
+    ]
+    text = f"layer '{path}' gives NaN in the original '{channel_map.model.name}'"
+    if broken:
+        return f"{text}: its weight '{broken[0]}' is not finite. Mend the original first."
+    if random:
+        return f"{text} on random samples. Pass calibration data like those of training."
+    return f"{text} on these samples. Pass data that it takes."

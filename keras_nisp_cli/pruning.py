@@ -223,7 +223,7 @@ def _finish(console, network, plan, small, samples, options: dict, note=None) ->
 
     output, compensate = options["output"], options["compensate"] or "linear"
     with console.stage("Comparing it with the original"):
-        checked = verify(network, small, plan)
+        checked = verify(network, small, plan, samples)
         checked.check()
     if samples is not None:
         with console.stage("Recalibrating"):

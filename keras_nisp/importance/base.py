@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
+from keras_nisp.data import Calibration, Samples
 from keras_nisp.masks import carry_mask
 
 
@@ -40,6 +41,11 @@ class Importance:
                 would remove.
         """
         return self(channel_map)
+
+    def known_samples(self, model: keras.Model) -> Samples | None:
+        """The calibration samples for a model that it has read, if there are any."""
+        held = (value for value in vars(self).values() if isinstance(value, Calibration))
+        return next(filter(None, (calibration.known(model) for calibration in held)), None)
 
     @property
     def name(self) -> str:

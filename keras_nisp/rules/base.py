@@ -112,6 +112,11 @@ class Rule:
         """
         return value
 
+    def indices(self, call) -> int | None:
+        """How many rows of a table the layer looks up by what it takes in: `verify` tries all of
+        them. `None` if it takes no indices."""
+        return None
+
     def masked(self, call, keep: list, *args, **kwargs):
         """The layer on the original width, with removed channels left out of statistics.
 

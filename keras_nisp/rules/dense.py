@@ -102,6 +102,10 @@ class Embedding(Rule):
     def resize(self, call, config, kept):
         return {**config, "output_dim": kept(call.outputs[0].line(-1))}
 
+    def indices(self, call):
+        looked_up = call.outputs[0].rank > call.inputs[0].rank
+        return call.layer.input_dim if looked_up else None
+
     def absolute(self, call, x):
         return x[..., None] * tf.reduce_mean(absolute(call.layer.embeddings), 0)
 

@@ -63,15 +63,27 @@ class _Statistics(Rule):
 
     def masked(self, call, keep, x):
         axes = [axis + 1 for axis in self.axes(call, call.inputs[0].rank)]
-        keep = tf.broadcast_to(tf.cast(keep[0], x.dtype), (1, *x.shape[1:]))
-        scale, offset = (None if v is None else v + 0 for v in self.vectors(call.layer))
-        y = self.normalise(call.layer, x, keep, axes)
-        y = y if scale is None else y * self.laid_out(call, scale)
-        return y if offset is None else y + self.laid_out(call, offset)
+        keep = tf.broadcast_to(tf.cast(keep[0], _precise(x.dtype)), (1, *x.shape[1:]))
+        y = self.normalise(call.layer, tf.cast(x, keep.dtype), keep, axes)
+        return tf.cast(self._affine(call, y), x.dtype)
+
+    def _affine(self, call, y):
+        """Times the scale, plus the offset."""
+        scale, offset = (
+            None if vector is None else self.laid_out(call, tf.cast(vector + 0, y.dtype))
+            for vector in self.vectors(call.layer)
+        )
+        y = y if scale is None else y * scale
+        return y if offset is None else y + offset
 
     def normalise(self, layer, x, keep, axes):
         """The input over its deviation, both taken where `keep` is 1."""
         raise NotImplementedError
+
+
+def _precise(dtype: tf.DType) -> tf.DType:
+    """The type in which statistics are taken, as Keras does it."""
+    return tf.float32 if dtype.size < 4 else dtype
 
 
 def _mean(x, keep, axes):
@@ -126,14 +138,13 @@ class GroupNormalization(_Statistics):
         groups = call.layer.groups
         apart = [-1, *shape[1:axis], groups, shape[axis] // groups, *shape[axis + 1 :]]
         axes = [i for i in range(1, len(apart)) if i != axis]
-        keep = tf.broadcast_to(tf.cast(keep[0], x.dtype), (1, *shape[1:]))
-        x, keep = tf.reshape(x, apart), tf.reshape(keep, [1, *apart[1:]])
+        keep = tf.broadcast_to(tf.cast(keep[0], _precise(x.dtype)), (1, *shape[1:]))
+        dtype, x = x.dtype, tf.reshape(tf.cast(x, keep.dtype), apart)
+        keep = tf.reshape(keep, [1, *apart[1:]])
         mean = _mean(x, keep, axes)
         variance = _mean((x - mean) ** 2, keep, axes)
         y = tf.reshape((x - mean) * tf.math.rsqrt(variance + call.layer.epsilon), [-1, *shape[1:]])
-        scale, offset = self.vectors(call.layer)
-        y = y if scale is None else y * self.laid_out(call, scale + 0)
-        return y if offset is None else y + self.laid_out(call, offset + 0)
+        return tf.cast(self._affine(call, y), dtype)
 
 
 @register_rule(layers.UnitNormalization)
