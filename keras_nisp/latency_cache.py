@@ -1,14 +1,15 @@
 """Measured latencies on disk, one file for each machine and version of the runtime."""
 
 import contextlib
+import dataclasses
 import json
-import math
 import os
 import platform
 import re
 import warnings
 from pathlib import Path
 
+from keras_nisp import schema
 from keras_nisp.files import replacing
 from keras_nisp.runtime import runtime_name
 
@@ -68,7 +69,7 @@ class LatencyCache:
         if self.path is None:
             return {}
         try:
-            record = json.loads(self.path.read_text())
+            record = schema.parse(self.path.read_bytes())
             wrong = _complaint(record)
         except (FileNotFoundError, NotADirectoryError):
             return {}
@@ -87,17 +88,26 @@ class LatencyCache:
         return {}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What a file holds."""
+
+    format: int
+    machine: dict[str, str]
+    entries: dict[str, float]
+
+
 def _complaint(record) -> str | None:
     """What is wrong with the content of a file, if anything is."""
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return "is no latency table of this version"
     if record.get("machine") != machine():
         return f"was measured elsewhere ({record.get('machine')})"
-    entries = record.get("entries")
-    good = isinstance(entries, dict) and all(
-        isinstance(v, float) and math.isfinite(v) and v > 0 for v in entries.values()
-    )
-    return None if good else "is damaged"
+    try:
+        entries = schema.read(_Record, record).entries
+    except ValueError as error:
+        return f"is damaged ({error})"
+    return None if all(seconds > 0 for seconds in entries.values()) else "is damaged"
 
 
 def machine() -> dict[str, str]:

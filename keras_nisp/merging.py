@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.budget import Budget
-from keras_nisp.channels import Binding, ChannelMap, reasons_by_unit
+from keras_nisp.channels import ChannelMap, reasons_by_unit
 from keras_nisp.clustering import Clustering
 from keras_nisp.plan import Plan
-from keras_nisp.plan_rows import VariablePlan
+from keras_nisp.plan_rows import owned_axes, variable_rows
 from keras_nisp.planning import describe
 from keras_nisp.solver import Solver
 from keras_nisp.tracing import trace
@@ -104,7 +104,7 @@ def plan_merging(
         budget,
         solver,
         None,
-        _variables(model, channel_map, unit_map),
+        variable_rows(channel_map, unit_map),
     )
     return _with_reasons(plan, channel_map, obstacles)
 
@@ -181,29 +181,6 @@ def _merge(channel_map: ChannelMap, gone, clustering: Clustering, excluded) -> U
                 first = np.array([units[labels == label][0] for label in range(labels.max() + 1)])
                 into[units] = first[labels]
     return UnitMap(into)
-
-
-def _variables(model, channel_map: ChannelMap, unit_map: UnitMap) -> tuple[VariablePlan, ...]:
-    """What is clustered in each trainable variable, in the order of `trainable_variables`."""
-    rows = []
-    for variable in model.trainable_variables:
-        binding = channel_map.bindings.get(id(variable))
-        clusters = {
-            axis: tuple(unit_map.labels(binding.axes[axis]).tolist())
-            for axis in (owned_axes(binding, unit_map) if binding else ())
-        }
-        is_kernel = binding is not None and binding.positions > 0
-        rows.append(VariablePlan(variable.path, tuple(variable.shape), is_kernel, clusters))
-    return tuple(rows)
-
-
-def owned_axes(binding: Binding, unit_map: UnitMap) -> list[int]:
-    """Axes of a variable that own channels which are merged."""
-    return [
-        axis
-        for axis, units in binding.axes.items()
-        if axis not in binding.read and unit_map.merged[units].any()
-    ]
 
 
 def level(model: keras.Model, plan: Plan, only_statistics: bool = False) -> None:

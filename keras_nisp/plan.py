@@ -8,7 +8,7 @@ import os
 import keras
 import numpy as np
 
-from keras_nisp import graph, plan_file, report
+from keras_nisp import graph, plan_file, plan_fit, report
 from keras_nisp.channels import ChannelMap
 from keras_nisp.contraction import Forecast, check_plan
 from keras_nisp.cost import Cost
@@ -18,11 +18,10 @@ from keras_nisp.plan_rows import (
     GroupPlan,
     LayerPlan,
     VariablePlan,
-    creator_clusters,
 )
 from keras_nisp.tables import Column, percent, render_table
 from keras_nisp.tracing import trace_quietly
-from keras_nisp.unit_map import DROPPED, UnitMap
+from keras_nisp.unit_map import UnitMap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,13 +203,7 @@ class Plan:
         for shapes in (list(self.input_shapes), None):  # the same structure may have another size
             with contextlib.suppress(ValueError):
                 return trace_quietly(model, shapes, self.whole_groups)
-        raise PlanMismatchError(self._mismatch(model))
-
-    def _mismatch(self, model) -> str:
-        return (
-            f"Expected a model with the structure of '{self.model}', for which the plan was made. "
-            f"Received model '{model.name}', which has another one. Make a new plan for it."
-        )
+        raise plan_fit.mismatch(self, model)
 
     def unit_map(self, channel_map: ChannelMap) -> UnitMap:
         """What becomes of each unit of a traced model.
@@ -219,21 +212,7 @@ class Plan:
             PlanMismatchError: the model has another structure, or the plan would change
                 what this structure must keep.
         """
-        if self.fingerprint != channel_map.fingerprint:
-            raise PlanMismatchError(self._mismatch(channel_map.model))
-        into = np.arange(channel_map.count)
-        rows = list(zip(self.creators, channel_map.creators, strict=True))
-        for row, creator in rows:
-            into[creator.units[list(row.removed)]] = DROPPED
-        for row, creator in rows:
-            gone = set(row.removed)
-            for cluster in row.clusters:
-                kept = next((i for i in cluster if i not in gone), cluster[0])
-                into[creator.units[list(cluster)]] = creator.units[kept]
-        unit_map = UnitMap(into)
-        for row, creator in rows:
-            _check_creator(row, creator.units, unit_map, channel_map.free)
-        return unit_map
+        return plan_fit.fitted(self, channel_map)
 
     def removed_units(self, channel_map: ChannelMap) -> np.ndarray:
         """Boolean per unit of a traced model: whether it is gone afterwards.
@@ -328,24 +307,6 @@ class Plan:
             PlanFileError: the file is not a plan, or is damaged.
         """
         return plan_file.load(path)
-
-
-def _check_creator(row: CreatorPlan, units, unit_map: UnitMap, free) -> None:
-    """Raises unless a layer loses and merges what its row says, and may."""
-    gone = ~unit_map.keep[units]
-    same = np.flatnonzero(gone).tolist() == list(row.removed)
-    if not same or set(creator_clusters(units, unit_map)) != set(row.clusters):
-        raise PlanMismatchError(
-            f"Expected coupled layers to lose the same channels, and clusters that hold each "
-            f"channel of a layer once. What the plan says of '{row.layer}' "
-            f"({len(row.removed)} channels go) does not fit what it says elsewhere: it was "
-            "damaged or edited."
-        )
-    if gone.all() or not free[units[gone | unit_map.merged[units]]].all():
-        raise PlanMismatchError(
-            f"Expected a plan that keeps what must be kept. The plan removes channels of "
-            f"'{row.layer}' that may not be removed: it was damaged or edited."
-        )
 
 
 def _change(before: int, after: int) -> str:

@@ -1,10 +1,13 @@
 """What a plan says of each layer that creates channels, coupled group, layer and variable."""
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
+from keras_nisp.channels import Binding, ChannelMap
 from keras_nisp.cost import Cost
+from keras_nisp.schema import AsPairs
 from keras_nisp.unit_map import DROPPED, UnitMap
 
 
@@ -92,7 +95,7 @@ class VariablePlan:
     path: str
     shape: tuple[int, ...]
     is_kernel: bool
-    clusters: dict[int, tuple[int, ...]]
+    clusters: Annotated[dict[int, tuple[int, ...]], AsPairs]
 
 
 def creator_clusters(units: np.ndarray, unit_map: UnitMap) -> tuple[tuple[int, ...], ...]:
@@ -104,3 +107,26 @@ def creator_clusters(units: np.ndarray, unit_map: UnitMap) -> tuple[tuple[int, .
         if label != DROPPED:
             clusters.setdefault(label, []).append(index)
     return tuple(map(tuple, clusters.values()))
+
+
+def variable_rows(channel_map: ChannelMap, unit_map: UnitMap) -> tuple[VariablePlan, ...]:
+    """What is clustered in each trainable variable, in the order of `trainable_variables`."""
+    rows = []
+    for variable in channel_map.model.trainable_variables:
+        binding = channel_map.bindings.get(id(variable))
+        clusters = {
+            axis: tuple(unit_map.labels(binding.axes[axis]).tolist())
+            for axis in (owned_axes(binding, unit_map) if binding else ())
+        }
+        is_kernel = binding is not None and binding.positions > 0
+        rows.append(VariablePlan(variable.path, tuple(variable.shape), is_kernel, clusters))
+    return tuple(rows)
+
+
+def owned_axes(binding: Binding, unit_map: UnitMap) -> list[int]:
+    """Axes of a variable that own channels which are merged."""
+    return [
+        axis
+        for axis, units in binding.axes.items()
+        if axis not in binding.read and unit_map.merged[units].any()
+    ]

@@ -249,7 +249,8 @@ def _sketch(plan: "Plan") -> str:
 
 def _budget_arguments(plan: "Plan") -> list[str]:
     """The budget's text as arguments."""
-    found = re.fullmatch(r"(\w+)=(.*), ranking=(local|global)(.*)", plan.budget, re.DOTALL)
+    pattern = r"(\w+)=(.*), ranking=(local|global)((?:, \w+=[^,=]+)*)"
+    found = re.fullmatch(pattern, plan.budget, re.DOTALL)
     if not found:
         return [plan.budget]
     kind, amount, ranking, limits = found.groups()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from keras_nisp.plan import Plan
     from keras_nisp.plan_rows import GroupPlan, LayerPlan
 
+LARGEST = 1e300  # of a score in a figure: differences of larger ones overflow
 COLOURS = 6  # of coupled groups; the number in the mark tells groups of one colour apart
 
 
@@ -166,7 +167,8 @@ def _clusters(index: int, layer: str, clusters: Iterable[Sequence[int]]) -> Figu
 def _histogram(index: int, group: "GroupPlan") -> Figure:
     """Scores in bars of equal width, of which an edge is at the threshold if there is one."""
     gone = set(group.removed_units)
-    scored = [(score, i in gone) for i, score in enumerate(group.scores) if score is not None]
+    bounded = [s if s is None else min(max(s, -LARGEST), LARGEST) for s in group.scores]
+    scored = [(score, i in gone) for i, score in enumerate(bounded) if score is not None]
     removed = [score for score, is_gone in scored if is_gone]
     kept = [score for score, is_gone in scored if not is_gone]
     level, apart = _threshold(removed, kept)

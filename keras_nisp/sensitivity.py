@@ -6,12 +6,12 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from keras_nisp import graph
+from keras_nisp import graph, schema
 from keras_nisp.budget import Budget
 from keras_nisp.channels import ChannelMap, Group
 from keras_nisp.data import Samples, collect
@@ -294,16 +294,25 @@ class _Results(dict):
                 temporary.write_text(json.dumps(data, indent=1))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What a file of results holds."""
+
+    format: Literal["keras_nisp sensitivity"]
+    importance: str
+    digest: str
+    results: dict[str, float]
+
+
 def _read(path: Path, settings: dict) -> dict:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: data[key] for key in settings}
-        results = {str(key): float(value) for key, value in data["results"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PlanFileError(f"Expected results of `sensitivity` in '{path}': {error!r}") from error
+        record = schema.read(_Record, schema.parse(path.read_bytes()))
+    except ValueError as error:
+        raise PlanFileError(f"Expected results of `sensitivity` in '{path}': {error}") from error
+    kept = {"importance": record.importance, "digest": record.digest}
     if kept != settings:
         raise PlanFileError(
             f"'{path}' holds results of another model, importance, metric, data or labels. Choose "
             "another path, or remove the file to start again."
         )
-    return results
+    return record.results
