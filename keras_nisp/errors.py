@@ -1,10 +1,12 @@
 """Errors and warnings of this package, all of them also the usual built-in kinds."""
 
+import re
 import sys
 import warnings
 from pathlib import Path
 
 HOME = str(Path(__file__).parent)
+LONGEST_REASON = 300
 
 
 class NoFinalResponseLayerError(ValueError):
@@ -39,6 +41,10 @@ class ConversionError(ValueError):
     """A model that cannot be converted to tf_keras, or that TFMOT does not support."""
 
 
+class ReasonError(ValueError):
+    """A reason that is put into the sentence of another error."""
+
+
 class UnknownLayerWarning(UserWarning):
     """A layer without a rule: its channels stay."""
 
@@ -53,3 +59,14 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(HOME):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, as one line: without what Keras puts around it, calls and configs."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).split("Arguments received by ")[0]
+    for introduction in ("Exception encountered: ", "Error encountered:"):
+        text = text.split(introduction)[-1]
+    text = re.sub(r"^\s*Exception encountered when calling \S+\.\s", "", text)
+    text = " ".join(text.split()).rstrip(".") or repr(error)
+    text = text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
+    return text if isinstance(error, ReasonError) else f"{type(error).__name__}: {text}"

@@ -5,12 +5,9 @@ are the same walk with another meaning for each layer.
 """
 
 import contextlib
-import contextvars
 import dataclasses
-import functools
 import inspect
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -283,70 +280,6 @@ def mode(training: bool):
         yield
     finally:
         global_state.set_global_attribute("current_call_ctx", before)
-
-
-@contextlib.contextmanager
-def without_memory():
-    """Weights that are made in it have shapes, and no values."""
-    pending = global_state.get_global_attribute("uninitialized_variables") or []
-    global_state.set_global_attribute("uninitialized_variables", [])
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
-    finally:
-        global_state.set_global_attribute("uninitialized_variables", pending)
-
-
-@contextlib.contextmanager
-def intercepted_calls(call: Callable):
-    """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead.
-
-    In this thread: layers that others call meanwhile, such as a training run, do what they do.
-    """
-    token = _interception.set(call)
-    _Interceptor.enter()
-    try:
-        yield
-    finally:
-        _Interceptor.leave()
-        _interception.reset(token)
-
-
-_interception = contextvars.ContextVar("interception", default=None)
-
-
-class _Interceptor:
-    """What stands in the place of `keras.Layer.__call__` while any thread intercepts calls."""
-
-    lock = threading.Lock()
-    users = 0
-    installed = False
-    proceed = keras.Layer.__call__
-
-    @classmethod
-    def enter(cls) -> None:
-        with cls.lock:
-            cls.users += 1
-            if not cls.installed:
-                cls.proceed, keras.Layer.__call__ = keras.Layer.__call__, _intercepted
-                cls.installed = True
-
-    @classmethod
-    def leave(cls) -> None:
-        with cls.lock:
-            cls.users -= 1
-            # Who has put something around it meanwhile (a profiler, say) keeps that.
-            if not cls.users and keras.Layer.__call__ is _intercepted:
-                keras.Layer.__call__ = cls.proceed
-                cls.installed = False
-
-
-@functools.wraps(keras.Layer.__call__)
-def _intercepted(layer, /, *args, **kwargs):
-    call = _interception.get()
-    if call is None:
-        return _Interceptor.proceed(layer, *args, **kwargs)
-    return call(layer, _Interceptor.proceed, args, kwargs)
 
 
 def projection(attention: keras.Layer, which: str) -> keras.layers.EinsumDense | None:

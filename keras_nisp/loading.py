@@ -5,7 +5,10 @@ import warnings
 
 import keras
 
-from keras_nisp import graph
+from keras_nisp import calling, graph
+from keras_nisp.errors import reason_of
+
+ADVICE = "let its class give a `get_config` from which its constructor makes it again"
 
 
 def loading_fault(model: keras.Model) -> str | None:
@@ -23,7 +26,7 @@ def loading_fault(model: keras.Model) -> str | None:
     """
     classes = {type(part).__name__: type(part) for part in graph.all_layers(model)}
     with keras.saving.custom_object_scope(classes), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*includes a `lambda`")
+        warnings.simplefilter("ignore")  # Saving and loading will say the same.
         fault = _fault(model)
         if fault is None:
             return None
@@ -39,16 +42,16 @@ def _fault(part: keras.Layer) -> str | None:
         config.pop("compile_config", None)
         config = json.dumps(config)
     except Exception as error:  # whatever code of users raises in `get_config`
-        return f"its config cannot be written ({_innermost(error)})"
+        return f"its config cannot be written ({reason_of(error)}): {ADVICE}"
     try:
-        with graph.without_memory():
+        with calling.without_memory():
             return _difference(part, _loaded(config))
     except Exception:
         pass  # Some layers need values when they are built.
     try:
         return _difference(part, _loaded(config))
     except Exception as error:
-        return f"it cannot be made from its config ({_innermost(error)})"
+        return f"it cannot be made from its config ({reason_of(error)}): {ADVICE}"
 
 
 def _loaded(config: str) -> keras.Layer:
@@ -60,10 +63,9 @@ def _difference(part: keras.Layer, loaded: keras.Layer) -> str | None:
     expected, received = ([tuple(w.shape) for w in x.weights] for x in (part, loaded))
     if expected == received or not (graph.is_graph(part) or received):
         return None
-    return f"made from its config, it has weights of the shapes {received} instead of {expected}"
-
-
-def _innermost(error: Exception) -> str:
-    """The reason without the configs that Keras puts around it."""
-    text = str(error).strip() or repr(error)
-    return " ".join(text.split("Exception encountered: ")[-1].split())[:300]
+    if graph.is_graph(part) and len(received) > len(expected):
+        return "Keras gives each of its nested models a copy of the layers that they share"
+    return (
+        f"made from its config, it has weights of the shapes {received} instead of {expected}: "
+        f"{ADVICE}"
+    )

@@ -1,0 +1,105 @@
+"""How layers are called, and calls watched. Touches Keras internals, as `graph.py` does."""
+
+import contextlib
+import contextvars
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+from keras.src.models import functional
+
+
+def takes(layer: keras.Layer, argument: str) -> bool:
+    """Whether a layer's `call` names an argument."""
+    return argument in inspect.signature(layer.call).parameters
+
+
+# Whether a `training` that a graph has noted for a call holds when the model is called with
+# another (Keras 3.16).
+KEEPS_TRAINING = not hasattr(functional, "operation_fn")
+
+
+def as_layer_takes_it(layer: keras.Layer, tensor: Any) -> Any:
+    """A tensor in the dtype to which a layer casts what it is called with."""
+    if not getattr(layer, "_convert_input_args", True):
+        return tensor
+    return layer.dtype_policy.convert_input(tensor, layer.autocast, layer.input_dtype)
+
+
+@contextlib.contextmanager
+def noted_updates():
+    """Variables keep their values in it; gives the list of what would have changed, filled at
+    the end."""
+    noted = []
+    with keras.StatelessScope(collect_losses=True) as scope:
+        yield noted
+    noted += ["a variable or random seed"] * bool(scope.state_mapping)
+    noted += ["the model's losses"] * bool(scope.losses)
+
+
+@contextlib.contextmanager
+def without_memory():
+    """Weights that are made in it have shapes, and no values."""
+    pending = global_state.get_global_attribute("uninitialized_variables") or []
+    global_state.set_global_attribute("uninitialized_variables", [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", pending)
+
+
+@contextlib.contextmanager
+def intercepted_calls(call: Callable):
+    """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead.
+
+    In this thread: layers that others call meanwhile, such as a training run, do what they do.
+    """
+    token = _interception.set(call)
+    _Interceptor.enter()
+    try:
+        yield
+    finally:
+        _Interceptor.leave()
+        _interception.reset(token)
+
+
+_interception = contextvars.ContextVar("interception", default=None)
+
+
+class _Interceptor:
+    """What stands in the place of `keras.Layer.__call__` while any thread intercepts calls."""
+
+    lock = threading.Lock()
+    users = 0
+    installed = False
+    proceed = keras.Layer.__call__
+
+    @classmethod
+    def enter(cls) -> None:
+        with cls.lock:
+            cls.users += 1
+            if not cls.installed:
+                cls.proceed, keras.Layer.__call__ = keras.Layer.__call__, _intercepted
+                cls.installed = True
+
+    @classmethod
+    def leave(cls) -> None:
+        with cls.lock:
+            cls.users -= 1
+            # Who has put something around it meanwhile (a profiler, say) keeps that.
+            if not cls.users and keras.Layer.__call__ is _intercepted:
+                keras.Layer.__call__ = cls.proceed
+                cls.installed = False
+
+
+@functools.wraps(keras.Layer.__call__)
+def _intercepted(layer, /, *args, **kwargs):
+    call = _interception.get()
+    if call is None:
+        return _Interceptor.proceed(layer, *args, **kwargs)
+    return call(layer, _Interceptor.proceed, args, kwargs)
