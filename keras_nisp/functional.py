@@ -16,6 +16,7 @@ from keras_nisp.equivalence import check_same, filled, masks_of, tensors_of
 from keras_nisp.errors import reason_of, warn
 from keras_nisp.loading import loading_fault
 from keras_nisp.masks import mask_of, set_mask
+from keras_nisp.model_class import of_class
 from keras_nisp.rules.base import registered
 from keras_nisp.wrappers import is_wrapper
 
@@ -211,7 +212,7 @@ class _Writer:
             inputs = copying.new_inputs(model, [t.shape for t in graph.body(model).inputs])
             outputs = graph.replay(model, inputs, visit)
             structure = graph.structured_inputs(model, inputs)
-            written = keras.Model(structure, outputs, name=model.name) if changed else model
+            written = of_class(model, structure, outputs, quiet=True) if changed else model
             self.models[id(model)] = written, model  # which stays alive, and its id with it
         return self.models[id(model)][0]
 

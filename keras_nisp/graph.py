@@ -380,15 +380,21 @@ def ending(model: keras.Model) -> str | None:
 def compile_arguments(model: keras.Model) -> dict | None:
     """The arguments `model.compile` was called with, or `None`."""
     config = getattr(model, "_compile_config", None)
-    return dict(config.config) if model.compiled and config is not None else None
+    if not model.compiled or config is None:
+        return None
+    # Who saves a model as .h5 takes the optimizer out of its configuration.
+    return {"optimizer": model.optimizer, **config.config}
 
 
 def optimizer_of(model: keras.Model) -> keras.optimizers.Optimizer:
     """The optimizer that the user made: the inner one under loss scaling."""
-    optimizer = model.optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer.inner_optimizer
-    return optimizer
+    return unscaled(model.optimizer)
+
+
+def unscaled(optimizer) -> keras.optimizers.Optimizer:
+    """An optimizer, or what is inside of loss scaling."""
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return optimizer.inner_optimizer if scaled else optimizer
 
 
 def learning_rate_of(optimizer: keras.optimizers.Optimizer):
@@ -466,16 +472,36 @@ def build_recording_references(optimizer, variables: list) -> dict[int, keras.Va
         The weight, by `id` of the slot.
     """
     references = {}
-    add = optimizer.add_variable_from_reference
+    inner = unscaled(optimizer)
+    add = inner.add_variable_from_reference
 
     def recording_add(reference_variable, *args, **kwargs):
         slot = add(reference_variable, *args, **kwargs)
         references[id(slot)] = reference_variable
         return slot
 
-    optimizer.add_variable_from_reference = recording_add
+    inner.add_variable_from_reference = recording_add
     try:
         optimizer.build(variables)
     finally:
-        del optimizer.add_variable_from_reference
+        del inner.add_variable_from_reference
     return references
+
+
+def trained_variables(optimizer) -> list[keras.Variable]:
+    """The weights for which an optimizer was built."""
+    return list(unscaled(optimizer)._trainable_variables)
+
+
+def exclude_alike(old, new, twins: list[tuple]) -> None:
+    """Excludes from weight decay in one optimizer what another excludes.
+
+    Args:
+        old, new: the optimizers; the new one is not built.
+        twins: variables of the model of the old one, and of that of the new one.
+    """
+    keys = getattr(old, "_exclude_from_weight_decay", set())
+    pattern = getattr(old, "_exclude_from_weight_decay_pattern", None)
+    if keys or pattern:
+        new.exclude_from_weight_decay([twin for v, twin in twins if old._var_key(v) in keys])
+        new._exclude_from_weight_decay_pattern = pattern

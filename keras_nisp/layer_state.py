@@ -212,8 +212,10 @@ def _is_plain(value: Any) -> bool:
 def _same(value: Any, present: Any) -> bool:
     """Whether an attribute needs no copy: it is equal, or there is another kind of thing."""
     if isinstance(value, ARRAYS) or isinstance(present, ARRAYS):
-        kinds = [getattr(x, "dtype", type(x)) for x in (value, present)]
-        return kinds[0] != kinds[1] or np.array_equal(np.asarray(value), np.asarray(present))
+        dtypes = [getattr(x, "dtype", None) for x in (value, present)]
+        if None not in dtypes and dtypes[0] != dtypes[1]:
+            return True  # made for the copy's own dtype
+        return None not in dtypes and np.array_equal(np.asarray(value), np.asarray(present))
     if isinstance(value, (list, tuple)) and isinstance(present, (list, tuple)):
         return len(value) == len(present) and all(map(_same, value, present))
     if isinstance(value, dict) and isinstance(present, dict):

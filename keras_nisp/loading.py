@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from keras_nisp import calling, graph
+from keras_nisp import calling, copying, graph
 from keras_nisp.errors import reason_of
 
 ADVICE = "let its class give a `get_config` from which its constructor makes it again"
@@ -24,8 +24,7 @@ def loading_fault(model: keras.Model) -> str | None:
         `None` if the model can be saved and loaded; else why not, with the layer's name where
         it is one layer.
     """
-    classes = {type(part).__name__: type(part) for part in graph.all_layers(model)}
-    with keras.saving.custom_object_scope(classes), warnings.catch_warnings():
+    with keras.saving.custom_object_scope(copying.own_objects(model)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Saving and loading will say the same.
         fault = _fault(model)
         if fault is None:

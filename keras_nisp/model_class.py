@@ -33,7 +33,7 @@ GRAPH_KEYS = {
 }
 
 
-def of_class(model: keras.Model, *graph_parts: Any) -> keras.Model:
+def of_class(model: keras.Model, *graph_parts: Any, quiet: bool = False) -> keras.Model:
     """A model of the class and settings of another, from other layers.
 
     A class gets its settings as Keras gives them when it loads a model, or by the names of its
@@ -42,9 +42,14 @@ def of_class(model: keras.Model, *graph_parts: Any) -> keras.Model:
 
     Args:
         model: the functional or sequential model to follow.
-        *graph_parts: inputs and outputs; of a sequential model the list of input and layers.
+        *graph_parts: inputs and outputs; or for a sequential model the list of input and layers.
+        quiet: no warning.
     """
     kind, base = type(model), _base(model)
+    if base is keras.Sequential and len(graph_parts) == 2:
+        if not quiet:
+            _warn_of_loss(model, "it is no row of layers any more")
+        return keras.Model(*graph_parts, name=model.name, trainable=model.trainable)
     if kind is base:
         return kind(*graph_parts, name=model.name, trainable=model.trainable)
     reason = "its constructor does not take " + ("layers" if len(graph_parts) == 1 else "a graph")
@@ -59,7 +64,8 @@ def of_class(model: keras.Model, *graph_parts: Any) -> keras.Model:
     if new is not None:
         new.name, new._trainable = model.name, model.trainable
         return new
-    _warn_of_loss(model, base, reason)
+    if not quiet:
+        _warn_of_loss(model, reason)
     return base(*graph_parts, name=model.name, trainable=model.trainable)
 
 
@@ -131,11 +137,12 @@ def own_behaviour(model: keras.Model) -> list[str]:
     return [name for name, value in found.items() if not value.__module__.startswith("keras.")]
 
 
-def _warn_of_loss(model: keras.Model, base: type, reason: str) -> None:
+def _warn_of_loss(model: keras.Model, reason: str) -> None:
+    """Says what a plain model does otherwise than a model's own class."""
     if lost := own_behaviour(model):
         warnings.warn(
-            f"Model '{model.name}' ({type(model).__name__}) becomes a plain {base.__name__}, since "
-            f"{reason}: `{'`, `'.join(lost)}` of the class are lost. Let its `__init__` take "
-            "`(inputs, outputs, ..., **kwargs)` and its `get_config` give the other arguments.",
+            f"Model '{model.name}' ({type(model).__name__}) becomes a plain model, since {reason}: "
+            f"`{'`, `'.join(lost)}` of the class are lost. Give the class an `__init__` that takes "
+            "`(inputs, outputs, ..., **kwargs)` and a `get_config` with its other arguments.",
             stacklevel=2,
         )

@@ -1,6 +1,6 @@
 """Rebuilds a model with other widths: without channels, or with channels merged."""
 
-import warnings
+import random
 from collections.abc import Callable
 
 import keras
@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp import copying, graph, layer_state
-from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.channels import ChannelMap
+from keras_nisp.compiling import compile_alike
 from keras_nisp.deviation import deviation
 from keras_nisp.errors import NotCollapsedError
+from keras_nisp.loading import loading_fault
 from keras_nisp.plan import Plan
 from keras_nisp.probing import random_samples
 from keras_nisp.unit_map import UnitMap
@@ -54,6 +55,7 @@ def rebuild(
         TypeError: the model is not functional or Sequential.
         PlanMismatchError: the plan is for a model of another structure.
         NotCollapsedError: merging would change the outputs: clusters are not identical yet.
+        ValueError: the rebuilt model could not be loaded after it was saved, but `model` can.
 
     Example:
 
@@ -69,7 +71,9 @@ def rebuild(
     channel_map = plan.trace(model)
     unit_map = plan.unit_map(channel_map)
     if not plan.merges:
-        return rebuild_traced(channel_map, unit_map, optimizer_state)
+        small = rebuild_traced(channel_map, unit_map, optimizer_state)
+        check_loads(model, small)
+        return small
     measured = deviation(model, plan)
     if measured.relative > LOSSLESS and not force:
         raise NotCollapsedError(_not_collapsed(model, str(measured)))
@@ -79,9 +83,29 @@ def rebuild(
     if not change.ok and not force:
         text += " (BatchNormalization statistics may differ still; CentripetalMonitor levels them)"
         raise NotCollapsedError(_not_collapsed(model, text))
+    check_loads(model, small)
     if verbose:
         print(f"{model.name} merged: {text}")
     return small
+
+
+def check_loads(model: keras.Model, small: keras.Model) -> None:
+    """Raises if a file of the rebuilt model could not be loaded although one of the original can.
+
+    Tried by config alone, under the models' own classes; nothing is written.
+    """
+    state = random.getstate()  # from which initializers draw their seeds
+    try:
+        fault = loading_fault(small)
+        if fault is None or loading_fault(model) is not None:
+            return
+    finally:
+        random.setstate(state)
+    raise ValueError(
+        f"Model '{model.name}' can be saved and loaded, but the model that was rebuilt from it "
+        f"could be saved only: {fault}. Let `get_config` of that class give what its `__init__` "
+        "takes at the new widths, or `exclude` the layer from the plan."
+    )
 
 
 def _not_collapsed(model, text: str) -> str:
@@ -105,7 +129,8 @@ def rebuild_traced(channel_map: ChannelMap, unit_map: UnitMap, optimizer_state: 
         return value
 
     surgeon.transfer(resize)
-    compile_alike(channel_map.model, small, surgeon, resize if optimizer_state else None)
+    twins = list(surgeon.variables())
+    compile_alike(channel_map.model, small, twins, resize if optimizer_state else None)
     return small
 
 
@@ -210,65 +235,3 @@ class Surgeon:
             layer_state.carry(old, new, value_of, not self._changes(call))
         for old, new in self.models:
             layer_state.carry_own(old, new, set(self.clones))
-
-
-def compile_alike(model, small, surgeon: Surgeon, resize: Callable | None = None) -> None:
-    """Compiles the new model as the original is; with `resize`, carries slots over."""
-    arguments = graph.compile_arguments(model)
-    if arguments is None:
-        return
-    try:
-        arguments["optimizer"] = _fresh_optimizer(model, arguments["optimizer"])
-        for name in ("metrics", "weighted_metrics"):
-            arguments[name] = keras.tree.map_structure(_fresh_metric, arguments[name])
-        small.compile(**arguments)
-    except Exception as error:
-        warnings.warn(
-            f"The compile configuration of '{model.name}' could not be copied ({error}). Call "
-            "`compile` on the rebuilt model yourself.",
-            stacklevel=4,
-        )
-        return
-    if resize is not None:
-        _carry_slots(graph.optimizer_of(model), small, surgeon, resize)
-
-
-def _fresh_optimizer(model, given):
-    optimizer = given if isinstance(given, keras.optimizers.Optimizer) else None
-    optimizer = optimizer or graph.optimizer_of(model)
-    if isinstance(optimizer, (CentripetalSGD, Centripetal)):
-        return optimizer.plain()  # its plan is for the wide model
-    config = optimizer.get_config()
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        inner = _fresh_optimizer(model, optimizer.inner_optimizer)
-        return type(optimizer)(**{**config, "inner_optimizer": inner})
-    return type(optimizer).from_config(config)
-
-
-def _fresh_metric(metric):
-    if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric
-
-
-def _carry_slots(old, small, surgeon: Surgeon, resize: Callable) -> None:
-    """Gives the new optimizer the old one's variables, slots resized like their weights."""
-    if isinstance(old, Centripetal):
-        old = old.inner_optimizer
-    if not old.built:
-        return
-    originals = {id(new): variable for variable, new in surgeon.variables()}
-    optimizer = graph.optimizer_of(small)
-    references = graph.build_recording_references(optimizer, small.trainable_variables)
-    for before, after in zip(old.variables, optimizer.variables, strict=True):
-        value, reference = tf.convert_to_tensor(before), references.get(id(after))
-        if reference is not None:
-            value = resize(originals[id(reference)], value)
-        if value.shape != after.shape:
-            warnings.warn(
-                f"Optimizer variable '{before.path}' has no counterpart of its shape after the "
-                "removal and starts afresh.",
-                stacklevel=5,
-            )
-            continue
-        after.assign(value)

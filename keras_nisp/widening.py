@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels import ChannelMap
+from keras_nisp.compiling import compile_alike
 from keras_nisp.errors import VerificationError
 from keras_nisp.probing import random_samples
 from keras_nisp.solver import matching
-from keras_nisp.surgery import Surgeon, compile_alike
+from keras_nisp.surgery import Surgeon
 from keras_nisp.tracing import trace, trace_quietly
 from keras_nisp.unit_map import occurrences
 from keras_nisp.verification import output_change
@@ -89,12 +90,23 @@ def widen(
         samples = random_samples(model, channel_map.input_shapes)
         change = output_change(channel_map, wide, samples)
         if not change.ok:
+            _check_finite(model)
             raise VerificationError(
                 f"The wide model's outputs differ by {change.relative:.1e} of their scale. This is "
                 "an error in keras_nisp or in a registered rule; please report it."
             )
-    compile_alike(model, wide, surgeon)
+    compile_alike(model, wide, list(surgeon.variables()))
     return wide
+
+
+def _check_finite(model: keras.Model) -> None:
+    """Raises if weights are such that no comparison of outputs can succeed."""
+    for weight in model.weights:
+        if "float" in weight.dtype and not np.isfinite(np.asarray(weight, np.float64)).all():
+            raise ValueError(
+                f"Weight '{weight.path}' of model '{model.name}' holds NaN or infinite values. "
+                "Expected finite weights: take a checkpoint from before training diverged."
+            )
 
 
 def _factors(channel_map: ChannelMap, factor, exclude) -> np.ndarray:

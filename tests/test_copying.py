@@ -202,3 +202,180 @@ def test_frozen_parts_of_layers():
     frozen = [v.path for v in model.weights if not v.trainable]
     assert len(frozen) == 4
     assert [v.path for v in small.weights if not v.trainable] == frozen
+
+
+@keras.saving.register_keras_serializable("test_copying")
+class Noisy(keras.Model):
+    """As Keras loads it: settings in the config, the graph in the constructor."""
+
+    def __init__(self, *args, noise=0.1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.noise = noise
+
+    def get_config(self):
+        return {**super().get_config(), "noise": self.noise}
+
+    def train_step(self, data):
+        return {**super().train_step(data), "noise": keras.ops.convert_to_tensor(self.noise)}
+
+
+class Weighted(keras.Model):
+    """Takes a graph and a number that no config holds."""
+
+    def __init__(self, inputs, outputs, alpha):
+        super().__init__(inputs, outputs)
+        self.alpha = alpha
+        self.extra = self.add_weight(shape=(), name="extra", trainable=False)
+
+    def train_step(self, data):
+        return {**super().train_step(data), "alpha": keras.ops.convert_to_tensor(self.alpha)}
+
+
+class Whole(keras.Model):
+    """Makes its own graph."""
+
+    def __init__(self, width=16, **kwargs):
+        inputs = keras.Input((4,))
+        super().__init__(inputs, layers.Dense(3)(layers.Dense(width)(inputs)), **kwargs)
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+class Stack(keras.Sequential):
+    def __init__(self, layers=None, name=None, beta=1.0):
+        super().__init__(layers, name=name)
+        self.beta = beta
+
+
+def test_classes_of_models(tmp_path):
+    inputs = keras.Input((4,))
+    noisy = Noisy(inputs, head(inputs), noise=0.3, name="noisy")
+    noisy.temperature = 7
+    outer = Weighted(inputs, noisy(inputs), 2.5)
+    outer.extra.assign(5.0)
+    outer.compile("sgd", "mse")
+    small = kn.prune(outer, kn.Magnitude(), ratio=0.5, verbose=0)
+    inner = small.get_layer("noisy")
+    assert type(small) is Weighted
+    assert type(inner) is Noisy
+    assert (inner.noise, inner.temperature, float(small.extra)) == (0.3, 7, 5.0)
+    assert small.fit(np.ones((4, 4)), np.ones((4, 3)), verbose=0).history["alpha"] == [2.5]
+    small = kn.prune(noisy, kn.Magnitude(), ratio=0.5, verbose=0)
+    small.save(tmp_path / "small.keras")
+    assert keras.models.load_model(tmp_path / "small.keras").noise == 0.3
+    stack = Stack([inputs, layers.Dense(8), layers.Dense(2)], "stack", beta=4.0)
+    small = kn.prune(stack, kn.Magnitude(), ratio=0.5, verbose=0)
+    assert (type(small), small.name, small.beta, small.layers[0].units) == (Stack, "stack", 4.0, 4)
+
+
+def test_class_that_makes_its_own_graph():
+    with pytest.warns(UserWarning, match=r"Whole.*plain model.*`train_step`.*inputs, outputs"):
+        small = kn.prune(Whole(), kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.layers[1].units == 8
+
+
+class Flavoured(layers.Dense):
+    """Its config holds what its constructor does not take, and `**kwargs` hide which."""
+
+    def __init__(self, units, flavour=None, **kwargs):
+        super().__init__(units, **kwargs)
+        self.flavour = flavour
+
+    def get_config(self):
+        return {**super().get_config(), "flavour": self.flavour, "version": 3}
+
+
+class Narrow(layers.Dense):
+    def __init__(self, units, activation=None):
+        super().__init__(units, activation)
+
+    def get_config(self):
+        return {**super().get_config(), "note": 1}
+
+
+class Forgets(layers.Dense):
+    def __init__(self, units, **kwargs):
+        kwargs["activation"] = None
+        super().__init__(units)
+
+
+@pytest.mark.parametrize("kind", [Flavoured, Narrow])
+def test_constructors_that_do_not_take_their_config(kind):
+    inputs = keras.Input((4,))
+    x = kind(8, activation="relu")(inputs)
+    first = kind(6, activation="tanh")
+    model = keras.Model(inputs, head(first(x)))
+    first.trainable = False
+    small = kn.prune(model, kn.Magnitude(), ratio=0.5, exclude=first.name, verbose=0)
+    for old, new in zip(model.layers, small.layers, strict=True):
+        assert (type(new), new.name, new.trainable) == (type(old), old.name, old.trainable)
+        if isinstance(new, layers.Dense):
+            assert new.get_config() == {**old.get_config(), "units": new.units}
+    assert [layer.units for layer in small.layers[1:]] == [4, 6, 4, 3]
+
+
+def test_a_copy_that_loses_a_setting_is_noticed():
+    layer = Forgets(4)
+    layer.activation = keras.activations.relu
+    with pytest.warns(UserWarning, match="Forgets.*activation='linear' .instead of 'relu'"):
+        copying.copy_layer(layer)
+
+
+def unlike(optimizer):
+    inputs = keras.Input((4,))
+    x = layers.BatchNormalization(name="norm")(layers.Dense(8, name="first")(inputs))
+    model = keras.Model(inputs, head(layers.Activation("relu")(x)))
+    model.compile(optimizer, "mse", metrics=[keras.metrics.MeanMetricWrapper(off, name="off")])
+    return model
+
+
+def off(y, p):
+    return keras.ops.abs(y - p)
+
+
+def test_weights_that_do_not_decay():
+    optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.5)
+    model = unlike(optimizer)
+    kernel = model.get_layer("first").kernel
+    optimizer.exclude_from_weight_decay([kernel], ["gamma"])
+    small = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)
+    decays = {v.path: small.optimizer._use_weight_decay(v) for v in small.trainable_variables}
+    assert [path for path, decay in decays.items() if not decay] == ["first/kernel", "norm/gamma"]
+    assert decays["hidden/kernel"]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_slots_belong_to_weights_and_not_to_places(scaled):
+    optimizer = keras.optimizers.Adam(0.01)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model = unlike(optimizer)
+    model.get_layer("hidden").trainable = False
+    x, y = np.random.default_rng(0).normal(size=(2, 32, 4)).astype("float32")
+    model.fit(x, y[:, :3], verbose=0)
+    model.get_layer("hidden").trainable = True
+    model.get_layer("first").trainable = False
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    with pytest.warns(UserWarning, match="^Optimizer variables .[a-z0-9_]*/hidden_kernel_m"):
+        small = kn.rebuild(model, plan, optimizer_state=True)
+    slots = {v.name: v.numpy() for v in small.optimizer.variables}
+    old = {v.name: v.numpy() for v in model.optimizer.variables}
+    whole, part = old["norm_gamma_momentum"], slots["norm_gamma_momentum"]
+    kept = [abs(whole - value).argmin() for value in part]
+    assert len(kept) == 4
+    np.testing.assert_array_equal(part, whole[kept])
+    assert not slots["hidden_kernel_momentum"].any()
+    assert (slots["iteration"], old["iteration"]) == (1, 1)
+    small.fit(x, y[:, :3], verbose=0)
+
+
+def test_compile_configuration_after_saving_as_h5(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(3)])
+    model.compile(keras.optimizers.Adam(0.25), "mse")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("absl.logging.warning", lambda *args: None)
+        model.save(tmp_path / "m.h5")
+    small = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.optimizer.learning_rate == 0.25
+    assert small.loss == "mse"
