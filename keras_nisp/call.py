@@ -191,12 +191,27 @@ class Call:
         if isinstance(variable, keras.Variable):
             applied = positions * self.batch
             self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)
+        elif (factors := graph.low_rank_kernel(self.layer, variable)) is not None:
+            self._bind_low_rank(factors, own or {}, read or {}, create or {}, positions)
         elif variable is not None:
             reason = f"'{self.path}' computes with a kernel that is no variable"
             for names in ((own or {}) | (read or {}) | (create or {})).values():
                 self.fix(names, reason, unknown=f"'{self.path}' ({type(self.layer).__name__})")
         if read:
             self.reads = True
+
+    def _bind_low_rank(self, factors, own, read, create, positions) -> None:
+        """Binds a kernel with LoRA: its last axis is that of the second factor, the others are
+        those of the first."""
+        kernel, first, second, scale = factors
+        self.bind(kernel, own, read, create, positions)
+        self.tracer.bindings[id(kernel)].low_rank = (first, second, scale)
+        last = len(kernel.shape) - 1
+        parts = [{k % (last + 1): n for k, n in axes.items()} for axes in ({**own, **create}, read)]
+        held, taken = ({k: n for k, n in axes.items() if k != last} for axes in parts)
+        self.bind(first, own=held, read=taken)
+        held, taken = ({1: axes[last]} if last in axes else {} for axes in parts)
+        self.bind(second, own=held, read=taken)
 
     def hold(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
         """Says which names lie along the axes of a constant array among the arguments.

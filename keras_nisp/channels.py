@@ -57,6 +57,7 @@ class Binding:
         create: axes that create channels, such as the output axis of a kernel.
         positions: at how many positions each element is multiplied per sample: a
             kernel's FLOPs are its size times this. 0 for what is not a kernel.
+        low_rank: of a kernel with LoRA the two factors that are added to it, and their scale.
     """
 
     variable: keras.Variable | np.ndarray
@@ -65,6 +66,16 @@ class Binding:
     read: frozenset[int] = frozenset()
     create: frozenset[int] = frozenset()
     positions: int = 0
+    low_rank: tuple = ()
+
+    @property
+    def value(self) -> np.ndarray:
+        """The kernel that computes: the variable, and what LoRA adds to it."""
+        value = np.asarray(self.variable)
+        if not self.low_rank:
+            return value
+        first, second, scale = self.low_rank
+        return value + scale * np.matmul(np.asarray(first), np.asarray(second))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

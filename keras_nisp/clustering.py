@@ -78,7 +78,7 @@ def kernel_features(channel_map: ChannelMap, units: np.ndarray, layers: set | No
             if len(at):
                 # One row after another of each unit: all lie here equally often.
                 at = at[np.argsort(binding.axes[axis][at], kind="stable")]
-                rows = np.moveaxis(np.asarray(binding.variable, np.float32), axis, 0)[at]
+                rows = np.moveaxis(np.asarray(binding.value, np.float32), axis, 0)[at]
                 part = rows.reshape(len(units), -1)
                 parts.append(part / (part.std() or 1.0) / np.sqrt(part.shape[1]))
     return np.concatenate(parts, 1)

@@ -112,7 +112,9 @@ def _plain_kernel(channel_map: ChannelMap, call: Call) -> Binding | None:
         return None
     bindings = [channel_map.bindings.get(id(weight)) for weight in call.weights]
     kernels = [binding for binding in bindings if binding is not None and binding.positions]
-    if len(kernels) != 1 or len(kernels[0].read) != 1 or len(kernels[0].create) != 1:
+    if len(kernels) != 1 or kernels[0].low_rank:  # LoRA: the kernel is made of three weights
+        return None
+    if len(kernels[0].read) != 1 or len(kernels[0].create) != 1:
         return None
     if len(kernels[0].variable.shape) > 2 and not hasattr(call.layer, "kernel_size"):
         return None  # an EinsumDense that reads several axes

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa: F401
@@ -327,6 +328,24 @@ def batch_size(model: keras.Model) -> int | None:
 def is_optional(tensor: keras.KerasTensor) -> bool:
     """Whether a model's input may be left out."""
     return bool(getattr(tensor._keras_history.operation, "optional", False))
+
+
+def low_rank_kernel(layer: keras.Operation, value: Any) -> tuple | None:
+    """What a kernel with LoRA is made of: a variable, two factors of the rest, and their scale.
+
+    Args:
+        layer: the layer, or what holds it.
+        value: its kernel, or its embeddings, as it computes them.
+    """
+    parts = layer._flatten_layers() if isinstance(layer, keras.Layer) and value is not None else ()
+    for part in parts:
+        if not getattr(part, "lora_enabled", False):
+            continue
+        name = "embeddings" if hasattr(part, "lora_embeddings_a") else "kernel"
+        if np.array_equal(np.asarray(getattr(part, name)), np.asarray(value)):
+            factors = (getattr(part, f"lora_{name}_{letter}") for letter in "ab")
+            return getattr(part, f"_{name}"), *factors, part.lora_alpha / part.lora_rank
+    return None
 
 
 def input_names(model: keras.Model) -> list[str]:

@@ -117,7 +117,8 @@ def test_subclass_with_its_own_call_has_no_rule():
 def test_weight_that_the_rule_does_not_know_holds_channels():
     model = around(layers.ReLU())
     layer = model.get_layer("enters")
-    layer.enable_lora(2)
+    layer._tracker.unlock()
+    layer.gate = layer.add_weight(shape=(2,), name="gate")
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
     assert plan.creators[1].kept == 5
     assert "no rule says" in plan.explain("enters")

@@ -379,3 +379,37 @@ def test_compile_configuration_after_saving_as_h5(tmp_path):
     small = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)
     assert small.optimizer.learning_rate == 0.25
     assert small.loss == "mse"
+
+
+def tuned(layer):
+    """LoRA with factors that matter, and a scale of its own."""
+    layer.enable_lora(2, lora_alpha=3)
+    for name in ("lora_kernel_b", "lora_embeddings_b"):
+        if hasattr(layer, name):
+            getattr(layer, name).assign(keras.random.normal(getattr(layer, name).shape))
+
+
+@pytest.mark.parametrize("which", ["embedding", "conv", "einsum", "hidden", "attention"])
+def test_lora_is_pruned_with_its_layer(which):
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 8, name="embedding")(inputs)
+    x = layers.Conv1D(8, 3, padding="same", activation="relu", name="conv")(x)
+    x = layers.EinsumDense("abc,cd->abd", (6, 8), activation="relu", name="einsum")(x)
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    model = keras.Model(inputs, head(layers.GlobalAveragePooling1D()(x)))
+    layer = model.get_layer(which)
+    if which == "attention":
+        tuned(layer._query_dense)
+        tuned(layer._output_dense)
+    else:
+        tuned(layer)
+    before = [v.numpy() for v in model.weights]
+    data = np.random.default_rng(0).integers(0, 9, (16, 6))
+    for importance in (kn.Magnitude(), kn.NISP(data)):
+        small = kn.prune(model, importance, ratio=0.5, verbose=0)
+        copy = small.get_layer(which)
+        copy = copy._query_dense if which == "attention" else copy
+        assert copy.lora_alpha == 3
+        assert len(small.weights) == len(model.weights)
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, new)

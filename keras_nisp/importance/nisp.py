@@ -121,9 +121,9 @@ class NISPMag(NISP):
             units = np.unique(final.tensor.names)
             total = np.zeros(channel_map.count)
             for binding in channel_map.bindings.values():
-                if binding.layer == final.classifier.path and binding.read:
+                if binding.layer == final.classifier.path and binding.read and binding.positions:
                     (axis,) = binding.read
-                    weights = np.moveaxis(np.asarray(absolute(binding.variable)), axis, 0)
+                    weights = np.moveaxis(np.asarray(absolute(binding.value)), axis, 0)
                     sums = weights.reshape(len(weights), -1).sum(1)
                     total += channel_map.accumulate(binding.axes[axis], sums)
             rankings.append(Ranking(final, units, total[units]))

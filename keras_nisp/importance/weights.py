@@ -24,7 +24,7 @@ class _Kernels(Importance):
 
 
 def _rows(binding: Binding, axis: int) -> np.ndarray:
-    kernel = np.asarray(binding.variable, np.float64)
+    kernel = np.asarray(binding.value, np.float64)
     return np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
 
 
