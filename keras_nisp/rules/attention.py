@@ -75,6 +75,8 @@ class _Projected(Rule):
         dense, keys = projection(call.layer, "query"), call.hidden["key"]
         if not any(variable is weight for weight in dense.weights):
             return value
+        if variable is getattr(dense, "lora_kernel_b", None):
+            return value  # a factor of a product whose other factor is multiplied
         return value * math.sqrt(kept(keys) / len(keys))
 
     def absolute(self, call, query, value, key=None, return_attention_scores=False, **settings):
