@@ -4,7 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo demo-centripetal test test-slow lint format clean
+# The oldest versions that setup.cfg allows.
+OLDEST = "keras==3.12.0" "tensorflow==2.18.*" "tf_keras==2.18.*" "tensorflow-serving-api==2.18.*"
+# Tests that fail with the nightly of Keras for a reason in Keras, with the reason: none.
+NIGHTLY_EXCEPTIONS =
+
+.PHONY: demo demo-centripetal test test-slow test-oldest test-nightly lint format clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -18,6 +23,12 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-oldest: .venv-oldest/.test
+	.venv-oldest/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-nightly: .venv-nightly/.test
+	.venv-nightly/bin/python -m pytest -m "not slow" $(NIGHTLY_EXCEPTIONS:%=--deselect %) $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,7 +38,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info out
+	rm -rf $(VENV) .venv-oldest .venv-nightly build *.egg-info out
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +49,17 @@ $(VENV)/.examples: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+.venv-oldest/.test: setup.cfg pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --editable ".[test]" $(OLDEST)
+	touch $@
+
+# The nightly is a package of another name: both in one environment overwrite each other.
+.venv-nightly/.test: setup.cfg pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-nightly
+	.venv-nightly/bin/python -m pip install --quiet --upgrade --editable ".[test]"
+	.venv-nightly/bin/python -m pip uninstall --quiet --yes keras keras-nightly
+	.venv-nightly/bin/python -m pip install --quiet --no-deps --pre keras-nightly
 	touch $@

@@ -5,25 +5,25 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src import backend
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 
 def mask_of(tensor: Any) -> tf.Tensor | None:
     """The mask that a tensor carries, or `None`."""
-    return backend.get_keras_mask(tensor)
+    return get_keras_mask(tensor)
 
 
 def carry_mask(source: Any, tensor: Any) -> Any:
     """Returns `tensor`, which takes the place of `source`, with the mask of that."""
     mask = mask_of(source)
     if mask is not None and tf.is_tensor(tensor) and tensor is not source:
-        backend.set_keras_mask(tensor, mask)
+        set_keras_mask(tensor, mask)
     return tensor
 
 
 def set_mask(tensor: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Returns a tensor that carries a mask."""
-    backend.set_keras_mask(tensor, mask)
+    set_keras_mask(tensor, mask)
     return tensor
 
 
