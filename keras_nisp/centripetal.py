@@ -65,6 +65,18 @@ class _Clustered:
         own = {name: getattr(self.settings, name) for name in names}
         return {**own, "plan": self.plan.to_dict()}
 
+    def _level_averages(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Gives members the mean of their moving averages, which else remember how far apart they
+        were at first. (The mean of averages is the average of means.)"""
+        if optimizer.use_ema:
+            averages = optimizer._model_variables_moving_average
+            rows = [(averages[i], mean) for i, (_, mean) in self._clustered.rows.items()]
+            graph.update_replicas(
+                self,
+                lambda average, mean: average.assign(mean(tf.convert_to_tensor(average))),
+                rows,
+            )
+
     # The plan lies beside the slots: weights alone (as `BackupAndRestore` keeps them) bring the
     # clusters back with which a run began.
 
@@ -216,6 +228,10 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
             strength = self.settings.strength_of(is_kernel)
         return mean(gradient - strength * weights) + (decay + strength) * weights
 
+    def _update_model_variables_moving_average(self, trainable_variables):
+        super()._update_model_variables_moving_average(trainable_variables)
+        self._level_averages(self)
+
     def _use_weight_decay(self, variable):
         if self._get_variable_index(variable) in self._clustered:
             return False  # it decays inside the formula
@@ -332,6 +348,7 @@ class Centripetal(_Clustered, keras.optimizers.Optimizer):
 
         graph.update_replicas(self, pull, clustered)
         self.inner_optimizer.apply(merged, variables)
+        self._level_averages(self.inner_optimizer)
 
     def _share(self, is_kernel, rate, dtype):
         if self.settings.automatic:

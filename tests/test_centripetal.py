@@ -239,6 +239,25 @@ def test_mixed_precision_with_loss_scaling():
     assert type(small.optimizer.inner_optimizer) is keras.optimizers.SGD
 
 
+@pytest.mark.parametrize("settings", [{}, {"ema_overwrite_frequency": 7}])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_averaged_weights_are_collapsed_too(settings, wrapped):
+    """Averages over training that began apart: those of a model that was merged from the start."""
+    settings = {"use_ema": True, "ema_momentum": 0.99, **settings}
+    dense = [layers.Dense(8), layers.BatchNormalization(), layers.ReLU(), layers.Dense(3)]
+    model = randomise(keras.Sequential([keras.Input((4,)), *dense]))
+    plan = kn.plan_merging(model, ratio=0.5)
+    if wrapped:
+        inner = keras.optimizers.Adam(0.001, **settings)
+        optimizer = kn.Centripetal(inner, plan, strength=300.0)
+    else:
+        optimizer = kn.CentripetalSGD(0.01, 0.9, plan=plan, strength=3.0, **settings)
+    fit(model, optimizer, 200)
+    assert kn.deviation(model, plan).relative < 1e-5
+    level(model, plan, only_statistics=True)
+    kn.rebuild(model, plan, verbose=0)
+
+
 @pytest.mark.parametrize(
     "make",
     [
