@@ -69,13 +69,9 @@ class _Clustered:
         """Gives members the mean of their moving averages, which else remember how far apart they
         were at first. (The mean of averages is the average of means.)"""
         if optimizer.use_ema:
-            averages = optimizer._model_variables_moving_average
-            rows = [(averages[i], mean) for i, (_, mean) in self._clustered.rows.items()]
-            graph.update_replicas(
-                self,
-                lambda average, mean: average.assign(mean(tf.convert_to_tensor(average))),
-                rows,
-            )
+            kept = optimizer._model_variables_moving_average
+            rows = [(kept[i], mean) for i, (_, mean) in self._clustered.rows.items()]
+            graph.update_replicas(self, lambda x, mean: x.assign(mean(x.value())), rows)
 
     # The plan lies beside the slots: weights alone (as `BackupAndRestore` keeps them) bring the
     # clusters back with which a run began.

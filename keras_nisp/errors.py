@@ -1,6 +1,7 @@
 """Errors and warnings of this package, all of them also the usual built-in kinds."""
 
 import re
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -70,3 +71,20 @@ def reason_of(error: Exception) -> str:
     text = " ".join(text.split()).rstrip(".") or repr(error)
     text = text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
     return text if isinstance(error, ReasonError) else f"{type(error).__name__}: {text}"
+
+
+@contextlib.contextmanager
+def each_once(said: set):
+    """Lets each kind of warning through once, though what warns is done often.
+
+    Args:
+        said: which were; empty at first.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        kind = (warning.category, warning.filename, warning.lineno)
+        if kind not in said:
+            said.add(kind)
+            warn(warning.message, warning.category)

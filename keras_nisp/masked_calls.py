@@ -1,12 +1,14 @@
 """Layers that mix or add up channels, while they leave out what is removed."""
 
 import copy
+import inspect
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_nisp import graph
+from keras_nisp.arguments import arranged
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
 from keras_nisp.rules.base import meaningful
@@ -54,6 +56,14 @@ class MaskedCalls:
             for tensor, variable in zip(call.inputs, keep, strict=True):
                 variable.assign(~removed[tensor.names][None])
 
+    def held(self, removed: np.ndarray) -> list[str]:
+        """Paths of the layers that leave out some of these units."""
+        return _touched([call for call, _ in self.calls], removed)
+
+    def not_held(self, removed: np.ndarray) -> list[str]:
+        """Paths of the layers in which some of these units count all the same."""
+        return _touched(self.unheld, removed)
+
     def remove(self) -> None:
         """Gives the layers their own `call` back."""
         for call, _ in self.calls:
@@ -75,6 +85,7 @@ class _Masked:
     def __init__(self, call: Call, keep: list[keras.Variable]):
         self.traced, self.keep = call, keep
         self.proceed = call.layer.call
+        self.__signature__ = inspect.signature(self.proceed)
         self.constants = graph.constant_arguments(call.layer)
 
     def __call__(self, *args, **kwargs):
@@ -85,8 +96,13 @@ class _Masked:
         args, kwargs = keras.tree.map_structure(
             lambda x: x.numpy() if id(x) in self.constants else x, (args, kwargs)
         )
+        args, kwargs = arranged(call.layer, args, meaningful(kwargs))
         keep = [tf.convert_to_tensor(variable) for variable in self.keep]
-        return call.rule.masked(call, keep, *args, **meaningful(kwargs))
+        return call.ask("masked", keep, *args, **kwargs)
+
+
+def _touched(calls: list[Call], removed: np.ndarray) -> list[str]:
+    return [call.path for call in calls if any(removed[t.names].any() for t in call.inputs)]
 
 
 def _same_channels(first: Call, second: Call) -> bool:

@@ -1,7 +1,5 @@
 """NISPPruner: pruning while a model trains."""
 
-import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +9,14 @@ import numpy as np
 from keras_nisp import graph
 from keras_nisp.budget import Budget
 from keras_nisp.channels import ChannelMap
+from keras_nisp.errors import each_once, warn
 from keras_nisp.importance import NISP
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.plan import Plan
 from keras_nisp.planning import choose, describe
 from keras_nisp.pruner_masks import Masks, trained_again
 from keras_nisp.pruner_state import PrunerState
-from keras_nisp.schedules import PolynomialSchedule, ScheduleReader
+from keras_nisp.schedules import ScheduleReader, default_schedule, default_span
 from keras_nisp.surgery import rebuild_traced
 from keras_nisp.tracing import trace
 from keras_nisp.unit_map import UnitMap
@@ -199,7 +198,7 @@ class NISPPruner(keras.callbacks.Callback):
         self._plan = self._pruned_model = self._reader = None
         self._said.clear()
         self._check_length()
-        with self._each_once():
+        with each_once(self._said):
             self._map = self._map or trace(self.model, whole_groups=self.whole_groups)
         # What is wrong with the data or the budget is said now, not in the middle of training.
         _, self._solver, self._scores = self._choose(self.budget.amount)
@@ -267,7 +266,7 @@ class NISPPruner(keras.callbacks.Callback):
         if self.schedule is not None:
             self._read(self.schedule)
         elif state.span is not None:
-            self._read(self._default_schedule())
+            self._read(default_schedule(self.budget.amount, state.span))
 
     def _batches(self) -> int:
         """Number of batches that the optimizer has seen."""
@@ -288,44 +287,21 @@ class NISPPruner(keras.callbacks.Callback):
             )
 
     def _lay_schedule(self, epoch: int) -> None:
-        """Lays the default schedule over the first half of the epochs that are left.
-
-        One that is there already stays, unless it would end after training.
-        """
+        """Lays the default schedule over the epochs that are left, if it is not there yet."""
         state = self._state
         left = self.params["steps"] * (self.params["epochs"] - epoch)
-        begin, end = state.span or (state.step, state.step + max(left // 2, 1))
-        if end > state.step + left:
-            end = state.step + max(left // 2, 1)
-        if state.span is None or end != state.span[1]:
-            state.span = (begin, end)
-            self._read(self._default_schedule())
-
-    def _default_schedule(self) -> PolynomialSchedule:
-        begin, end = self._state.span
-        return PolynomialSchedule(
-            self.budget.amount, begin, end, frequency=max((end - begin) // 10, 1)
-        )
+        span = default_span(state.step, left, state.span)
+        if span != state.span:
+            state.span = span
+            self._read(default_schedule(self.budget.amount, span))
 
     # Pruning. ------------------------------------------------------------------------
 
     def _choose(self, amount: float) -> tuple:
         """What to remove for an amount, beside what is removed already."""
         budget = self.budget.with_amount(amount)
-        with self._each_once():
+        with each_once(self._said):
             return choose(self._map, self.importance, budget, self._state.removed)
-
-    @contextlib.contextmanager
-    def _each_once(self):
-        """Lets each kind of warning through once in a `fit`, though channels are scored often."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-        for warning in caught:
-            kind = (warning.category, warning.filename, warning.lineno)
-            if kind not in self._said:
-                self._said.add(kind)
-                warnings.warn(warning.message, warning.category, stacklevel=4)
 
     def _prune_if_due(self) -> None:
         if self._reader is None:
@@ -338,6 +314,7 @@ class NISPPruner(keras.callbacks.Callback):
         state.position = self._reader.position
         if amount is None:
             return
+        self._check_finite()
         state.removed, self._solver, state.scores = self._choose(amount)
         state.reached, state.epoch = amount, self._epoch
         self._masks.update(state.removed)
@@ -345,6 +322,15 @@ class NISPPruner(keras.callbacks.Callback):
         if self.verbose:
             progress = ", ".join(f"{k} {v:.3f}" for k, v in self._progress().items())
             print(f"\nstep {state.step}: pruned to {self.budget.kind}={amount:.3f}: {progress}")
+
+    def _check_finite(self) -> None:
+        for binding in self._map.bindings.values():
+            if not np.isfinite(np.asarray(binding.variable, np.float32)).all():
+                raise ValueError(
+                    f"Training has diverged by step {self._state.step}: '{binding.layer}' has "
+                    "weights that are not finite, and channels cannot be chosen by them. Train "
+                    "at a smaller learning rate."
+                )
 
     def _hold(self) -> None:
         """Applies masks after a step that does not apply the constraints of variables itself."""
@@ -364,14 +350,14 @@ class NISPPruner(keras.callbacks.Callback):
         state = self._state
         self._warn_of_other_weights()
         self._masks.apply()  # an average of weights may have been put in their place
+        self._say_what_is_not_held()
         self._masks.remove()
         self._masks = None
         if state.reached < self.budget.amount:
-            warnings.warn(
+            warn(
                 f"Training ended at {self.budget.kind}={state.reached:g}; the target "
                 f"{self.budget.amount:g} was not reached. Train on with this pruner, or pass a "
-                "schedule that ends sooner.",
-                stacklevel=4,
+                "schedule that ends sooner."
             )
         unit_map = UnitMap.removing(state.removed)
         budget = self.budget.with_amount(state.reached)
@@ -379,15 +365,33 @@ class NISPPruner(keras.callbacks.Callback):
             self._map, unit_map, self.importance.name, budget, self._solver, state.scores
         )
 
+    def _say_what_is_not_held(self) -> None:
+        """Warns of layers in which removed channels still counted, and by how much."""
+        paths = self._masks.calls.not_held(self._state.removed)
+        if paths:
+            change = self._masks.change(self._state.removed)
+            warn(
+                f"Layer '{paths[0]}' mixes channels and is called on different ones at "
+                f"{len(paths)} places, so that it could not leave out what is removed while "
+                f"training. The outputs of `pruned_model` differ by {change:.1e} of their scale "
+                "from what was trained: fine-tune it, or use a layer of its own at each place."
+            )
+        held = self._masks.calls.held(self._state.removed)
+        if held and self.verbose:
+            print(
+                f"'{held[0]}' left out removed channels while training"
+                + (f", and {len(held) - 1} more layers" if len(held) > 1 else "")
+                + ". The model itself counts them again: `pruned_model` is what was trained."
+            )
+
     def _warn_of_other_weights(self) -> None:
         layers = trained_again(self._map, self._state.removed)
         if layers:
-            warnings.warn(
+            warn(
                 "The weights are not those that pruning left: what reads removed channels is not "
                 f"zero in {len(layers)} layers, such as '{layers[0]}'. A callback has put back "
                 "weights from before the last pruning step, or they were trained on without the "
                 "pruner. `pruned_model` leaves the removed channels out all the same, but was not "
                 "trained so: fine-tune it, or let epochs before the last pruning step be no "
-                f"candidates, by `EarlyStopping(start_from_epoch={self._state.epoch})`.",
-                stacklevel=4,
+                f"candidates, by `EarlyStopping(start_from_epoch={self._state.epoch})`."
             )

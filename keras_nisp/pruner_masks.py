@@ -7,7 +7,9 @@ import tensorflow as tf
 from keras_nisp import graph
 from keras_nisp.channels import ChannelMap
 from keras_nisp.masked_calls import MaskedCalls
-from keras_nisp.oracle import read_mask
+from keras_nisp.oracle import oracle, read_mask
+from keras_nisp.probing import random_samples
+from keras_nisp.unit_map import UnitMap
 
 # An average of weights keeps so much of a slice that was masked meanwhile, and more is no rest.
 REST = 0.05
@@ -56,6 +58,18 @@ class Masks:
             for variable in (binding.variable, average):
                 if variable is not None:
                     variable.assign(variable * mask)
+
+    def change(self, removed: np.ndarray) -> float:
+        """How far outputs of the masked model are from those of a model without the removed
+        channels, over their scale, on random samples."""
+        inputs, _ = next(random_samples(self.map.model, self.map.input_shapes).batches())
+        expected = keras.tree.flatten(oracle(self.map, UnitMap.removing(removed), inputs))
+        given = graph.structured_inputs(self.map.model, inputs)
+        received = keras.tree.flatten(self.map.model(given, training=False))
+        return max(
+            float(np.abs(np.asarray(want) - np.asarray(got)).max() / np.abs(want).max())
+            for want, got in zip(expected, received, strict=True)
+        )
 
     def remove(self) -> None:
         """Gives variables their own constraints, and layers their own calls, back."""

@@ -67,6 +67,24 @@ class PolynomialSchedule:
         return cls(**config)
 
 
+def default_span(step: int, left: int, span: tuple[int, int] | None) -> tuple[int, int]:
+    """First and last step of the default schedule: the first half of the steps that are left.
+
+    Args:
+        step: the present one.
+        left: how many are to come.
+        span: what was laid before. It stays, unless it would end after training.
+    """
+    begin, end = span or (step, step + max(left // 2, 1))
+    return begin, end if end <= step + left else step + max(left // 2, 1)
+
+
+def default_schedule(amount: float, span: tuple[int, int]) -> PolynomialSchedule:
+    """Up to an amount by a cubic, in ten pruning steps."""
+    begin, end = span
+    return PolynomialSchedule(amount, begin, end, frequency=max((end - begin) // 10, 1))
+
+
 class ScheduleReader:
     """Asks a schedule at every step of training, once.
 

@@ -115,3 +115,25 @@ def test_pruned_model_has_the_loss_of_the_masked_one(net):
     assert pruner.pruned_model.evaluate(x, y, 8, verbose=0) == pytest.approx(loss, rel=2e-5)
     assert any(row.removed for row in pruner.plan.creators)
     assert not any("call" in vars(layer) for layer in model._flatten_layers())
+
+
+def test_layer_on_different_channels_is_measured():
+    """One softmax layer at two places has one `call` for both: what it does not hold is said."""
+
+    def net():
+        inputs, softmax = keras.Input((6,)), layers.Softmax(name="both")
+        heads = [softmax(layers.Dense(8, name=name)(inputs)) for name in "ab"]
+        return inputs, layers.Concatenate()(heads)
+
+    model, x, y = built(net, run_eagerly=True)
+    pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5, verbose=0)
+    with pytest.warns(UserWarning, match="'both' mixes channels.*differ by [0-9.e-]+ of their"):
+        fit(model, x, y, pruner)
+    own = built(net)[0]
+    assert pruner.pruned_model.count_params() < own.count_params()
+
+
+def test_what_the_model_itself_gives_afterwards(capsys):
+    model, x, y = built(NETS[0], run_eagerly=True)
+    fit(model, x, y, kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5))
+    assert "`pruned_model` is what was trained" in capsys.readouterr().out

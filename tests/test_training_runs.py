@@ -1,5 +1,7 @@
 """What a training run meets while NISPPruner is at work."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -229,3 +231,21 @@ def test_results_before_the_end(tmp_path):
 def test_one_pruner_for_a_model():
     with pytest.raises(ValueError, match="Another one"):
         fit(compiled(), by_magnitude(), by_magnitude())
+
+
+def test_diverged_training_is_said():
+    model = compiled(optimizer=keras.optimizers.SGD(1e30))
+    with pytest.raises(ValueError, match=r"diverged by step \d+: 'a' has weights"):
+        fit(model, by_magnitude())
+
+
+def test_warnings_come_once_in_a_fit():
+    """Channels are scored at ten steps and warn at each."""
+
+    def scores(channel_map):
+        warnings.warn("scored on little", UserWarning, stacklevel=2)
+        return kn.Magnitude()(channel_map)
+
+    with pytest.warns(UserWarning, match="scored on little") as caught:
+        fit(compiled(), by_magnitude(importance=scores))
+    assert len(caught) == 1

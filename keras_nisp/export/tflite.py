@@ -305,7 +305,6 @@ def _cause(text: str) -> str:
 
 def in_float32(model: keras.Model) -> keras.Model:
     """A model of mixed precision in float32, which the converter needs; others as they are."""
-    graph.check_model(model)
     if not graph.is_half(model):
         return model
     return copying.copy_model(model, dtype="float32")
