@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_nisp import graph
 from keras_nisp.channels import ChannelMap
 from keras_nisp.masked_calls import MaskedCalls
-from keras_nisp.oracle import oracle, read_mask
+from keras_nisp.oracle import Oracle, read_mask
 from keras_nisp.probing import random_samples
 from keras_nisp.unit_map import UnitMap
 
@@ -61,11 +61,13 @@ class Masks:
 
     def change(self, removed: np.ndarray) -> float:
         """How far outputs of the masked model are from those of a model without the removed
-        channels, over their scale, on random samples."""
-        inputs, _ = next(random_samples(self.map.model, self.map.input_shapes).batches())
-        expected = keras.tree.flatten(oracle(self.map, UnitMap.removing(removed), inputs))
-        given = graph.structured_inputs(self.map.model, inputs)
-        received = keras.tree.flatten(self.map.model(given, training=False))
+        channels, over their scale, on random samples. Layers have their own calls afterwards."""
+        model = self.map.model
+        inputs, _ = next(random_samples(model, self.map.input_shapes).batches())
+        received = keras.tree.flatten(model(graph.structured_inputs(model, inputs), training=False))
+        self.calls.remove()
+        oracle = Oracle(self.map, UnitMap.removing(removed))
+        expected = keras.tree.flatten(self.map.walk(inputs, oracle.run))
         return max(
             float(np.abs(np.asarray(want) - np.asarray(got)).max() / np.abs(want).max())
             for want, got in zip(expected, received, strict=True)
