@@ -1,7 +1,7 @@
 """Errors and warnings of this package, all of them also the usual built-in kinds."""
 
-import re
 import contextlib
+import re
 import sys
 import warnings
 from pathlib import Path
