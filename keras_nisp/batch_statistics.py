@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_nisp.assigning import assign_finite
 from keras_nisp.masks import mask_of
 
 
@@ -70,5 +71,6 @@ class BatchStatistics:
         if not np.all(self.count):
             return
         mean, square = self.moments / self.count
-        self.layer.moving_mean.assign(mean)
-        self.layer.moving_variance.assign(np.maximum(square - mean**2, 0))
+        variance = np.maximum(square - mean**2, 0)
+        assign_finite(self.layer.moving_mean, mean, self.layer.name)
+        assign_finite(self.layer.moving_variance, variance, self.layer.name)

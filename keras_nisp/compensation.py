@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_nisp.assigning import assign_finite, check_finite
 from keras_nisp.batch_statistics import BatchStatistics
 from keras_nisp.call import Call
 from keras_nisp.carrier import Carrier
@@ -20,6 +21,7 @@ from keras_nisp.masks import mask_of, spread_mask
 from keras_nisp.plan import Plan
 from keras_nisp.rules.base import is_exactly
 from keras_nisp.unit_map import DROPPED, UnitMap
+from keras_nisp.untrained import untrained
 
 COMPENSATIONS = ("auto", "linear", "mean", None)
 MOST_FEATURES = 4096  # solving for more takes too long
@@ -139,7 +141,9 @@ def fold_means(
     """
     unit_map = plan.unit_map(large)
     plan.check_result(small)
-    _fold(large, unit_map, _readers(large, small), samples, batch_size)
+    readers = _readers(large, small)
+    with untrained(small, readers, unit_map):
+        _fold(large, unit_map, readers, samples, batch_size)
 
 
 def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, batch_size) -> None:
@@ -166,8 +170,9 @@ def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, 
     for layer, reader in folded.items():
         missing = np.where(removed[reader.units], sums[layer] / (counts[layer] or 1), 0)
         (create,) = reader.kernel.create
-        kept = ~removed[reader.kernel.axes[create]]
-        reader.twin.layer.bias.assign_add((missing @ reader.tap_sums())[kept])
+        bias = np.asarray(layer.bias, np.float64) + missing @ reader.tap_sums()
+        made = unit_map.own(tf.constant(bias), 0, reader.kernel.axes[create])
+        assign_finite(reader.twin.layer.bias, made, reader.call.path)
 
 
 # Linear maps ------------------------------------------------------------------------
@@ -200,6 +205,11 @@ def compensate_linearly(
     if unit_map.keep.all():
         return
     readers = _readers(large, small)
+    with untrained(small, readers, unit_map):
+        _compensate(small, large, readers, unit_map, samples, batch_size, ridge)
+
+
+def _compensate(small, large, readers, unit_map, samples, batch_size, ridge) -> None:
     calls = Counter(call.layer for call in large.calls)
     shared = [reader for reader in readers if calls[reader.call.layer] > 1]
     _fold(large, unit_map, shared, samples, batch_size)
@@ -277,6 +287,8 @@ def _regress(reader: Reader, unit_map: UnitMap, x: list, z: list, constant: bool
     """
     axes = [axis for axis, size in enumerate(reader.call.inputs[0].names.shape, 1) if size > 1]
     x, z = _rows(x, z, axes[0] if axes else None)
+    for rows in (x, z):
+        check_finite(rows, f"What enters layer '{reader.call.path}' is")
     labels = unit_map.labels(reader.units)
     residual = x - np.where(labels == DROPPED, 0, z[:, labels])
     mean_residual, mean_z = residual.mean(0), z.mean(0)
@@ -352,7 +364,7 @@ def _repair(reader: Reader, unit_map: UnitMap, change: np.ndarray | None, consta
     if change is not None:
         kernel += np.moveaxis(np.tensordot(change, weights, (1, read)), 0, read)
     twin = reader.twin.layer
-    twin.kernel.assign(tf.cast(unit_map.own(kernel, create, made), twin.kernel.dtype))
+    assign_finite(twin.kernel, unit_map.own(kernel, create, made), reader.call.path)
     if reader.biased:
         bias = np.asarray(reader.call.layer.bias, np.float64) + constant @ reader.tap_sums()
-        twin.bias.assign(tf.cast(unit_map.own(tf.constant(bias), 0, made), twin.bias.dtype))
+        assign_finite(twin.bias, unit_map.own(tf.constant(bias), 0, made), reader.call.path)

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_nisp.assigning import all_or_nothing
 from keras_nisp.batch_statistics import BatchStatistics
 from keras_nisp.channels import ChannelMap
 from keras_nisp.compensation import check_compensation, compensate_linearly, fold_means
@@ -41,10 +42,14 @@ def recalibrate(
     BatchNormalization follows, such as the classifier. In a network without any, the signal that
     is left shrinks from layer to layer, and such means can outweigh it.
 
+    Call it without `original` once more after a short fine-tuning: moving means and variances
+    follow training slowly (Keras' momentum is 0.99, that of some networks 0.999), and after a few
+    hundred steps may still be far from what the trained weights make of the data.
+
     Args:
-        model: the pruned model, not trained since. Its moving means and variances are replaced,
-            once all of them are known; with `original` biases are too, and with
-            `compensate="linear"` kernels, layer by layer; nothing else changes.
+        model: the pruned model. Its moving means and variances are replaced; with `original` (and
+            if it was not trained since) biases are too, and with `compensate="linear"` kernels;
+            nothing else changes, and nothing at all if something goes wrong.
         calibration: samples, as for `NISP`.
         original: the model it was pruned from. It is not changed.
         plan: the plan that it was pruned by.
@@ -70,7 +75,8 @@ def recalibrate(
 
     Raises:
         ValueError: an argument is wrong, calibration data are empty, do not fit or are not
-            finite, or `original` or `plan` is missing.
+            finite, `original` or `plan` is missing, the model was trained since and `compensate`
+            is not `None`, or what it would get is not finite.
         PlanMismatchError: `plan` is not for `original`, or `model` is not its result.
 
     Example: a network whose channels depend on each other loses nothing.
@@ -94,13 +100,14 @@ def recalibrate(
     _check(original, plan, compensate, ridge)
     samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
     channel_map = trace_quietly(model) if plan is None else plan.trace(model)
-    if original is not None and compensate is not None:
-        large = plan.trace(original)
-        if compensate == "mean":
-            fold_means(channel_map, large, plan, samples, batch_size)
-        else:
-            compensate_linearly(channel_map, large, plan, samples, batch_size, ridge)
-    _renew_statistics(channel_map, samples, batch_size)
+    with all_or_nothing(model):
+        if original is not None and compensate is not None:
+            large = plan.trace(original)
+            if compensate == "mean":
+                fold_means(channel_map, large, plan, samples, batch_size)
+            else:
+                compensate_linearly(channel_map, large, plan, samples, batch_size, ridge)
+        _renew_statistics(channel_map, samples, batch_size)
     return model
 
 

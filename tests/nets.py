@@ -200,10 +200,13 @@ def randomise(model, seed=0):
     """Random weights and BatchNorm statistics: fresh ones are the identity and hide errors."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
-        if weight.path.rsplit("/", 1)[-1] in ("gamma", "moving_variance"):
+        if weight.path.rsplit("/", 1)[-1] in ("gamma", "moving_variance", "variance"):
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
         elif len(weight.shape) == 1 or not np.any(weight):
             weight.assign(rng.normal(0, 0.3, weight.shape))
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()  # it computes with copies of its weights
     return model
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from nets import NETS, channels_first, example_inputs, nested, plain, randomise
+from nets import NETS, channels_first, example_inputs, nested, plain, randomise, shared
 
 import keras_nisp as kn
 
@@ -156,3 +156,73 @@ def test_folding_works_everywhere(net):
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)
     assert all(np.isfinite(w.numpy()).all() for w in small.weights)
+
+
+# What may be changed ------------------------------------------------------------------
+
+
+def weights(model):
+    return [np.asarray(weight, np.float64) for weight in model.weights]
+
+
+def same(model, values):
+    return all(map(np.array_equal, weights(model), values))
+
+
+@pytest.mark.parametrize("compensate", ["mean", "linear"])
+@pytest.mark.parametrize("net", [plain, shared], ids=lambda net: net.__name__)
+def test_twice_is_once(net, compensate):
+    model = randomise(net())
+    small, plan = pruned(model)
+    x = example_inputs(model, 64)
+    kn.recalibrate(small, x, model, plan, compensate=compensate)
+    once = weights(small)
+    kn.recalibrate(small, x, model, plan, compensate=compensate)
+    for value, twice in zip(once, weights(small), strict=True):
+        np.testing.assert_allclose(twice, value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compensate", ["mean", "linear", "auto"])
+def test_what_was_trained_stays(compensate, rng):
+    model = randomise(plain())
+    small, plan = pruned(model)
+    x = example_inputs(model, 64)
+    kn.recalibrate(small, x, model, plan)
+    small.compile("sgd", "mse")
+    small.fit(x, rng.normal(size=(64, 5)), verbose=0)
+    trained = weights(small)
+    with pytest.raises(ValueError, match=r"of layer 'a' .* trained since.*`compensate=None`"):
+        kn.recalibrate(small, x, model, plan, compensate=compensate)
+    assert same(small, trained)
+    kn.recalibrate(small, x)  # statistics alone
+    kn.recalibrate(small, x, model, plan, compensate=None)
+    for weight, value in zip(small.weights, trained, strict=True):
+        assert np.array_equal(weight, value) != ("moving" in weight.path)
+
+
+@pytest.mark.parametrize("compensate", ["mean", "linear", None])
+def test_nothing_that_is_not_finite_is_assigned(compensate):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = randomise(plain())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    small, plan = pruned(model)
+    before = weights(small)
+    x = 6e4 * np.abs(example_inputs(model, 32))  # overflows behind the first kernel
+    with pytest.raises(ValueError, match=r"layer '.*NaN or infinite.*Nothing was changed"):
+        kn.recalibrate(small, x, model, plan, compensate=compensate)
+    assert same(small, before)
+
+
+@pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("compensate", ["mean", "linear"])
+def test_precisions(policy, compensate):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = randomise(plain())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    small, plan = pruned(model)
+    kn.recalibrate(small, example_inputs(model, 32), model, plan, compensate=compensate)
+    assert all(np.isfinite(value).all() for value in weights(small))
