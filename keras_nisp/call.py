@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_nisp import graph
-from keras_nisp.channels import Binding, Traced
+from keras_nisp.channels import Binding, Traced, rows
 from keras_nisp.errors import RuleError
 from keras_nisp.rules.base import Barrier, rule_for
 
@@ -163,10 +163,10 @@ class Call:
         if names.shape[-1] == 1 and names.size > 1:
             self.fix(names, f"'{self.path}' works along an axis that holds no channels")
             return np.full(size, names.flat[0])
-        rows = names.reshape(-1, names.shape[-1])
-        if len(rows) > 1:
-            self.join(rows[:1], rows[1:])
-        return np.broadcast_to(rows[0], (size,))
+        lines = rows(names)
+        if len(lines) > 1:
+            self.join(lines[:1], lines[1:])
+        return np.broadcast_to(lines[0], (size,))
 
     def bind(
         self,

@@ -9,6 +9,7 @@ a *group*.
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 
 import keras
@@ -41,7 +42,7 @@ class Traced:
     def line(self, axis: int) -> np.ndarray:
         """The names along one axis, at the first position of all others: one per position."""
         names = np.moveaxis(self.names, axis, -1)
-        return np.broadcast_to(names.reshape(-1, names.shape[-1])[0], (self.shape[axis],))
+        return np.broadcast_to(rows(names)[0], (self.shape[axis],))
 
 
 @dataclasses.dataclass(eq=False)
@@ -243,6 +244,11 @@ class ChannelMap:
         arrays += [units for call in calls for units in call.hidden.values()]
         arrays += [creator.units for creator in self.creators if creator.layer == path]
         return np.unique(np.concatenate([array.ravel() for array in arrays]))
+
+
+def rows(names: np.ndarray) -> np.ndarray:
+    """Names as `(positions, the last axis)`, which may be empty."""
+    return names.reshape(math.prod(names.shape[:-1]), names.shape[-1])
 
 
 def compact(names: np.ndarray) -> np.ndarray:

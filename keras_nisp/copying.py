@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from keras_nisp import layer_state
@@ -89,7 +90,7 @@ def _copy_graph(model: keras.Model, copied: Callable) -> keras.Model:
     return clone_model(model, inputs, copied, lambda node, layer, args, kw: layer(*args, **kw))
 
 
-def copy_layer(layer: keras.Operation, **settings) -> keras.Operation:
+def copy_layer(layer: keras.Operation, /, **settings) -> keras.Operation:
     """A new layer like an old one, without its weights, with other settings in its config.
 
     It is made as Keras does when it loads a layer, from the config. Where the class does not take
@@ -270,10 +271,22 @@ def layer_config(layer: keras.Operation) -> dict:
             config = layer.get_config()
             return _without_builds(config) if {"layer", "cell"} & set(config) else config
         except NotImplementedError:
+            if not isinstance(layer, keras.Layer):
+                return _settings(layer)
             # Keras cannot write down an Identity that was given a dtype policy.
             if type(layer) is not keras.layers.Identity:
                 raise
             return {"name": layer.name, "dtype": layer.dtype_policy.name}
+
+
+def _settings(operation: keras.Operation) -> dict:
+    """The settings of an operation that was given arrays, which Keras does not write down."""
+    config = {}
+    for name in list(inspect.signature(type(operation).__init__).parameters)[1:]:
+        value = getattr(operation, name, getattr(operation, f"_{name}", None))
+        is_array = isinstance(value, np.ndarray) or tf.is_tensor(value)
+        config[name] = np.asarray(value).tolist() if is_array else value
+    return config
 
 
 def changes(before: dict, after: dict) -> dict:

@@ -226,7 +226,8 @@ def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> 
     """Shapes of a call's outputs without the batch axis.
 
     Recorded shapes serve unless the call sees other sizes than were recorded: inside
-    a nested model, or where the model's input size is open.
+    a nested model, or where the model's input size is open. Sizes that Keras leaves open although
+    those of the inputs are known are tried out.
 
     Args:
         site: the call.
@@ -236,20 +237,32 @@ def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> 
     flat = keras.tree.flatten((args, kwargs))
     actual = [shape for shape in map(shape_of, flat) if shape is not None]
     recorded = [tuple(tensor.shape[1:]) for tensor in site.node_inputs]
+
+    def outputs(run, make):
+        dtypes = iter([tensor.dtype for tensor in site.node_inputs])
+
+        def made(value):
+            shape = shape_of(value)
+            return value if shape is None else make(shape, next(dtypes, keras.backend.floatx()))
+
+        given, named = keras.tree.map_structure(made, (args, kwargs))
+        flat = keras.tree.flatten(run(*given, **named))
+        return [tuple(tensor.shape[1:]) for tensor in flat]
+
     if actual == recorded:
-        return [tuple(tensor.shape[1:]) for tensor in site.node_outputs]
-
-    dtypes = iter([tensor.dtype for tensor in site.node_inputs])
-
-    def symbolic(value):
-        shape = shape_of(value)
-        if shape is None:
-            return value
-        return keras.KerasTensor((None, *shape), dtype=next(dtypes, keras.backend.floatx()))
-
-    args, kwargs = keras.tree.map_structure(symbolic, (args, kwargs))
-    outputs = site.operation.compute_output_spec(*args, **kwargs)
-    return [tuple(tensor.shape[1:]) for tensor in keras.tree.flatten(outputs)]
+        shapes = [tuple(tensor.shape[1:]) for tensor in site.node_outputs]
+    else:
+        shapes = outputs(
+            site.operation.compute_output_spec,
+            lambda shape, dtype: keras.KerasTensor((None, *shape), dtype=dtype),
+        )
+    if any(None in shape for shape in shapes):
+        batch = next((tensor.shape[0] for tensor in site.node_inputs), None) or 1
+        shapes = outputs(
+            functools.partial(infer, site.operation),
+            lambda shape, dtype: tf.zeros((batch, *shape), dtype),
+        )
+    return shapes
 
 
 def infer(layer: keras.Operation, /, *args, **kwargs) -> Any:

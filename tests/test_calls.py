@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 from nets import example_inputs, randomise
 
@@ -66,8 +67,6 @@ def backwards(x):
 
 
 def tensorflow_alone(x):
-    import tensorflow as tf
-
     return tf.nn.relu(x) + 1.0
 
 
@@ -270,3 +269,62 @@ def test_one_warning_from_the_line_of_the_user(rng):
         kn.prune(model, kn.Magnitude(), ratio=0.5, calibration=data, verbose=0)
     caught = [w for w in caught if w.category is kn.UnknownLayerWarning]
     assert [w.filename for w in caught] == [__file__]
+
+
+def test_sizes_that_keras_leaves_open():
+    inputs = keras.Input((6, 3))
+    x = layers.EinsumDense("abc,cd->abd", output_shape=(None, 8), bias_axes="d", name="a")(inputs)
+    inner = [layers.Conv1D(8, 3, name="b"), layers.EinsumDense("abc,cde->abde", (None, 2, 6))]
+    x = keras.Sequential([keras.Input((None, 8)), *inner])(x)
+    kept = checked(head(inputs, layers.GlobalMaxPooling2D()(x)))
+    assert list(kept.values()) == [4, 4, 3, 2]
+
+
+def test_arrays_and_empty_parts_among_the_arguments():
+    inputs = keras.Input((6, 3))
+    x = layers.Dense(16, name="a")(inputs)
+    x = ops.concatenate([layers.Dense(8)(part) for part in ops.split(x, np.array([8]), -1)], -1)
+    x = ops.concatenate([*ops.split(x, [4, 16], -1), x[..., :0]], -1)
+    x = ops.pad(ops.take(x, np.array([0, 2, 2, 9]), axis=-1), np.array([[0, 0], [0, 0], [1, 0]]))
+    assert checked(head(inputs, layers.Dense(4)(x)))["a"] == 8
+
+
+MASKED = {
+    "layer norm": layers.LayerNormalization,
+    "rms": layers.RMSNormalization,
+    "group norm": lambda: layers.GroupNormalization(4),
+    "unit norm": layers.UnitNormalization,
+    "softmax": layers.Softmax,
+    "mean": lambda: lambda x: ops.mean(x, axis=-1, keepdims=True),
+    "max": lambda: lambda x: ops.max(x, axis=-1, keepdims=True),
+    "sum": lambda: lambda x: ops.sum(x, axis=-1, keepdims=True),
+    "cosine": lambda: lambda x: layers.Dot(-1, normalize=True)([x, x]),
+    "attention": lambda: lambda x: layers.Attention()([x, x]),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_layers_in_a_graph_with_open_sizes(name, rng):
+    """`masked` in a compiled step equals the rebuilt model, which has the channels removed."""
+    inputs = keras.Input((5, 3))
+    mixed = MASKED[name]()(layers.Dense(8, name="a")(inputs))
+    model = head(inputs, layers.GlobalAveragePooling1D()(mixed))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert bool(plan.inexact) == (name not in ("sum", "attention"))
+    channel_map = plan.trace(model)
+    keep = ~plan.removed_units(channel_map)
+    x = rng.normal(size=(7, 5, 3)).astype("float32")
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 3))])
+    def masked(x):
+        def visit(call, args, kwargs):
+            if not (call.mixes_channels or call.sums_channels):
+                return call.infer(*args, **kwargs)
+            kept = [tf.cast(keep[tensor.names][None], tf.float32) for tensor in call.inputs]
+            y = call.rule.masked(call, kept, *args)
+            return y * tf.cast(keep[call.outputs[0].names][None], y.dtype)
+
+        return channel_map.walk([x], visit)
+
+    small = kn.rebuild(model, plan)
+    np.testing.assert_allclose(masked(x), small(x), rtol=1e-4, atol=1e-5)

@@ -270,7 +270,8 @@ CASES = {
 # Layers whose channels stay: what reads an axis without channels, and a gate for many channels.
 HELD = {"stack": 2, "moveaxis": 1, "spatial attention": 1}
 INEXACT = {
-    *("rms norm", "layer norm", "group norm", "softmax", "spatial attention"),
+    *("rms norm", "layer norm", "group norm", "unit norm", "softmax", "spatial attention"),
+    "dot, normalised",
 }
 
 

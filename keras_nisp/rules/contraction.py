@@ -132,7 +132,9 @@ class Dot(_Contraction):
     """Along one axis of each tensor. (The norm of what is kept is that of all with zeros.)"""
 
     def trace(self, call, tensors):
-        return super().trace(call, *tensors)
+        names = super().trace(call, *tensors)
+        call.mixes_channels = call.sums_channels and call.layer.normalize
+        return names
 
     def equation(self, call, ranks):
         axes = call.layer.axes

@@ -63,9 +63,9 @@ class _Statistics(Rule):
 
     def masked(self, call, keep, x):
         axes = [axis + 1 for axis in self.axes(call, call.inputs[0].rank)]
-        keep = tf.broadcast_to(tf.cast(keep[0], _precise(x.dtype)), (1, *x.shape[1:]))
-        y = self.normalise(call.layer, tf.cast(x, keep.dtype), keep, axes)
-        return tf.cast(self._affine(call, y), x.dtype)
+        dtype, x = x.dtype, tf.cast(x, _precise(x.dtype))
+        y = self.normalise(call.layer, x, tf.cast(keep[0], x.dtype) * tf.ones_like(x[:1]), axes)
+        return tf.cast(self._affine(call, y), dtype)
 
     def _affine(self, call, y):
         """Times the scale, plus the offset."""
@@ -134,28 +134,28 @@ class GroupNormalization(_Statistics):
         return {**config, "groups": kept(names)} if config["groups"] == len(names) else config
 
     def masked(self, call, keep, x):
-        axis, shape = self.axes(call, call.inputs[0].rank)[0] + 1, x.shape
-        groups = call.layer.groups
-        apart = [-1, *shape[1:axis], groups, shape[axis] // groups, *shape[axis + 1 :]]
-        axes = [i for i in range(1, len(apart)) if i != axis]
-        keep = tf.broadcast_to(tf.cast(keep[0], _precise(x.dtype)), (1, *shape[1:]))
-        dtype, x = x.dtype, tf.reshape(tf.cast(x, keep.dtype), apart)
-        keep = tf.reshape(keep, [1, *apart[1:]])
+        axis, groups = self.axes(call, call.inputs[0].rank)[0] + 1, call.layer.groups
+        dtype, x = x.dtype, tf.cast(x, _precise(x.dtype))
+        keep = tf.cast(keep[0], x.dtype) * tf.ones_like(x[:1])
+        shape = tf.shape(x)
+        apart = tf.concat([shape[1:axis], [groups, shape[axis] // groups], shape[axis + 1 :]], 0)
+        axes = [i for i in range(1, len(x.shape) + 1) if i != axis]
+        x, keep = (tf.reshape(t, tf.concat([tf.shape(t)[:1], apart], 0)) for t in (x, keep))
         mean = _mean(x, keep, axes)
         variance = _mean((x - mean) ** 2, keep, axes)
-        y = tf.reshape((x - mean) * tf.math.rsqrt(variance + call.layer.epsilon), [-1, *shape[1:]])
-        return tf.cast(self._affine(call, y), dtype)
+        y = (x - mean) * tf.math.rsqrt(variance + call.layer.epsilon)
+        return tf.cast(self._affine(call, tf.reshape(y, shape)), dtype)
 
 
 @register_rule(layers.UnitNormalization)
 class UnitNormalization(PassThrough):
-    """The norm of what is kept is that of all with zeros: exact."""
+    """The norm of what is kept is that of all with zeros."""
 
-    sums_channels = True
+    mixes_channels = sums_channels = True
 
     def trace(self, call, x):
         axes = [_channel_axis(int(axis), x.rank) for axis in np.ravel(call.layer.axis)]
-        call.sums_channels = holds_channels(x, axes)
+        call.mixes_channels = call.sums_channels = holds_channels(x, axes)
         return x.names
 
 
