@@ -6,6 +6,7 @@ are the same walk with another meaning for each layer.
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Callable
