@@ -194,10 +194,10 @@ def _by_statistics(operation: keras.Layer, value: _Arriving) -> Draw:
         mean, variance = operation.mean, operation.variance
         if mean is None or operation.invert:
             return _for_weights(value)
-        mean, deviation = np.asarray(mean), np.sqrt(np.asarray(variance))
+        mean, deviation = np.asarray(mean), np.sqrt(np.maximum(variance, 0))
     else:
         mean, deviation = np.asarray(operation.moving_mean), np.asarray(operation.moving_variance)
-        deviation = np.sqrt(deviation)
+        deviation = np.sqrt(np.maximum(deviation, 0))
     if np.all(mean == 0) and np.all(deviation == 1):
         return _for_weights(value)
 
