@@ -49,11 +49,8 @@ class Budget:
             )
         _check_rounding(self.round_to, self.target)
         self._set_table()
-        if self.min_channels < 1 and not 0 < self.min_channels < 1:
-            raise ValueError(
-                "Expected `min_channels` to be a number of channels of at least 1, or a fraction "
-                f"of a group in (0, 1). Received: {self.min_channels}"
-            )
+        _check_least(self.min_channels)
+        _check_effective(self)
         exclude = self.exclude
         single = isinstance(exclude, str) or not isinstance(exclude, Iterable)
         object.__setattr__(self, "exclude", (exclude,) if single else tuple(exclude))
@@ -109,8 +106,35 @@ def _check_rounding(round_to: int | None, target: str | None) -> None:
             f"Expected `round_to` or `target`, which stands for round_to={BLOCKS[target]}, not "
             f"both. Received: round_to={round_to}, target={target!r}."
         )
-    if round_to != int(round_to) or round_to < 1:
+    whole = isinstance(round_to, (int, float, np.number)) and not isinstance(round_to, bool)
+    if not whole or round_to < 1 or round_to != np.floor(round_to) or round_to == np.inf:
         raise ValueError(f"Expected `round_to` of at least 1. Received: {round_to}")
+
+
+def _check_least(given: Any) -> None:
+    number = isinstance(given, (int, float, np.number)) and not isinstance(given, bool)
+    if not number or not (0 < given < 1 or (given >= 1 and given == np.floor(given) < np.inf)):
+        raise (ValueError if number else TypeError)(
+            "Expected `min_channels` to be a whole number of channels of at least 1, or a fraction "
+            f"of a group in (0, 1). Received: {given!r}"
+        )
+
+
+def _check_effective(budget: "Budget") -> None:
+    """Raises where an argument would have no effect beside the others."""
+    useless = []
+    if budget.kind == "widths":  # they say how wide a layer becomes
+        limits = {"round_to": None, "target": None, "min_channels": 1}
+        useless = [name for name, default in limits.items() if getattr(budget, name) != default]
+        useless = [name for name in useless if (name, budget.round_to) != ("round_to", 1)]
+    if budget.kind in ("widths", "ratios") and budget.ranking != "local":
+        useless.append("ranking")
+    if useless:
+        given = ", ".join(f"{name}={getattr(budget, name)!r}" for name in useless)
+        raise ValueError(
+            f"Expected `{budget.kind}` alone: it says of each layer what is left, so that "
+            f"{given} would have no effect. Leave it out, or give `ratio` instead."
+        )
 
 
 def _check_shares(kind: str, given: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -232,6 +233,19 @@ class ChannelMap:
         seen = np.zeros(self.count, bool)
         seen[units] = True
         return seen
+
+    def check_weights(self) -> None:
+        """Raises unless all weights that channels are bound to are finite."""
+        for binding in self.bindings.values():
+            value = tf.convert_to_tensor(binding.variable)
+            if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
+                bad = np.count_nonzero(~np.isfinite(np.asarray(tf.cast(value, tf.float64))))
+                raise ValueError(
+                    f"Expected finite weights. Received model '{self.model.name}', in which "
+                    f"{bad} of {int(tf.size(value))} values of '{binding.variable.path}' (layer "
+                    f"'{binding.layer}') are NaN or infinite. Load the weights again, from before "
+                    "training diverged."
+                )
 
     def layer_units(self, path: str) -> np.ndarray:
         """All units that a layer creates or passes on, those that no tensor shows too.

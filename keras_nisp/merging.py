@@ -90,6 +90,7 @@ def plan_merging(
         exclude=exclude,
     )
     channel_map = trace(model, input_shape, whole_groups)
+    channel_map.check_weights()
     obstacles = _obstacles(channel_map)
     solver = Solver(channel_map, budget)
     _check_mergeable(channel_map, solver, obstacles)

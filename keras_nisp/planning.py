@@ -136,6 +136,7 @@ def choose(
             f"Model '{channel_map.model.name}' has no channels that may be removed: all of them "
             "are inputs, outputs, or touch layers without a rule."
         )
+    channel_map.check_weights()
     solver = Solver(channel_map, budget, removed)
 
     def select(scores):

@@ -206,6 +206,7 @@ def sensitivity(
     channel_map = trace(model)
     if not channel_map.groups:
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
+    channel_map.check_weights()
     samples = collect(data, model, limit, seed, labels=True)
     repair = None if calibration is None else collect(calibration, model, limit, seed)
     known = _Results(path, _settings(model, importance, metric, samples, repair))

@@ -1,6 +1,7 @@
 """Text tables, by rich."""
 
 import dataclasses
+import io
 import shutil
 from collections.abc import Sequence
 
@@ -37,11 +38,12 @@ def render_table(title: str, columns: Sequence[Column], rows, footer=()) -> str:
     for row in footer:
         table.add_row(*map(_cell, row))
     width = max(shutil.get_terminal_size().columns, 160)  # wrapped numbers cannot be read
-    console = Console(width=width, file=None, no_color=True, highlight=False)
-    with console.capture() as capture:
-        console.print(table, markup=False)
+    # Text wherever it is shown: no escape codes on a terminal, no HTML in a notebook.
+    settings = {"force_terminal": False, "force_jupyter": False, "color_system": None}
+    console = Console(width=width, file=io.StringIO(), highlight=False, **settings)
+    console.print(table, markup=False)
     # A title of the table itself would be wrapped at its width.
-    return "\n".join([title, *(line.rstrip() for line in capture.get().splitlines())])
+    return "\n".join([title, *(line.rstrip() for line in console.file.getvalue().splitlines())])
 
 
 def _cell(value) -> str:

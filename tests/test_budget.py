@@ -181,12 +181,37 @@ def test_what_is_removed_stays_removed():
         ({"ratio": 0.5, "ranking": "best"}, ValueError, "'local' or 'global'"),
         ({"ratio": 0.5, "round_to": 0}, ValueError, "round_to"),
         ({"ratio": 0.5, "min_channels": 0}, ValueError, "min_channels"),
+        ({"ratio": 0.5, "round_to": 8.5}, ValueError, "round_to"),
+        ({"ratio": 0.5, "round_to": "8"}, ValueError, "round_to"),
+        ({"ratio": 0.5, "min_channels": 9.7}, ValueError, "whole number"),
+        ({"ratio": 0.5, "min_channels": "3"}, TypeError, "min_channels"),
+        ({"ratio": 0.5, "min_channels": float("nan")}, ValueError, "min_channels"),
+        ({"widths": {"a": 4}, "round_to": 8}, ValueError, "round_to=8 would have no effect"),
+        ({"widths": {"a": 4}, "target": "arm"}, ValueError, "target='arm' would have no"),
+        ({"widths": {"a": 4}, "min_channels": 3}, ValueError, "min_channels=3 would have no"),
+        ({"widths": {"a": 4}, "ranking": "global"}, ValueError, "ranking='global' would"),
+        ({"ratios": {"a": 0.5}, "ranking": "global"}, ValueError, "ranking='global' would"),
         ({"flops_reduction": 0.999}, kn.BudgetError, r"it is 0\.\d+"),
     ],
 )
 def test_bad_budgets(budget, error, message):
     with pytest.raises(error, match=message):
         kn.plan_pruning(plain(), kn.Random(), **budget)
+
+
+@pytest.mark.parametrize("kind", ["ratio", "ratios", "flops_reduction", "params_reduction"])
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_limits_hold_for_each_kind(kind, ranking):
+    if (kind, ranking) == ("ratios", "global"):
+        return
+    amount = {"a": 0.5, "b": 0.5, "c": 0.5} if kind == "ratios" else 0.25
+    limits = {"round_to": 2, "min_channels": 6, "exclude": "c"}
+    plan = kn.plan_pruning(plain(), kn.Random(1), ranking=ranking, **{kind: amount}, **limits)
+    a, b, c = (widths(plan)[name] for name in "abc")
+    assert a % 2 == b % 2 == 0
+    assert min(a, b) >= 6
+    assert c == 10
+    assert a + b < 20
 
 
 def test_conflicting_ratios():

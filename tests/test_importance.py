@@ -154,3 +154,75 @@ def test_bad_importance(importance, error, message):
         kn.plan_pruning(plain(), importance, ratio=0.5)
     with pytest.raises(ValueError, match="`p`"):
         kn.Magnitude(0)
+
+
+def test_scores_that_are_not_finite():
+    model, _, a = two_layers()
+
+    def broken(value, everywhere=False):
+        def scores(channel_map):
+            scores = np.arange(channel_map.count, dtype=float)
+            scores[a if everywhere else a[1]] = value
+            return scores
+
+        return scores
+
+    for importance, message in (
+        (broken(np.nan), "NaN for 1 of 3 channels of 'a'"),
+        (broken(np.inf), "infinity for channels of 'a'"),
+        (broken(np.nan, everywhere=True), "NaN for all of them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kn.plan_pruning(model, importance, ratio=0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(value):
+    """Whatever is to be done, the variable is named before any work."""
+    model, _, _ = two_layers()
+    model.get_layer("a").kernel.assign([[3.0, 0, value], [-4.0, 1, 1]])
+    model.compile("sgd", "mse")
+    x, y = np.ones((4, 2)), np.zeros((4, 1))
+    for act in (
+        lambda: kn.prune(model, kn.NISP(x), ratio=0.5),
+        lambda: kn.plan_pruning(model, kn.Magnitude(), ratio=0.5),
+        lambda: kn.plan_merging(model, ratio=0.5),
+        lambda: kn.sensitivity(model, kn.Magnitude(), (x, y)),
+        lambda: model.fit(x, y, verbose=0, callbacks=[kn.NISPPruner(x, ratio=0.5)]),
+    ):
+        with pytest.raises(ValueError, match=r"1 of 6 values of .*a/kernel"):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, 2, 9]), "from 0 to 9"),
+        (np.array([0, -1, 2, 1]), "from -1 to 2"),
+        (np.zeros((3, 2, 2)), "one length|labels of shape"),
+        (np.array([0, 1, np.nan, 1]), "labels. Received NaN or infinity in 1 of 4"),
+    ],
+)
+def test_labels_that_do_not_fit(labels, message):
+    model = randomise(keras.Sequential([keras.Input((2,)), layers.Dense(4), layers.Dense(3)]))
+    x = np.ones((len(labels), 2))
+    with pytest.raises(ValueError, match=message):
+        kn.plan_pruning(model, kn.Taylor((x, labels), LOSS), ratio=0.5)
+
+
+def test_half_precision():
+    """Sums over many positions stay finite; activations that overflow are an error."""
+    model = keras.Sequential(
+        [
+            keras.Input((64, 64, 2)),
+            layers.Conv2D(4, 1, dtype="float16"),
+            layers.Conv2D(3, 1, dtype="float16"),
+            layers.GlobalAveragePooling2D(dtype="float32"),
+        ]
+    )
+    x = np.random.default_rng(0).uniform(100, 200, (4, 64, 64, 2))
+    for importance in (kn.NISP(x), kn.LayerByLayer(x), kn.Taylor((x, np.zeros((4, 3))), "mse")):
+        assert kn.plan_pruning(model, importance, ratio=0.5).creators[0].kept == 2
+    model.layers[0].kernel.assign(np.full((1, 1, 2, 4), 1000))
+    with pytest.raises(ValueError, match=r"what enters 'conv2d.*overflow"):
+        kn.plan_pruning(model, kn.NISP(x), ratio=0.5)

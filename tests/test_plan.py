@@ -196,3 +196,17 @@ def test_json_is_plain_data():
     data = kn.plan_pruning(plain(), kn.Random(), ratio=0.5).to_dict()
     assert data["creators"][0]["layer"] == "a"
     assert len(data["creators"][0]["removed"]) == 4
+
+
+@pytest.mark.parametrize("place", ["terminal", "notebook"])
+def test_tables_are_text_everywhere(place, monkeypatch):
+    plan = kn.plan_pruning(plain(), kn.Random(), ratio=0.5)
+    profile = kn.profile(plain())
+    expected = plan.summary(), str(profile)
+    if place == "terminal":
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    else:
+        monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert (plan.summary(), str(profile)) == expected
+    assert "\x1b" not in expected[0]
+    assert "total" in expected[0]

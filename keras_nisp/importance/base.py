@@ -18,7 +18,7 @@ class Importance:
 
     Subclasses give `__call__`. Scores are compared inside a coupled group; ranking
     over all groups divides them by the group's mean first. NaN says that a unit cannot
-    be scored: its group then stays as it is.
+    be scored: its group then stays as it is. Channels of one layer are scored all, or none.
     """
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
@@ -92,8 +92,37 @@ def checked_scores(scores: Any, channel_map: ChannelMap, name: str) -> np.ndarra
             f"({channel_map.count},). Received: shape {scores.shape}"
         )
     if np.isinf(scores).any():
-        raise ValueError(f"Expected importance '{name}' to give finite scores. Received infinity.")
+        where = _creator_of(channel_map, int(np.argmax(np.isinf(scores))))
+        raise ValueError(
+            f"Expected importance '{name}' to give finite scores. Received infinity for channels "
+            f"of {where}."
+        )
+    _check_scored(scores, channel_map, name)
     return scores
+
+
+def _check_scored(scores: np.ndarray, channel_map: ChannelMap, name: str) -> None:
+    """Raises where scores are NaN although nothing tells channels apart from their neighbours."""
+    unknown = np.isnan(scores)
+    for group in channel_map.groups:
+        for units in channel_map.blocks(group):
+            if unknown[units].any() and not unknown[units].all():
+                where = _creator_of(channel_map, int(units[np.argmax(unknown[units])]))
+                raise ValueError(
+                    f"Expected importance '{name}' to score all channels of a layer, or none. "
+                    f"Received NaN for {int(unknown[units].sum())} of {len(units)} channels of "
+                    f"{where}."
+                )
+    if all(unknown[group.units].all() for group in channel_map.groups):
+        raise ValueError(
+            f"Expected importance '{name}' to score channels that may be removed. Received NaN "
+            f"for all of them, in model '{channel_map.model.name}'."
+        )
+
+
+def _creator_of(channel_map: ChannelMap, unit: int) -> str:
+    names = [repr(c.layer) for c in channel_map.creators if unit in c.units]
+    return ", ".join(names) or "an input"
 
 
 def scored_where(channel_map: ChannelMap, totals: np.ndarray, units: list) -> np.ndarray:

@@ -103,7 +103,15 @@ def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.nd
             _run_until(channel_map, inputs, final.tensor, capture)
         else:
             run(channel_map, inputs, _at(final.classifier, capture))
-    return units, np.concatenate(columns)
+    responses = np.concatenate(columns)
+    if not np.isfinite(responses).all():
+        where = final.classifier.path if final.classifier else "the layer named by `frl`"
+        raise ValueError(
+            f"Expected finite responses. Received NaN or infinity in what enters '{where}' of "
+            f"model '{channel_map.model.name}' on the calibration data: activations overflow "
+            "(in half precision?), or the data are in another range than in training."
+        )
+    return units, responses
 
 
 def _at(classifier, capture):

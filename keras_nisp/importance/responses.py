@@ -91,7 +91,14 @@ class Taylor(Importance):
                 return tensor
 
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                value = tf.reduce_mean(loss(labels, run(channel_map, inputs, on_read)))
+                outputs = run(channel_map, inputs, on_read)
+                value = tf.reduce_mean(_loss_of(loss, labels, outputs))
+            if not np.isfinite(value):
+                raise ValueError(
+                    f"Expected a finite loss. Received: {float(value)} on a batch of the data for "
+                    f"Taylor, from model '{model.name}'. Its outputs or the loss overflow, or "
+                    "labels do not fit: check both on this model before pruning."
+                )
             gradients = tape.gradient(value, [tensor for _, tensor in edges])
             for (names, tensor), gradient in zip(edges, gradients, strict=True):
                 if gradient is not None:
@@ -110,6 +117,29 @@ class Taylor(Importance):
                 "in `Taylor((x, y), loss='sparse_categorical_crossentropy')`."
             )
         return lambda labels, outputs: model.compute_loss(y=labels, y_pred=outputs)
+
+
+def _loss_of(loss, labels: Any, outputs: Any) -> tf.Tensor:
+    try:
+        return loss(labels, outputs)
+    except (tf.errors.InvalidArgumentError, ValueError) as error:
+        shapes = [tuple(x.shape) for x in keras.tree.flatten(outputs)]
+        given = [_described(np.asarray(x)) for x in keras.tree.flatten(labels)]
+        raise ValueError(
+            f"Expected labels that the loss can compare with outputs of shape {shapes}. Received "
+            f"{'; '.join(given)}: {_first_line(error)}"
+        ) from error
+
+
+def _described(labels: np.ndarray) -> str:
+    if not np.issubdtype(labels.dtype, np.number) or not labels.size:
+        return f"labels of shape {labels.shape}, {labels.dtype}"
+    return f"labels of shape {labels.shape}, from {labels.min():g} to {labels.max():g}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(getattr(error, "message", error)).strip().splitlines()
+    return text[0] if text else type(error).__name__
 
 
 def _product(gradient: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
