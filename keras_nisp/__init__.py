@@ -13,6 +13,7 @@ from keras_nisp.distillation import distiller  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
     BudgetError,
     ConversionError,
+    DataRangeWarning,
     ExportError,
     NoFinalResponseLayerError,
     NotCollapsedError,
@@ -64,6 +65,7 @@ __all__ = [
     "CentripetalSGD",
     "ChannelMap",
     "ConversionError",
+    "DataRangeWarning",
     "ExportError",
     "GeometricMedian",
     "Importance",

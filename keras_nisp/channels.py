@@ -115,6 +115,7 @@ class ChannelMap:
         count: number of units.
         input_shapes: sizes (without batch) for which FLOPs are counted.
         unknown: which reasons to hold units are for want of a rule, and what has none.
+        assumed: what was assumed of inputs whose size is open, as text.
         model_inputs: by `id` of a nested model, the `Traced` inputs of its first call.
     """
 
@@ -126,6 +127,7 @@ class ChannelMap:
         self.outputs = outputs
         self.input_shapes = [tensor.shape for tensor in inputs]
         self.model_inputs = model_inputs
+        self.assumed: tuple[str, ...] = ()
         self.whole_groups = tuple(i for i, call in enumerate(calls) if call.whole_groups)
         self.count = int(units.max(initial=-1)) + 1
         self.bindings = tracer.bindings

@@ -144,7 +144,9 @@ class Clustering:
         self.seed = seed
         self.responses = None
         if method == "activations":
-            data = Calibration(calibration, limit=1024, seed=seed)
+            data = calibration
+            if not isinstance(data, Calibration):
+                data = Calibration(calibration, limit=1024, seed=seed)
             self.responses = activation_features(channel_map, data)
 
     @property

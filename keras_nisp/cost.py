@@ -10,6 +10,8 @@ from keras_nisp.channels import ChannelMap
 from keras_nisp.tables import Column, render_table
 from keras_nisp.tracing import trace
 
+MOST_NAMED = 8  # layers in a note
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -111,11 +113,13 @@ class Profile:
         model: the model's name.
         layers: `Cost` of every layer, by path.
         input_shapes: input sizes for which FLOPs and memory are counted.
+        notes: what costs leave out of account, and which sizes were assumed.
     """
 
     model: str
     layers: dict[str, Cost]
     input_shapes: list[tuple[int, ...]]
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> Cost:
@@ -127,7 +131,7 @@ class Profile:
         rows = [(path, *dataclasses.astuple(cost)) for path, cost in self.layers.items()]
         title = f"{self.model}, input {', '.join(map(str, self.input_shapes))}"
         total = ("total", *dataclasses.astuple(self.total))
-        return render_table(title, columns, rows, [total])
+        return "\n".join([render_table(title, columns, rows, [total]), *self.notes])
 
 
 def profile(model: keras.Model, input_shape=None) -> Profile:
@@ -139,7 +143,7 @@ def profile(model: keras.Model, input_shape=None) -> Profile:
     Args:
         model: a functional or Sequential model.
         input_shape: shape of one sample, for models that leave their input size open
-            (224 is assumed otherwise).
+            (assumed otherwise: 224 for images, 128 for sequences).
 
     Returns:
         A `Profile`.
@@ -155,4 +159,35 @@ def profile(model: keras.Model, input_shape=None) -> Profile:
     """
     channel_map = trace(model, input_shape)
     costs = CostModel(channel_map)
-    return Profile(model.name, costs.layers(costs.everything), channel_map.input_shapes)
+    layers = costs.layers(costs.everything)
+    return Profile(model.name, layers, channel_map.input_shapes, tuple(notes(channel_map)))
+
+
+def notes(channel_map: ChannelMap) -> list[str]:
+    """What costs leave out of account, and which sizes were assumed, in sentences."""
+    found = []
+    if names := uncounted(channel_map):
+        rows = [f"'{path}' ({kind})" for path, (kind, _) in list(names.items())[:MOST_NAMED]]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        held, total = sum(count for _, count in names.values()), channel_map.model.count_params()
+        found.append(
+            f"FLOPs do not count what layers without a rule compute: {', '.join(rows)}{more}, "
+            f"which hold {held:,} of {total:,} parameters."
+        )
+    if channel_map.assumed:
+        found.append(
+            f"Sizes are assumed: {', '.join(channel_map.assumed)}. Pass `input_shape=` for others."
+        )
+    return found
+
+
+def uncounted(channel_map: ChannelMap) -> dict[str, tuple[str, int]]:
+    """Class and number of parameters of each layer whose products no rule counts, by path."""
+    found = {}
+    for call in channel_map.calls:
+        free = [w for w in call.weights if id(w) not in channel_map.bindings]
+        kernels = any(len(weight.shape) > 1 for weight in free)
+        if getattr(call.rule, "warns", False) or kernels:
+            held = sum(int(np.prod(weight.shape)) for weight in free)
+            found[call.path] = (type(call.layer).__name__, held)
+    return found

@@ -95,6 +95,10 @@ class Calibration:
         samples = self.known(model)
         if samples is None:
             samples = collect(self.data, model, **self.arguments)
+            if not isinstance(self.data, Samples):  # else it was looked at where it was read
+                from keras_nisp.data_range import warn_of_range
+
+                warn_of_range(model, samples)
             self._read.append((_signature(model), samples))
         return samples
 

@@ -46,6 +46,10 @@ class ReasonError(ValueError):
     """A reason that is put into the sentence of another error."""
 
 
+class DataRangeWarning(UserWarning):
+    """Calibration data that seem to be in another range than the model was trained on."""
+
+
 class UnknownLayerWarning(UserWarning):
     """A layer without a rule: its channels stay."""
 

@@ -339,6 +339,12 @@ def batch_size(model: keras.Model) -> int | None:
     return next((size for size in sizes if size is not None), None)
 
 
+def is_open(model: keras.Model) -> bool:
+    """Whether a model leaves sizes of its inputs open, the batch size apart."""
+    check_model(model)
+    return any(None in tensor.shape[1:] for tensor in body(model).inputs)
+
+
 def is_optional(tensor: keras.KerasTensor) -> bool:
     """Whether a model's input may be left out."""
     return bool(getattr(tensor._keras_history.operation, "optional", False))

@@ -8,9 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp import graph
 from keras_nisp.budget import Budget
 from keras_nisp.channels import ChannelMap, reasons_by_unit
 from keras_nisp.clustering import Clustering
+from keras_nisp.data import Calibration
 from keras_nisp.plan import Plan
 from keras_nisp.plan_rows import owned_axes, variable_rows
 from keras_nisp.planning import describe
@@ -89,6 +91,11 @@ def plan_merging(
         min_channels=min_channels,
         exclude=exclude,
     )
+    graph.check_model(model)
+    if calibration is not None:
+        calibration = Calibration(calibration, limit=1024, seed=seed)
+        if input_shape is None and graph.is_open(model):
+            input_shape = calibration.samples(model).shapes
     channel_map = trace(model, input_shape, whole_groups)
     channel_map.check_weights()
     obstacles = _obstacles(channel_map)

@@ -43,6 +43,7 @@ class Plan:
         layers: widths and costs of all layers, in the order of the walk.
         inexact: layers that mix channels which are removed: there the rebuilt model
             differs from one in which the removed channels are zero.
+        notes: what costs leave out of account, and which sizes were assumed.
         whole_groups: indices of the calls of grouped convolutions that lose whole groups.
         variables: the trainable variables in order, if channels are merged: what
             `CentripetalSGD` works on.
@@ -61,6 +62,7 @@ class Plan:
     inexact: tuple[str, ...]
     variables: tuple[VariablePlan, ...] = ()
     whole_groups: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def merges(self) -> bool:
@@ -93,6 +95,7 @@ class Plan:
             for word in ("creators", "followers", "readers"):
                 if names := getattr(group, word):
                     lines.append(f"  {word + ':':<11}{_shorten(names)}")
+        lines += self.notes
         return "\n".join(lines)
 
     def summary(self) -> str:
@@ -113,7 +116,7 @@ class Plan:
         shapes = ", ".join(map(str, self.input_shapes))
         total = ("total", "", "", *(self._total(word) for word in ("parameters", "flops")))
         table = render_table(f"{self.model}, FLOPs for input {shapes}", columns, rows, [total])
-        return f"{table}\n{self._exactness()}"
+        return "\n".join([table, self._exactness(), *self.notes])
 
     def _total(self, word: str) -> str:
         before, after = getattr(self.before, word), getattr(self.after, word)

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
+from keras_nisp import graph
 from keras_nisp.budget import Budget
 from keras_nisp.channels import ChannelMap
-from keras_nisp.cost import Cost
+from keras_nisp.cost import Cost, notes
 from keras_nisp.importance.base import Importance, as_importance, checked_scores
 from keras_nisp.latency import LatencyTable
 from keras_nisp.plan import Plan
@@ -69,7 +70,7 @@ def plan_pruning(
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
             whole, with the channels that enter them. By default each group loses as many.
         input_shape: shape of one sample for which FLOPs are counted, if the model
-            leaves it open.
+            leaves it open; by default that of the importance's data, or an assumed one.
 
     Returns:
         A `Plan`.
@@ -107,6 +108,9 @@ def plan_pruning(
         exclude=exclude,
     )
     importance = as_importance(importance)
+    graph.check_model(model)
+    if input_shape is None:
+        input_shape = importance.input_shapes(model)
     return make_plan(trace(model, input_shape, whole_groups), importance, budget)
 
 
@@ -167,6 +171,7 @@ def describe(channel_map, unit_map, importance, budget, solver, scores, variable
         inexact=tuple(inexact_layers(channel_map, ~keep)),
         variables=variables,
         whole_groups=channel_map.whole_groups,
+        notes=tuple(notes(channel_map)),
     )
 
 

@@ -45,7 +45,8 @@ class NISPPruner(keras.callbacks.Callback):
             target. By default the amount grows by a cubic over the first half of
             training in ten pruning steps.
         importance: used instead of NISP, such as `Magnitude()`; needs no `calibration`.
-        ranking, round_to, min_channels, exclude, whole_groups: as for `plan_pruning`.
+        ranking, round_to, min_channels, exclude, whole_groups, input_shape: as for
+            `plan_pruning`.
         verbose: 1 prints a line at each pruning step.
 
     Attributes:
@@ -88,6 +89,7 @@ class NISPPruner(keras.callbacks.Callback):
         min_channels: int | float = 1,
         exclude=(),
         whole_groups=(),
+        input_shape=None,
         verbose: int = 1,
     ):
         super().__init__()
@@ -109,6 +111,7 @@ class NISPPruner(keras.callbacks.Callback):
             exclude=exclude,
         )
         self.whole_groups = whole_groups
+        self.input_shape = input_shape
         self.schedule = schedule
         self.verbose = verbose
         self._map: ChannelMap | None = None
@@ -199,7 +202,8 @@ class NISPPruner(keras.callbacks.Callback):
         self._said.clear()
         self._check_length()
         with each_once(self._said):
-            self._map = self._map or trace(self.model, whole_groups=self.whole_groups)
+            shape = self.input_shape or self.importance.input_shapes(self.model)
+            self._map = self._map or trace(self.model, shape, self.whole_groups)
         # What is wrong with the data or the budget is said now, not in the middle of training.
         _, self._solver, self._scores = self._choose(self.budget.amount)
         if self._masks is not None:

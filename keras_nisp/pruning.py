@@ -5,8 +5,10 @@ from typing import Any
 
 import keras
 
+from keras_nisp import graph
 from keras_nisp.compensation import check_compensation
-from keras_nisp.data import collect
+from keras_nisp.data import Samples, collect
+from keras_nisp.data_range import warn_of_range, warned_once
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.latency_budget import realise_latency
 from keras_nisp.planning import plan_pruning
@@ -64,8 +66,18 @@ def prune(
     35
     """
     check_compensation(compensate, calibration is not None, "`calibration` data")
-    importance, realised = as_importance(importance), None
-    samples = None if calibration is None else collect(calibration, model, MOST_SAMPLES)
+    with warned_once():
+        return _prune(model, importance, calibration, compensate, verify, verbose, budget)
+
+
+def _prune(model, importance, calibration, compensate, verify, verbose, budget) -> keras.Model:
+    importance, realised, samples = as_importance(importance), None, None
+    if calibration is not None:
+        samples = collect(calibration, model, MOST_SAMPLES)
+        if not isinstance(calibration, Samples):
+            warn_of_range(model, samples)
+        if budget.get("input_shape") is None and graph.is_open(model):
+            budget = {**budget, "input_shape": samples.shapes}
     if budget.get("latency_reduction") is None:
         plan = plan_pruning(model, importance, **budget)
         small = rebuild(model, plan)
@@ -90,5 +102,5 @@ def prune(
     elif plan.after != plan.before:
         text += "; not repaired: pass `calibration`, or call `recalibrate`; then fine-tune"
     if verbose:
-        print(text)
+        print("\n".join([text, *plan.notes]))
     return small

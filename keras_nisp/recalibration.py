@@ -11,6 +11,7 @@ from keras_nisp.batch_statistics import BatchStatistics
 from keras_nisp.channels import ChannelMap
 from keras_nisp.compensation import check_compensation, compensate_linearly, fold_means
 from keras_nisp.data import Samples, collect
+from keras_nisp.data_range import warn_of_range
 from keras_nisp.plan import Plan
 from keras_nisp.rules.base import is_exactly
 from keras_nisp.tracing import trace_quietly
@@ -99,7 +100,9 @@ def recalibrate(
     """
     _check(original, plan, compensate, ridge)
     samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
-    channel_map = trace_quietly(model) if plan is None else plan.trace(model)
+    if not isinstance(calibration, Samples):
+        warn_of_range(original or model, samples)
+    channel_map = trace_quietly(model, samples.shapes) if plan is None else plan.trace(model)
     with all_or_nothing(model):
         if original is not None and compensate is not None:
             large = plan.trace(original)

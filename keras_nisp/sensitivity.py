@@ -203,7 +203,8 @@ def sensitivity(
     importance = as_importance(importance)
     if path is not None:
         check_writable(path)
-    channel_map = trace(model)
+    graph.check_model(model)
+    channel_map = trace(model, importance.input_shapes(model))
     if not channel_map.groups:
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
     channel_map.check_weights()

@@ -5,6 +5,7 @@ import math
 
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -15,7 +16,8 @@ from keras_nisp.errors import RuleError, UnknownLayerWarning, warn
 from keras_nisp.rules.base import Barrier, Rule, is_registered, meaningful, rule_for
 
 MOST_NAMED = 8  # layers in a warning
-ASSUMED_SIZE = 224  # for input axes whose size the model leaves open
+# For axes whose size the model leaves open, by the rank of a sample: of sequences, images, volumes.
+ASSUMED_SIZES = {1: 128, 2: 128, 3: 224, 4: 32}
 
 
 class Tracer:
@@ -189,7 +191,7 @@ def trace_quietly(model: keras.Model, input_shape=None, whole_groups=()) -> Chan
     graph.check_model(model)
     tracer, calls, model_inputs = Tracer(graph.batch_size(model) or 1), [], {}
     wanted = (whole_groups,) if isinstance(whole_groups, str) else tuple(whole_groups)
-    inputs = _traced_inputs(model, input_shape, tracer)
+    inputs, assumed = _traced_inputs(model, input_shape, tracer)
 
     def whole(call):
         return any(_is_grouped(call, len(calls), entry) for entry in wanted)
@@ -205,14 +207,25 @@ def trace_quietly(model: keras.Model, input_shape=None, whole_groups=()) -> Chan
         for known, value in zip(model_inputs[id(nested)], values, strict=True):
             tracer.couple(known, value, f"enters '{nested.name}', which is called at other sizes")
 
-    outputs = keras.tree.flatten(graph.walk(model, inputs, visit, enter))
+    try:
+        outputs = keras.tree.flatten(graph.walk(model, inputs, visit, enter))
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        if not assumed or isinstance(error, RuleError):
+            raise
+        raise ValueError(
+            f"Model '{model.name}' leaves the size of its inputs open, and does not take the "
+            f"assumed {', '.join(assumed)}. Pass `input_shape=`, the shape of one sample, or data "
+            f"of that shape. ({type(error).__name__}: {error})"
+        ) from error
     for tensor, name in zip(outputs, graph.output_names(model), strict=True):
         tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
     _fix_what_is_called_otherwise(calls, tracer)
     for call in calls:
         call.tracer = None
     _check_grouped(model, calls, wanted)
-    return ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
+    channel_map = ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
+    channel_map.assumed = assumed
+    return channel_map
 
 
 def _is_grouped(call: Call, index: int, entry: str | int) -> bool:
@@ -233,7 +246,8 @@ def _check_grouped(model, calls: list[Call], wanted: tuple) -> None:
             )
 
 
-def _traced_inputs(model, input_shape, tracer) -> list[Traced]:
+def _traced_inputs(model, input_shape, tracer) -> tuple[list[Traced], tuple[str, ...]]:
+    """The inputs, and what was assumed of those whose size is open."""
     tensors = graph.body(model).inputs
     shapes = [None] * len(tensors)
     if input_shape is not None:
@@ -244,7 +258,7 @@ def _traced_inputs(model, input_shape, tracer) -> list[Traced]:
                 f"Expected `input_shape` to give {len(tensors)} shapes, one for each "
                 f"input of model '{model.name}'. Received: input_shape={input_shape}"
             )
-    traced = []
+    traced, assumed = [], []
     for tensor, given in zip(tensors, shapes, strict=True):
         declared = tuple(tensor.shape[1:])
         shape = tuple(given) if given is not None else declared
@@ -255,11 +269,15 @@ def _traced_inputs(model, input_shape, tracer) -> list[Traced]:
                 f"Expected `input_shape` to fit input '{tensor.name}' of shape {declared} "
                 f"(without the batch axis). Received: {shape}"
             )
-        shape = tuple(ASSUMED_SIZE if size is None else int(size) for size in shape)
+        size = ASSUMED_SIZES[min(len(shape), max(ASSUMED_SIZES))] if shape else None
+        full = tuple(size if n is None else int(n) for n in shape)
+        if None in shape:
+            assumed.append(f"{full} for input '{tensor.name}'")
+        shape = full
         names = tracer.fresh_last(shape)
         tracer.fixed.append((names, f"model input '{tensor.name}'"))
         traced.append(Traced(names, shape))
-    return traced
+    return traced, tuple(assumed)
 
 
 def _shape_of(value) -> tuple | None:

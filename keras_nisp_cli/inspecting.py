@@ -31,7 +31,7 @@ def inspect(console, model: Path, input_shape, custom_objects, unsafe):
 
 def _facts(channel_map) -> dict:
     """All that is known of a traced model, as plain data."""
-    from keras_nisp.cost import CostModel
+    from keras_nisp.cost import CostModel, notes
 
     costs = CostModel(channel_map)
     by_layer = costs.layers(costs.everything)
@@ -72,6 +72,7 @@ def _facts(channel_map) -> dict:
         **total,
         "layers": layers,
         "groups": groups,
+        "notes": notes(channel_map),
     }
 
 
@@ -116,7 +117,7 @@ def _text(path: Path, facts: dict) -> str:
     total = ("total", "", "", "", facts["parameters"], facts["flops"], "", "")
     shapes = ", ".join("x".join(map(str, shape)) for shape in facts["input_shapes"])
     title = f"{facts['model']} ({path.name}, {path.stat().st_size:,} bytes), input {shapes}"
-    lines = [render_table(title, columns, rows, [total])]
+    lines = [render_table(title, columns, rows, [total]), *facts["notes"]]
     prunable = sum(group["channels"] for group in facts["groups"])
     if not facts["groups"]:
         lines.append("No channel can be removed.")

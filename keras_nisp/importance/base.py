@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp import graph
 from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
 from keras_nisp.data import Calibration, Samples
@@ -46,6 +47,13 @@ class Importance:
         """The calibration samples for a model that it has read, if there are any."""
         held = (value for value in vars(self).values() if isinstance(value, Calibration))
         return next(filter(None, (calibration.known(model) for calibration in held)), None)
+
+    def input_shapes(self, model: keras.Model) -> list[tuple[int, ...]] | None:
+        """Sizes of its samples where a model leaves those of its inputs open; `None` without."""
+        calibration = getattr(self, "calibration", None)
+        if not isinstance(calibration, Calibration) or calibration.data is None:
+            return None
+        return calibration.samples(model).shapes if graph.is_open(model) else None
 
     @property
     def name(self) -> str:

@@ -73,13 +73,13 @@ class Taylor(Importance):
     """
 
     def __init__(self, data: Any, loss=None, max_samples=1024, seed=0, verbose=0):
-        self.data = Calibration(data, max_samples, seed, labels=True, verbose=verbose)
+        self.calibration = Calibration(data, max_samples, seed, labels=True, verbose=verbose)
         self.loss = loss
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         model = channel_map.model
         loss = self._loss(model)
-        samples = self.data.samples(model)
+        samples = self.calibration.samples(model)
         total, seen = np.zeros(channel_map.count), []
         for inputs, labels in samples.batches():
             edges = []
