@@ -322,6 +322,8 @@ class Masked(Parts):
 @pytest.mark.filterwarnings("ignore:.*destroy the mask", "ignore:.*looks like it has unbuilt")
 @pytest.mark.parametrize("call", [with_mask, with_implicit_mask, with_mask_inside])
 def test_masks(call, tmp_path):
+    if call is with_mask and keras.__version__.startswith("3.12."):
+        pytest.skip("Keras 3.12 notes the mask for the call twice: the layer stays")
     words = keras.Input((6,), dtype="int32")
     special = layer_of(call, Masked)
     special.compute_mask = lambda x, previous_mask=None: None
