@@ -413,3 +413,13 @@ def test_lora_is_pruned_with_its_layer(which):
         assert len(small.weights) == len(model.weights)
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.slow
+def test_efficientnet_with_statistics_from_a_file():
+    model = keras.applications.EfficientNetB0(weights=None, input_shape=(32, 32, 3), classes=5)
+    (layer,) = (x for x in model.layers if isinstance(x, layers.Normalization))
+    layer.load_own_variables({"0": np.full(3, 0.45), "1": np.full(3, 0.06), "2": 1})
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    for copy in without_nothing(model):
+        same(model, copy, x)
