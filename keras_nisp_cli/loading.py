@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def load_samples(
 
     from keras_nisp.data import collect
     from keras_nisp.data_range import check_range, starts_with_rescaling
+    from keras_nisp.errors import DataRangeWarning
 
     source, option, scale = options[name], f"--{name}", options["scale"]
     with console.stage(f"Reading {source}"):
@@ -184,6 +186,7 @@ def load_samples(
         seed = options.get("seed", 0)
         data = x if y is None else (x, y)
         samples = collect(data, network, options["samples"], seed, labels)
+    warnings.simplefilter("ignore", DataRangeWarning)  # the library's words, said here with names
     if problem := check_range(network, samples):
         click.echo(f"Warning: {option} {source}: {problem}", err=True)
     return samples
