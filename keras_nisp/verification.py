@@ -168,6 +168,21 @@ def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples)
     return Verification(worst.absolute, worst.scale, limit, ())
 
 
+def check_layers(oracle: Oracle, other: keras.Model, samples: Samples) -> None:
+    """Raises `VerificationError` unless another model gives, call by call and as a whole, what an
+    oracle says."""
+    inputs = _first(samples)
+    layers = Layerwise(oracle, other)
+    worst = _largest(layers.run(inputs), graph.answer(other, inputs))
+    limit = max(LOSSLESS, default_tolerance(oracle.map.model))
+    if limit < worst.relative < np.inf:
+        limit = allowed(other, inputs, limit)
+    undefined = _undefined(oracle.map, layers.undefined, random=True)
+    Verification(
+        worst.absolute, worst.scale, limit, (), "the original", layers.worst, (), undefined
+    ).check()
+
+
 def _unchanged(channel_map: ChannelMap) -> UnitMap:
     return UnitMap(np.arange(channel_map.count))
 
