@@ -49,8 +49,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def network() -> keras.Model:
-    """Without dropout, whose random state Keras does not save."""
+def network(dropout: float = 0.0) -> keras.Model:
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [
@@ -58,6 +57,7 @@ def network() -> keras.Model:
             layers.Dense(16, name="a"),
             layers.BatchNormalization(momentum=0.9),
             layers.ReLU(),
+            layers.Dropout(dropout),
             layers.Dense(12, activation="relu", name="b"),
             layers.LayerNormalization(),
             layers.Dense(3, name="head"),
@@ -85,7 +85,7 @@ def pruning(importance: str, schedule: str, order: str):
         given |= {"importance": kn.Magnitude()} if importance == "Magnitude" else {}
         pruner = kn.NISPPruner(ratio=0.5, verbose=0, **given)
         pair = [pruner, *backup] if order == "pruner first" else [*backup, pruner]
-        model = network()
+        model = network(dropout=0.1)
         fit(model, keras.optimizers.Adam(0.01), [*pair, *kill])
         removed = [np.asarray(row.removed) for row in pruner.plan.creators]
         return [*removed, *variables(model), *variables(pruner.pruned_model)]
@@ -94,7 +94,7 @@ def pruning(importance: str, schedule: str, order: str):
 
 
 def merging(backup, kill):
-    """A script that trains with C-SGD."""
+    """A script that trains with C-SGD; without dropout, whose random state Keras does not save."""
     model = network()
     plan = kn.plan_merging(model, ratio=0.5)
     optimizer = kn.CentripetalSGD(0.05, 0.9, plan=plan)

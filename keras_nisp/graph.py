@@ -468,6 +468,12 @@ def weight_averages(model: keras.Model) -> dict[int, keras.Variable]:
     return averages
 
 
+def random_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of the random numbers that layers draw (dropout), which Keras does not save."""
+    generators = [g for layer in all_layers(model) for g in layer._seed_generators]
+    return [g.state for g in generators]
+
+
 def forget_functions(model: keras.Model) -> None:
     """Lets the model compile its steps again: what they do has changed since."""
     if model.compiled:

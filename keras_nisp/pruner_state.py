@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 
+from keras_nisp import graph
 from keras_nisp.channels import ChannelMap
 
 ATTRIBUTE = "_nisp_pruner"  # of the model that is pruned
@@ -29,6 +30,7 @@ class PrunerState(keras.Operation):
         epoch: the one of the last pruning step.
         removed: boolean per unit, or `None` before training.
         scores: those by which units were removed last.
+        random_states: what dropout draws next, which Keras does not save by itself.
         loaded: whether a file was loaded that the pruner has not looked at yet.
         restored: whether one was loaded that held the state of a pruner.
     """
@@ -42,9 +44,11 @@ class PrunerState(keras.Operation):
         self.removed: np.ndarray | None = None
         self.scores: np.ndarray | None = None
         self.loaded = self.restored = False
+        self.random_states: list[keras.Variable] = []
 
     def attach(self, model: keras.Model) -> None:
         setattr(model, ATTRIBUTE, self)
+        self.random_states = graph.random_states(model)
 
     def detach(self, model: keras.Model) -> None:
         if self.is_of(model):
@@ -57,6 +61,8 @@ class PrunerState(keras.Operation):
     def save_own_variables(self, store):
         text = json.dumps({name: getattr(self, name) for name in TEXT})
         store["text"] = np.frombuffer(text.encode(), np.uint8)
+        for index, state in enumerate(self.random_states):
+            store[f"random_{index}"] = np.asarray(state)
         if self.removed is not None:
             store["removed"], store["scores"] = self.removed, self.scores
 
@@ -71,6 +77,9 @@ class PrunerState(keras.Operation):
         if "removed" in store.keys():  # noqa: SIM118
             self.removed = np.asarray(store["removed"], bool)
             self.scores = np.asarray(store["scores"], np.float64)
+        for index, state in enumerate(self.random_states):
+            if f"random_{index}" in store.keys():  # noqa: SIM118
+                state.assign(store[f"random_{index}"])
         self.restored = True
 
     def check(self, channel_map: ChannelMap, kind: str) -> None:

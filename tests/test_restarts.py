@@ -38,6 +38,7 @@ def fresh(run_eagerly=True):
             keras.Input((6,)),
             keras.layers.Dense(16, activation="relu", name="a"),
             keras.layers.LayerNormalization(name="norm"),
+            keras.layers.Dropout(0.1, name="drop"),
             keras.layers.Dense(12, activation="relu", name="b"),
             keras.layers.Dense(3, name="head"),
         ]
