@@ -14,7 +14,7 @@ from keras_nisp.importance import NISP
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.plan import Plan
 from keras_nisp.planning import choose, describe
-from keras_nisp.pruner_masks import Masks, trained_again
+from keras_nisp.pruner_masks import Masks, trained_again, warn_of_other_weights
 from keras_nisp.pruner_state import PrunerState
 from keras_nisp.schedules import ScheduleReader, default_schedule, default_span
 from keras_nisp.surgery import rebuild_traced
@@ -25,11 +25,20 @@ from keras_nisp.unit_map import UnitMap
 class NISPPruner(keras.callbacks.Callback):
     """Prunes a model while it trains, then builds the smaller one.
 
-    At each pruning step of the schedule the channels are scored anew on the current
-    weights and the least important are masked: the kernel slices that read them are held
-    at zero inside the compiled train step, until the end of training. What is masked
-    stays masked. After `fit`, `pruned_model` is physically smaller and gives what the
-    trained masked model gives.
+    At each pruning step of the schedule the channels are scored on the current weights and the
+    least important are masked until the end of training, inside the compiled step: kernels read
+    them as zero, and layers that take statistics over channels or add them up leave them out, in
+    `evaluate` and `predict`, too. What is masked stays masked. After `fit`, `pruned_model` is
+    physically smaller and gives what the trained masked model gives. (The model itself is then
+    without masks: its kernels hold zeros, and such layers count the removed channels again.)
+
+    A run that is killed and restored by `BackupAndRestore` ends as if nothing had happened:
+    what was removed, and how far the schedule is, lies in the model's checkpoints while it is
+    pruned. For files of `ModelCheckpoint` there is `resume`. Several calls of `fit` with the
+    same pruner go on where the last one ended; for another model it starts from the beginning.
+
+    In a loop of your own, call `set_model(model)`, `on_train_begin()`, `on_train_batch_end(i)`
+    after each batch and `on_train_end()`, with `schedule=` given.
 
     Callbacks that write logs (`CSVLogger`, `TensorBoard`) go after this one in the list;
     they then record `channels_removed` and `flops_left` (shares) for each epoch.
@@ -40,10 +49,10 @@ class NISPPruner(keras.callbacks.Callback):
             as for `plan_pruning`.
         schedule: `step -> amount` or `step -> (should_prune, amount)`, such as
             `PolynomialSchedule` or the schedules of
-            `tensorflow_model_optimization.sparsity.keras`. Its amounts are those of the
-            budget that is given (a share of the channels with `ratio`), cut at the
-            target. By default the amount grows by a cubic over the first half of
-            training in ten pruning steps.
+            `tensorflow_model_optimization.sparsity.keras`. A step is a batch; those that the
+            optimizer has seen before count. Amounts are those of the budget that is given (a
+            share of the channels with `ratio`), cut at the target. By default the amount
+            grows by a cubic over the first half of training in ten pruning steps.
         importance: used instead of NISP, such as `Magnitude()`; needs no `calibration`.
         ranking, round_to, min_channels, exclude, whole_groups, input_shape: as for
             `plan_pruning`.
@@ -51,7 +60,8 @@ class NISPPruner(keras.callbacks.Callback):
 
     Attributes:
         plan: the `Plan`, after training.
-        pruned_model: the smaller model, after training.
+        pruned_model: the smaller model, after training. It is built of the model's weights when
+            it is first asked for.
 
     Raises:
         ValueError: the arguments are wrong, or the budget cannot be met; at the start
@@ -138,7 +148,7 @@ class NISPPruner(keras.callbacks.Callback):
     def pruned_model(self) -> keras.Model:
         """The smaller model. Raises `ValueError` before the end of training."""
         if self.plan and self._pruned_model is None:
-            self._warn_of_other_weights()
+            warn_of_other_weights(self._map, self._state.removed, self._state.epoch)
             unit_map = UnitMap.removing(self._state.removed)
             self._pruned_model = rebuild_traced(self._map, unit_map, optimizer_state=True)
             self._state.detach(self._map.model)
@@ -352,9 +362,9 @@ class NISPPruner(keras.callbacks.Callback):
     def _end(self) -> None:
         """Takes the masks off, and writes the plan."""
         state = self._state
-        self._warn_of_other_weights()
+        warn_of_other_weights(self._map, self._state.removed, self._state.epoch)
         self._masks.apply()  # an average of weights may have been put in their place
-        self._say_what_is_not_held()
+        self._masks.say_what_is_not_held(state.removed, self.verbose)
         self._masks.remove()
         self._masks = None
         if state.reached < self.budget.amount:
@@ -368,34 +378,3 @@ class NISPPruner(keras.callbacks.Callback):
         self._plan = describe(
             self._map, unit_map, self.importance.name, budget, self._solver, state.scores
         )
-
-    def _say_what_is_not_held(self) -> None:
-        """Warns of layers in which removed channels still counted, and by how much."""
-        paths = self._masks.calls.not_held(self._state.removed)
-        if paths:
-            change = self._masks.change(self._state.removed)
-            warn(
-                f"Layer '{paths[0]}' mixes channels and is called on different ones at "
-                f"{len(paths)} places, so that it could not leave out what is removed while "
-                f"training. The outputs of `pruned_model` differ by {change:.1e} of their scale "
-                "from what was trained: fine-tune it, or use a layer of its own at each place."
-            )
-        held = self._masks.calls.held(self._state.removed)
-        if held and self.verbose:
-            print(
-                f"'{held[0]}' left out removed channels while training"
-                + (f", and {len(held) - 1} more layers" if len(held) > 1 else "")
-                + ". The model itself counts them again: `pruned_model` is what was trained."
-            )
-
-    def _warn_of_other_weights(self) -> None:
-        layers = trained_again(self._map, self._state.removed)
-        if layers:
-            warn(
-                "The weights are not those that pruning left: what reads removed channels is not "
-                f"zero in {len(layers)} layers, such as '{layers[0]}'. A callback has put back "
-                "weights from before the last pruning step, or they were trained on without the "
-                "pruner. `pruned_model` leaves the removed channels out all the same, but was not "
-                "trained so: fine-tune it, or let epochs before the last pruning step be no "
-                f"candidates, by `EarlyStopping(start_from_epoch={self._state.epoch})`."
-            )

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_nisp import graph
 from keras_nisp.channels import ChannelMap
+from keras_nisp.errors import warn
 from keras_nisp.masked_calls import MaskedCalls
 from keras_nisp.oracle import Oracle, read_mask
 from keras_nisp.probing import random_samples
@@ -73,6 +74,25 @@ class Masks:
             for want, got in zip(expected, received, strict=True)
         )
 
+    def say_what_is_not_held(self, removed: np.ndarray, verbose: int) -> None:
+        """Warns of layers in which removed channels still count, and by how much; prints a line
+        about those that the model itself counts again, once the masks are off."""
+        held, not_held = self.calls.held(removed), self.calls.not_held(removed)
+        if not_held:
+            warn(
+                f"Layer '{not_held[0]}' mixes channels and is called on different ones at "
+                f"{len(not_held)} places, so that it could not leave out what is removed while "
+                f"training. The outputs of `pruned_model` differ by {self.change(removed):.1e} of "
+                "their scale from what was trained: fine-tune it, or use a layer of its own at "
+                "each place."
+            )
+        if held and verbose:
+            print(
+                f"'{held[0]}' left out removed channels while training"
+                + (f", and {len(held) - 1} more layers" if len(held) > 1 else "")
+                + ". The model itself counts them again: `pruned_model` is what was trained."
+            )
+
     def remove(self) -> None:
         """Gives variables their own constraints, and layers their own calls, back."""
         for binding, constraint in zip(self.bindings, self.originals, strict=True):
@@ -93,6 +113,26 @@ def trained_again(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
             if gone.max() > rest:
                 layers.append(binding.layer)
     return list(dict.fromkeys(layers))
+
+
+def warn_of_other_weights(channel_map: ChannelMap, removed: np.ndarray, epoch: int) -> None:
+    """Warns if the model's weights are not those that pruning left.
+
+    Args:
+        channel_map: the traced model.
+        removed: boolean per unit.
+        epoch: the one in which channels were removed last.
+    """
+    layers = trained_again(channel_map, removed)
+    if layers:
+        warn(
+            "The weights are not those that pruning left: what reads removed channels is not zero "
+            f"in {len(layers)} layers, such as '{layers[0]}'. A callback has put back weights from "
+            "before the last pruning step, or they were trained on without the pruner. "
+            "`pruned_model` leaves the removed channels out all the same, but was not trained so: "
+            "fine-tune it, or let epochs before the last pruning step be no candidates, by "
+            f"`EarlyStopping(start_from_epoch={epoch})`."
+        )
 
 
 class _MaskConstraint(keras.constraints.Constraint):

@@ -1,5 +1,10 @@
 """Pruning during training that is killed and starts again: the end is that of the unbroken run."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -213,3 +218,13 @@ def test_interrupted_and_fit_again():
     fit(model, ours, epochs=1)  # shorter than what is left of the schedule
     assert ours._state.removed[removed].all()
     assert [row.kept for row in ours.plan.creators[:2]] == [8, 6]
+
+
+@pytest.mark.slow
+def test_killed_by_a_signal():
+    script = Path(__file__).parents[1] / "benchmarks" / "kills.py"
+    case = "Magnitude, default schedule, backup first"
+    command = [sys.executable, "-W", "ignore", script, "--quick", "--cases", case, "Centripetal"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert [(row["kills"], row["other_results"]) for row in rows] == [(1, 0)] * 2
