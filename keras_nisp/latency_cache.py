@@ -92,6 +92,8 @@ class LatencyCache:
 class _Record:
     """What a file holds."""
 
+    __pydantic_config__ = schema.STRICT
+
     format: int
     machine: dict[str, str]
     entries: dict[str, float]

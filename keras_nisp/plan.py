@@ -8,7 +8,7 @@ import os
 import keras
 import numpy as np
 
-from keras_nisp import graph, plan_file, plan_fit, report
+from keras_nisp import graph, plan_file, plan_fit, report, schema
 from keras_nisp.channels import ChannelMap
 from keras_nisp.contraction import Forecast, check_plan
 from keras_nisp.cost import Cost
@@ -48,6 +48,8 @@ class Plan:
         variables: the trainable variables in order, if channels are merged: what
             `CentripetalSGD` works on.
     """
+
+    __pydantic_config__ = schema.STRICT  # types as annotated are what a file must hold
 
     model: str
     fingerprint: str

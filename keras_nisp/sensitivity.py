@@ -300,6 +300,8 @@ class _Results(dict):
 class _Record:
     """What a file of results holds."""
 
+    __pydantic_config__ = schema.STRICT
+
     format: Literal["keras_nisp sensitivity"]
     importance: str
     digest: str
