@@ -184,17 +184,17 @@ class _Copied(Oracle):
 
     def __init__(self, channel_map: ChannelMap, wide_map: ChannelMap, copies: np.ndarray):
         super().__init__(channel_map, UnitMap(np.arange(channel_map.count)))
-        self.source = _sources(channel_map, wide_map, copies)
+        self.source, self.copies = _sources(channel_map, wide_map, copies), copies
         pairs = zip(channel_map.calls, wide_map.calls, strict=True)
         outputs = (row for a, b in pairs for row in zip(a.outputs, b.outputs, strict=True))
         self.wide = {id(old): new for old, new in outputs}
 
     def positions(self, traced):
         wide = self.wide.get(id(traced), traced)
-        for axis, size in enumerate(traced.names.shape):
-            if size > 1 and wide is not traced:
-                return axis + 1, _positions(traced.line(axis), wide.line(axis), self.source)
-        return None
+        if wide is traced or (self.copies[traced.names] == 1).all():
+            return None  # Of units between layers without a rule no source is known, either.
+        axis = next(i for i, size in enumerate(traced.names.shape) if size > 1)
+        return axis + 1, _positions(traced.line(axis), wide.line(axis), self.source)
 
 
 def _sources(channel_map: ChannelMap, wide_map: ChannelMap, copies: np.ndarray) -> np.ndarray:
