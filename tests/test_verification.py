@@ -237,9 +237,15 @@ def test_a_wrong_rule_is_the_users():
 
 def test_weights_that_are_not_finite_are_named():
     model = randomise(plain())
+    plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
+    small = kn.rebuild(model, plan)
     kernel = model.get_layer("b").kernel
     kernel.assign(np.full(kernel.shape, np.nan))
-    with pytest.raises(kn.VerificationError, match=r"'b' gives NaN in the original.*b/kernel'"):
+    channel_map = plan.trace(model)
+    result = verify_traced(channel_map, plan.unit_map(channel_map), small)
+    with pytest.raises(kn.VerificationError, match=r"'b' gives NaN in the original.*b/kernel"):
+        result.check()
+    with pytest.raises(ValueError, match="b/kernel"):
         kn.prune(model, kn.Random(), ratio=0.5)
 
 
