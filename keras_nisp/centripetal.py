@@ -48,9 +48,9 @@ class _Clustered:
         """How many steps move clusters in a number of batches."""
         return batches // self._batches_per_pull()
 
-    def pulls_done(self) -> int:
-        """How many steps have moved clusters so far."""
-        return self.pulls(int(graph.batches_seen(self._stepper())))
+    def pulls_done(self, more: int = 0) -> int:
+        """How many steps have moved clusters so far, or will have after so many `more` batches."""
+        return self.pulls(graph.batches_seen(self._stepper()) + more)
 
     def _stepper(self) -> keras.optimizers.Optimizer:
         """The optimizer that has the learning rate and counts steps."""

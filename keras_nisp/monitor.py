@@ -87,17 +87,17 @@ class CentripetalMonitor(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         # Not before: BackupAndRestore brings weights, steps and clusters back when training begins.
         if self._clustered is None:
-            self._start()
+            self._start(epoch)
 
-    def _start(self) -> None:
+    def _start(self, epoch: int) -> None:
         optimizer = self._optimizer
         self.plan = optimizer.plan
         self._clustered = ClusteredVariables(self.plan, self.model.trainable_variables)
         self._begun = optimizer.pulls_done()
         self._warned = False
         params = self.params or {}  # there are none in a training loop of the user's own
-        total = (params.get("steps") or 0) * (params.get("epochs") or 0)
-        steps = optimizer.pulls(total)
+        batches = (params.get("steps") or 0) * ((params.get("epochs") or 0) - epoch)
+        steps = optimizer.pulls_done(batches) if batches > 0 else 0
         if optimizer.settings.automatic and optimizer.steps is None:
             if not steps:
                 raise ValueError(
@@ -107,8 +107,8 @@ class CentripetalMonitor(keras.callbacks.Callback):
             optimizer.steps = steps
             # A train step that an earlier `fit` compiled knows another number.
             self.model.make_train_function(force=True)
-        left = steps - self._begun if steps > self._begun else steps
-        self.forecast = optimizer.forecast(left, self._begun) if left else None
+        left = steps - self._begun
+        self.forecast = optimizer.forecast(left, self._begun) if left > 0 else None
         self._first = deviation_of(self.model.trainable_variables, self._clustered)
         self.history.append({"step": self._begun, "deviation": self._first, "predicted": None})
         tolerance = optimizer.settings.tolerance

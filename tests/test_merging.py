@@ -332,6 +332,20 @@ def test_monitor_predicts_what_it_measures():
     assert [row["step"] for row in monitor.history] == list(range(0, 201, 4))
 
 
+def test_monitor_counts_the_epochs_that_are_left():
+    """`fit(initial_epoch=8, epochs=10)` has 200 batches for clusters to collapse in."""
+    dense = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    model = randomise(keras.Sequential([keras.Input((4,)), *dense]))
+    plan = kn.plan_merging(model, ratio=0.5)
+    model.compile(kn.CentripetalSGD(0.02, 0.9, plan=plan, tolerance=1e-3), "mse")
+    x, y = np.ones((200, 4), "float32"), np.ones((200, 3), "float32")
+    monitor = kn.CentripetalMonitor(plan)
+    kwargs = {"initial_epoch": 8, "epochs": 10, "verbose": 0, "callbacks": [monitor]}
+    model.fit(x, y, batch_size=2, **kwargs)
+    assert model.optimizer.steps == 200
+    assert monitor.history[-1]["deviation"].relative < 1e-3
+
+
 def test_monitor_sets_the_steps_and_levels_statistics():
     model = randomise(residual())
     plan = kn.plan_merging(model, ratio=0.5)
