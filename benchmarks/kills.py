@@ -21,6 +21,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import layers
+from results import save_results
 
 import keras_nisp as kn
 
@@ -179,12 +180,10 @@ def main():
         other = sum(not kill["same"] for kill in kills)
         rows.append({"case": name, "kills": len(kills), "other_results": other, "runs": kills})
         print(f"{name:<55}{len(kills)} kills, {other} other results", file=sys.stderr, flush=True)
+        if not args.quick:
+            save_results("kills", {"rows": rows}, args)
     if args.quick:
         print(json.dumps(rows))
-        return
-    from results import save_results
-
-    save_results("kills", {"rows": rows}, args)
     sys.exit(any(row["other_results"] for row in rows))
 
 
