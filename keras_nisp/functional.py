@@ -21,9 +21,9 @@ from keras_nisp.rules.base import registered
 from keras_nisp.wrappers import is_wrapper
 
 PROBE = 7  # batch size at which a call is traced that does not take an open one
-# What a training run calls; a model class that has its own does something else in `fit`.
 MOST_NAMED = 3  # parts in an error
 _LOCK = threading.RLock()  # Two threads must not add nodes to the same layers at a time.
+# What a training run calls; a model class that has its own does something else in `fit`.
 TRAINING_METHODS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
