@@ -75,6 +75,15 @@ class Samples:
             yield [tf.convert_to_tensor(array[part]) for array in self.inputs], labels
 
 
+def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
+    """What a model gives for samples, as a flat list; each batch starts from a fresh state.
+
+    The samples of a stateful model do not follow each other: they may be drawn at random.
+    """
+    parts = [keras.tree.flatten(graph.answer(model, inputs)) for inputs, _ in samples.batches()]
+    return [np.concatenate(list(map(np.asarray, column))) for column in zip(*parts, strict=True)]
+
+
 class Calibration:
     """Calibration data of an importance, read once per kind of model.
 

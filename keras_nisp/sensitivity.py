@@ -14,7 +14,7 @@ import numpy as np
 from keras_nisp import graph, schema
 from keras_nisp.budget import Budget
 from keras_nisp.channels import ChannelMap, Group
-from keras_nisp.data import Samples, collect
+from keras_nisp.data import Samples, collect, outputs_of
 from keras_nisp.errors import PlanFileError
 from keras_nisp.files import check_writable, replacing
 from keras_nisp.identity import identity
@@ -130,8 +130,7 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
     Raises:
         ValueError: outputs or labels are of another kind.
     """
-    structure = graph.structured_inputs(model, samples.inputs)
-    outputs = keras.tree.flatten(model.predict(structure, batch_size=64, verbose=0))
+    outputs = outputs_of(model, samples)
     labels = np.asarray(keras.tree.flatten(samples.labels)[0])
     if labels.ndim == 2 and labels.shape[-1] > 1:
         labels = labels.argmax(-1)

@@ -80,16 +80,13 @@ def _layers(first: dict, second: dict) -> list[dict]:
 
 def _outputs(first, second, samples) -> dict:
     """How far outputs are apart, and how often each is right if there are labels."""
-    import keras
     import numpy as np
 
-    from keras_nisp import graph
+    from keras_nisp.data import outputs_of
 
     rows = []
     for network in (first, second):
-        structure = graph.structured_inputs(network, samples.inputs)
-        values = network.predict(structure, batch_size=64, verbose=0)
-        rows.append([np.asarray(v, np.float64) for v in keras.tree.flatten(values)])
+        rows.append([np.asarray(v, np.float64) for v in outputs_of(network, samples)])
     if [v.shape for v in rows[0]] != [v.shape for v in rows[1]]:
         raise InputError(
             f"The outputs have other shapes: {[v.shape[1:] for v in rows[0]]} and "

@@ -213,6 +213,19 @@ def test_diff_compares_widths_outputs_and_accuracy(files, run):
     assert facts["outputs"]["accuracy"] == pytest.approx(right)
 
 
+def test_diff_of_models_bound_to_a_batch(tmp_path, run):
+    inputs = keras.Input((4, 3), batch_size=2)
+    state = keras.layers.GRU(4, stateful=True)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(state))
+    x = np.random.default_rng(0).normal(size=(6, 4, 3)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(6) % 3)
+    code, out, _ = run("diff", *[tmp_path / "model.keras"] * 2, "--data", tmp_path / "data.npz")
+    assert code == 0
+    assert "outputs differ by 0 or less" in out
+    assert "accuracy" in out
+
+
 @pytest.mark.parametrize("importance", ["nisp", "layer-by-layer", "nisp-mag", "taylor", "random"])
 def test_every_importance_has_a_name(importance, files, run):
     needs = (

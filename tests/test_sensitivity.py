@@ -171,6 +171,26 @@ def test_accuracy_of_logits_and_probabilities(units, labels):
             assert accuracy(model, Samples([x], y)) == 0.75
 
 
+def test_models_bound_to_a_batch_and_stateful_ones(rng):
+    """Each batch is one of the model's size, from a fresh state, and no state is left behind."""
+    batch = 5
+    inputs = keras.Input((6, 3), batch_size=batch)
+    recurrent = keras.layers.GRU(8, stateful=True, name="gru")
+    model = keras.Model(inputs, keras.layers.Dense(4)(recurrent(inputs)))
+    x = rng.normal(size=(20, 6, 3)).astype("float32")
+    recurrent.states[0].assign(np.ones((batch, 8)))
+    answers = []
+    for part in x.reshape(-1, batch, 6, 3):
+        recurrent.reset_state()
+        answers.append(model(part).numpy())
+    recurrent.states[0].assign(np.ones((batch, 8)))
+    y = np.concatenate(answers).argmax(-1)
+    result = kn.sensitivity(model, kn.Magnitude(), (x, y), ratios=[0.25])
+    assert result.baseline == 1
+    assert result.groups == (("gru",),)
+    np.testing.assert_array_equal(recurrent.states[0], np.ones((batch, 8)))
+
+
 # Range of data -----------------------------------------------------------------------
 
 
@@ -181,7 +201,8 @@ def test_statistics_of_the_first_normalisation_tell_the_range(rng):
     assert check_range(model, Samples([x])) is None
     assert check_range(model, Samples([0.5 * x])) is None
     assert "times as large as in training" in check_range(model, Samples([255 * x]))
-    kn.recalibrate(model, 255 * x)
+    with pytest.warns(kn.DataRangeWarning, match="256 times"):
+        kn.recalibrate(model, 255 * x)
     assert "in another range" in check_range(model, Samples([x]))
     assert check_range(model, Samples([255 * x])) is None
 
