@@ -140,7 +140,7 @@ def fold_means(
         batch_size: how many of them at a time.
     """
     unit_map = plan.unit_map(large)
-    plan.check_result(small)
+    plan.check_result(small, large)
     readers = _readers(large, small)
     with untrained(small, readers, unit_map):
         _fold(large, unit_map, readers, samples, batch_size)
@@ -201,7 +201,7 @@ def compensate_linearly(
             chosen for each layer.
     """
     unit_map = plan.unit_map(large)
-    plan.check_result(small)
+    plan.check_result(small, large)
     if unit_map.keep.all():
         return
     readers = _readers(large, small)

@@ -69,7 +69,7 @@ def _like(optimizer):
     )
     if not isinstance(rate, float):
         fresh.learning_rate = rate
-    if not type(optimizer).__module__.startswith("keras."):
+    if not graph.is_of_keras(type(optimizer)):
         layer_state.copy_plain_attributes(optimizer, fresh)
     return fresh
 

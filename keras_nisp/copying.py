@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from keras_nisp import layer_state
-from keras_nisp.graph import body, is_graph, replay, structured_inputs
+from keras_nisp.graph import body, is_graph, is_of_keras, replay, structured_inputs
 from keras_nisp.model_class import of_class
 from keras_nisp.wrappers import is_wrapper, rewrap
 
@@ -163,7 +163,7 @@ def _own_functions(layer: keras.Operation, config: dict) -> dict:
     functions = {}
     for key in config:
         value = getattr(layer, key, getattr(layer, f"_{key}", None))
-        if isinstance(value, types.FunctionType) and not value.__module__.startswith("keras."):
+        if isinstance(value, types.FunctionType) and not is_of_keras(value):
             functions[key] = value
     return functions
 
@@ -215,7 +215,7 @@ def _with_settings(layer: keras.Operation, copy: keras.Operation) -> keras.Opera
 
 def _lost_settings(layer: keras.Operation, copy: keras.Operation, settings: dict) -> str:
     """What a copy's config has otherwise than it was asked for; empty if all is well."""
-    if copy is layer or type(layer).__module__.startswith("keras."):
+    if copy is layer or is_of_keras(type(layer)):
         return ""
     try:
         wanted, got = {**layer_config(layer), **settings}, layer_config(copy)
@@ -251,7 +251,7 @@ def own_objects(layer: keras.Operation) -> dict[str, Any]:
         for value in (part, *vars(part).values()):
             known = value if isinstance(value, types.FunctionType) else type(value)
             saved = isinstance(known, types.FunctionType) or hasattr(known, "get_config")
-            if saved and not known.__module__.startswith("keras."):
+            if saved and not is_of_keras(known):
                 found.setdefault(known.__name__, set()).add(known)
     return {name: next(iter(objects)) for name, objects in found.items() if len(objects) == 1}
 
@@ -277,6 +277,22 @@ def layer_config(layer: keras.Operation) -> dict:
             if type(layer) is not keras.layers.Identity:
                 raise
             return {"name": layer.name, "dtype": layer.dtype_policy.name}
+        except OSError:  # in a shell, where there is no source that Keras' warning could show
+            return _config_without_lambdas(layer)
+
+
+def _config_without_lambdas(layer: keras.Operation) -> dict:
+    """A config for copies, which share the functions of their layer."""
+    parts = [part for part, _ in layer_state.paired_parts(layer, layer)]
+    held = [(vars(part), key, value) for part in parts for key, value in vars(part).items()]
+    held = [row for row in held if isinstance(row[2], types.LambdaType)]
+    try:
+        for attributes, key, _ in held:
+            attributes[key] = keras.activations.linear
+        return layer.get_config()
+    finally:
+        for attributes, key, value in held:
+            attributes[key] = value
 
 
 def _settings(operation: keras.Operation) -> dict:

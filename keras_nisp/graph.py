@@ -78,6 +78,13 @@ def is_graph(operation: Any) -> bool:
     return known and type(operation).call in (Functional.call, keras.Sequential.call)
 
 
+def is_of_keras(what: Any, *modules: str) -> bool:
+    """Whether Keras defines a class or function, in one of these modules if any are given."""
+    # A function has no module at all if the code was run by `exec` with globals of its own.
+    defined = what.__module__ or ""
+    return defined.startswith(tuple(f"keras.src.{m}" for m in modules) or "keras.")
+
+
 def check_model(model: Any) -> None:
     """Raises unless `model` is a built functional or sequential model."""
     if not isinstance(model, keras.Model):

@@ -82,7 +82,7 @@ def _config(part: Any) -> list:
     """The class of a layer, and its settings without its name."""
     try:
         settings = keras.saving.serialize_keras_object(part.get_config())
-    except (NotImplementedError, TypeError, ValueError):  # a layer without one
+    except (NotImplementedError, OSError, TypeError, ValueError):  # a layer without one
         settings = {}
     settings = {key: value for key, value in settings.items() if key != "name"}
     return [type(part).__qualname__, settings]

@@ -18,6 +18,8 @@ from keras.src.layers.preprocessing.index_lookup import IndexLookup
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.saving.saving_lib import _walk_saveable, get_attr_skipset
 
+from keras_nisp.graph import is_of_keras
+
 ARRAYS = (np.ndarray, np.generic, tf.__internal__.EagerTensor)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), *ARRAYS)
 
@@ -64,7 +66,7 @@ def carry_own(old: keras.Model, new: keras.Model, layers: set[int]) -> None:
         new: its copy, whose layers have all that they hold.
         layers: ids of the layers of the old one's graph.
     """
-    if type(old) is not type(new) or type(old).__module__.startswith("keras."):
+    if type(old) is not type(new) or is_of_keras(type(old)):
         return
     copy_plain_attributes(old, new)
     own = [layer._trainable_variables + layer._non_trainable_variables for layer in (old, new)]
@@ -124,7 +126,7 @@ def carry_part(old: Any, new: Any, twins: dict, same_width: bool) -> None:
         twins: by `id` of a variable of the old one, that of the new one.
         same_width: whether no axis of the layer has changed.
     """
-    if same_width and not type(old).__module__.startswith("keras."):
+    if same_width and not is_of_keras(type(old)):
         copy_plain_attributes(old, new)
     if isinstance(old, keras.layers.TextVectorization):
         return  # whose words are in a lookup layer, which comes by itself
@@ -152,11 +154,8 @@ def _has_own_hooks(kind: type) -> bool:
     if not hasattr(kind, "save_own_variables") or not hasattr(kind, "load_own_variables"):
         return False
     hooks = (kind.save_own_variables, kind.load_own_variables)
-    kernels = ("keras.src.layers.core.", "keras.src.layers.convolutional.")
-    return any(
-        not hook.__module__.startswith((*kernels, "keras.src.layers.layer", "keras.src.metrics"))
-        for hook in hooks
-    )
+    modules = ("layers.core.", "layers.convolutional.", "layers.layer", "metrics")
+    return not all(is_of_keras(hook, *modules) for hook in hooks)
 
 
 def _twin_value(value: Any, old: Any, twins: dict) -> Any:

@@ -74,7 +74,7 @@ def _base(model: keras.Model) -> type:
     if isinstance(model, keras.Sequential):
         return keras.Sequential
     own = type(model)
-    return own if own.__module__.startswith("keras.src.models") else keras.Model
+    return own if graph.is_of_keras(own) else keras.Model
 
 
 def _takes_graph(kind: type, base: type) -> bool:
@@ -110,7 +110,7 @@ def _arguments(model: keras.Model, base: type, graph_parts: tuple) -> dict:
 def _settings(model: keras.Model) -> dict:
     """What `get_config` of a class of one's own holds beside the graph."""
     defined = type(model).get_config
-    if defined.__module__.startswith("keras.src."):
+    if graph.is_of_keras(defined):
         return {}
     try:
         config = model.get_config()
@@ -134,7 +134,7 @@ def own_behaviour(model: keras.Model) -> list[str]:
     """Names of what a model's class does otherwise than Keras."""
     found = {name: getattr(type(model), name) for name in BEHAVIOUR}
     found = {name: getattr(value, "fget", value) for name, value in found.items()}
-    return [name for name, value in found.items() if not value.__module__.startswith("keras.")]
+    return [name for name, value in found.items() if not graph.is_of_keras(value)]
 
 
 def _warn_of_loss(model: keras.Model, reason: str) -> None:

@@ -271,14 +271,14 @@ class Plan:
         """
         return check_plan(self, steps, learning_rate, momentum, strength, **settings)
 
-    def check_result(self, channel_map: ChannelMap) -> None:
-        """Raises `PlanMismatchError` unless a traced model has the widths that this plan gives."""
-        widths = [len(creator.units) for creator in channel_map.creators]
-        if widths != [row.kept for row in self.creators]:
-            raise PlanMismatchError(
-                f"Expected the model that this plan makes of '{self.model}'. Received model "
-                f"'{channel_map.model.name}', whose widths are others."
-            )
+    def check_result(self, small: ChannelMap, channel_map: ChannelMap) -> None:
+        """Raises `PlanMismatchError` unless a traced model is what this plan makes of another.
+
+        Args:
+            small: the smaller model.
+            channel_map: the original.
+        """
+        plan_fit.check_result(self, small, channel_map)
 
     # Saving ------------------------------------------------------------------------
 

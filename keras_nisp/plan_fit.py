@@ -49,6 +49,28 @@ def fitted(plan: "Plan", channel_map: ChannelMap) -> UnitMap:
     return unit_map
 
 
+def check_result(plan: "Plan", small: ChannelMap, channel_map: ChannelMap) -> None:
+    """Raises unless a smaller model has the weights that a plan leaves of another's.
+
+    Shapes are compared, not names: a convolution whose groups keep one input channel each creates
+    channels in the original, and passes them on in the smaller model.
+    """
+    keep = fitted(plan, channel_map).keep
+
+    def kept(weight) -> list[int]:
+        binding = channel_map.bindings.get(id(weight))
+        axes = binding.axes if binding else {}
+        return [int(keep[axes[i]].sum()) if i in axes else n for i, n in enumerate(weight.shape)]
+
+    expected = [(type(c.layer), [kept(w) for w in c.weights]) for c in channel_map.calls]
+    found = [(type(c.layer), [list(w.shape) for w in c.weights]) for c in small.calls]
+    if expected != found:
+        raise PlanMismatchError(
+            f"Expected the model that this plan makes of '{plan.model}'. Received model "
+            f"'{small.model.name}', whose widths are others."
+        )
+
+
 def _check_counts(plan: "Plan", channel_map: ChannelMap) -> None:
     """Raises unless layers and groups have as many channels as the plan says."""
     for what, said, found in (

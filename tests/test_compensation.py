@@ -383,3 +383,16 @@ def test_the_wrong_models():
         kn.recalibrate(model, x, model, plan, compensate="linear")
     with pytest.raises(kn.PlanMismatchError, match="structure"):
         kn.recalibrate(small, x, small, plan, compensate="linear")
+
+
+def test_groups_that_keep_one_channel_each():
+    """In the small model such a convolution passes channels on instead of creating them."""
+    x = inputs = keras.Input((6, 3))
+    x = layers.Conv1D(8, 1, name="first")(x)
+    x = layers.Conv1D(6, 3, groups=2, padding="same")(x)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = kn.plan_pruning(model, kn.Random(0), widths={"first": 2})
+    small, data = kn.rebuild(model, plan), example_inputs(model, 64)
+    before = np.abs(small(data) - model(data)).mean()
+    kn.recalibrate(small, data, model, plan)
+    assert np.abs(small(data) - model(data)).mean() < before

@@ -423,3 +423,33 @@ def test_efficientnet_with_statistics_from_a_file():
     x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     for copy in without_nothing(model):
         same(model, copy, x)
+
+
+def test_code_without_a_module():
+    """`exec` with globals of its own gives functions whose `__module__` is None."""
+    code = """
+import keras
+from keras import layers
+
+class Mine(layers.Dense):
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+
+class Own(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+    def get_config(self):
+        return super().get_config()
+
+a = keras.Input((4,))
+x = layers.Dense(8, activation=lambda t: 0.5 * t)(layers.Lambda(lambda t: 2.0 * t)(a))
+model = Own(a, layers.Dense(3)(Mine(6)(x)))
+"""
+    namespace = {}
+    exec(code, namespace)
+    small = kn.prune(namespace["model"], kn.Random(0), ratio=0.5)  # which verifies
+    assert type(small) is namespace["Own"]
