@@ -114,7 +114,7 @@ def _settings(model: keras.Model) -> dict:
         return {}
     try:
         config = model.get_config()
-    except NotImplementedError:  # from Keras, which cannot write down how this model was made
+    except (NotImplementedError, OSError):  # Keras cannot write down how this model was made
         return {}
     return {k: v for k, v in config.items() if k not in GRAPH_KEYS}
 

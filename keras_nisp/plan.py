@@ -12,7 +12,6 @@ from keras_nisp import graph, plan_file, plan_fit, report, schema
 from keras_nisp.channels import ChannelMap
 from keras_nisp.contraction import Forecast, check_plan
 from keras_nisp.cost import Cost
-from keras_nisp.errors import PlanMismatchError
 from keras_nisp.plan_rows import (
     CreatorPlan,
     GroupPlan,

@@ -9,12 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 from nets import random_plan
+from random_parts import OPEN
 
 import keras_nisp as kn
 from keras_nisp import graph
 from keras_nisp.probing import random_samples
 
-OPEN = 7  # the size that is given to axes whose size a model leaves open
 REFUSALS = ("has no channels that", "Expected a reduction of")
 
 
@@ -110,7 +110,7 @@ def is_loadable(model) -> bool:
         warnings.simplefilter("ignore")
         try:
             keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
-        except (TypeError, ValueError):
+        except (NotImplementedError, TypeError, ValueError):
             return False
     return True
 

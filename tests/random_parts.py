@@ -3,6 +3,7 @@
 import dataclasses
 
 LARGEST_WIDTH = 16
+OPEN = 7  # what an axis has whose size a model leaves open
 VECTOR, SEQUENCE, MAP, TOKENS = 0, 1, 2, 3  # sources of inputs: the first three are ranks
 WIDTHS = (4, 6, 2, 8, 3, 5, 7)
 
@@ -39,7 +40,7 @@ class Graph:
 
     def input(self, source, index: int, variant: int, start: int) -> None:
         """An input, and a layer that makes channels of it which may be removed."""
-        name, size = "ab"[index], (7, 5, 8, 9)[variant % 4]
+        name, size = "ab"[index], OPEN if self.open else (7, 5, 8, 9)[variant % 4]
         self.inputs.append(name)
         if source == TOKENS:
             return self.tokens(name, size, start)
