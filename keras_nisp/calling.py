@@ -4,13 +4,17 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.models import functional
+
+from keras_nisp.errors import reason_of
 
 
 def takes(layer: keras.Layer, argument: str) -> bool:
@@ -28,6 +32,19 @@ def as_layer_takes_it(layer: keras.Layer, tensor: Any) -> Any:
     if not getattr(layer, "_convert_input_args", True):
         return tensor
     return layer.dtype_policy.convert_input(tensor, layer.autocast, layer.input_dtype)
+
+
+@contextlib.contextmanager
+def on_data(layer: keras.Operation):
+    """What a layer computes in it on data: names the layer if it does not take their values."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        reason = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", reason_of(error).partition(": ")[2])
+        raise ValueError(
+            f"Expected values that layer '{layer.name}' ({type(layer).__name__}) can take, as in "
+            f"training. Received others: {reason}."
+        ) from error
 
 
 @contextlib.contextmanager

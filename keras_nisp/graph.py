@@ -26,6 +26,7 @@ from keras.src.models.functional import Functional
 from keras_nisp import masks
 from keras_nisp._environment import legacy_keras_hint
 from keras_nisp.arguments import arranged
+from keras_nisp.calling import on_data
 from keras_nisp.wrappers import is_wrapper, take_apart
 
 # What functions of `keras.activations` leave in a graph, unless it is what those of `keras.ops` do.
@@ -282,7 +283,7 @@ def call_in_mode(layer: keras.Operation, training: bool, /, *args, **kwargs) -> 
     """Calls a layer in training or in inference, and so all that it calls."""
     if takes_training(layer):
         kwargs = {**kwargs, "training": training}  # the graph may have noted a default
-    with mode(training):
+    with mode(training), on_data(layer):
         return layer(*args, **kwargs)
 
 
@@ -336,7 +337,7 @@ def fresh_states(operation: keras.Operation):
 
 def answer(model: keras.Model, inputs: list) -> Any:
     """What a model gives in inference for a flat list of inputs, from a fresh state."""
-    with fresh_states(model):
+    with fresh_states(model), on_data(model):
         return model(structured_inputs(model, inputs), training=False)
 
 

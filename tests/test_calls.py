@@ -34,12 +34,12 @@ def test_keyword_calls(rng):
     x = layers.TimeDistributed(layers.ReLU())(inputs=layers.Reshape((16, 16))(inputs=x))
     x = layers.MultiHeadAttention(2, 4, name="mha")(query=x, value=x)
     x = ops.where(x > 0, x1=x, x2=x * 0.1)
-    inner = keras.Sequential([keras.Input((16, 16)), layers.Dense(8, name="inner")])
+    inner = keras.Sequential([keras.Input((16, 16)), layers.Dense(8, name="dense")], name="inner")
     x = inner(inputs=x)
     x = layers.Bidirectional(layers.GRU(4))(sequences=x)
     model = head(inputs, x)
     kept = checked(model)
-    kept = [kept[name] for name in ("conv", "mha", "mha:heads", "sequential/inner")]
+    kept = [kept[name] for name in ("conv", "mha", "mha:heads", "inner/dense")]
     assert kept == [4, 8, 1, 4]
     data = rng.normal(size=(64, 4, 4, 3)).astype("float32")
     kn.prune(model, kn.Magnitude(), ratio=0.5, calibration=data, verbose=0)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 from nets import nested
 
 import keras_nisp as kn
@@ -121,3 +122,40 @@ def test_missing_key():
         collect({"left": np.zeros((5, 8, 8, 3))}, nested())
     with pytest.raises(ValueError, match="one length"):
         collect([np.zeros((5, 8, 8, 3)), np.zeros((4, 6, 6, 1))], nested())
+
+
+def beyond_the_table():
+    ids = keras.Input((3,), dtype="int32")
+    x = layers.Embedding(10, 4, name="words")(ids)
+    x = layers.Dense(6, name="hidden")(layers.GlobalAveragePooling1D()(x))
+    return keras.Model(ids, layers.Dense(2)(x)), np.array([[1, 2, 3], [0, 12, 4]])
+
+
+def beyond_the_vocabulary():
+    inputs = keras.Input((1,), dtype="int64")
+    x = layers.IntegerLookup(vocabulary=[3, 4], num_oov_indices=0, name="words")(inputs)
+    x = layers.Flatten()(layers.Embedding(2, 4)(x))
+    return keras.Model(inputs, layers.Dense(2)(layers.Dense(6)(x))), np.array([[3], [12]])
+
+
+@pytest.mark.parametrize("make", [beyond_the_table, beyond_the_vocabulary])
+def test_values_that_a_layer_cannot_take_are_said_with_its_name(make):
+    model, x = make()
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small, before = kn.rebuild(model, plan), [w.numpy() for w in model.weights]
+    uses = [
+        lambda: kn.plan_pruning(model, kn.NISP(x), ratio=0.5),
+        lambda: kn.plan_pruning(model, kn.Taylor((x, np.zeros(2)), "mse"), ratio=0.5),
+        lambda: kn.recalibrate(small, x, model, plan),
+        lambda: kn.sensitivity(model, kn.Magnitude(), (x, np.zeros(2)), calibration=x),
+        lambda: kn.prune(model, kn.Magnitude(), ratio=0.5, calibration=x, verbose=0),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match=r"as in training\. Received others: ") as caught:
+            use()
+        assert "Op:" not in str(caught.value)
+        if make is beyond_the_table:
+            assert "12 is not in [0, 10)." in str(caught.value)
+    assert "layer 'words'" in str(caught.value)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
