@@ -115,12 +115,18 @@ def test_reshape_that_is_called_twice():
 
 
 def test_layer_that_is_followed_in_one_of_its_calls_only():
-    inputs = keras.Input((6, 3))
-    x = layers.Dense(8, name="a")(inputs)
-    norm = layers.BatchNormalization()
-    softmax = layers.Softmax(axis=[1, 2])
-    y = norm(ops.reshape(layers.Dense(48, name="b")(layers.Flatten()(x)), (-1, 6, 8)))
-    checked(head(inputs, layers.Concatenate()([norm(x), softmax(y)])))
+    """The second call keeps the channels apart that it takes in: they lie on another axis."""
+    for turn in (1, -1):
+        inputs = keras.Input((8, 3))
+        followed = layers.Dense(8, name="a")(layers.Cropping1D((0, 2))(inputs))
+        other = layers.Permute((2, 1))(layers.Conv1D(6, 1, name="b")(inputs))
+        shared = layers.EinsumDense("abc,cd->abd", (6, 5), name="shared")
+        x = layers.Add()([shared(x) for x in (followed, other)[::turn]])
+        model = head(inputs, layers.Dense(4, name="free")(x))
+        kept = checked(model)
+        assert [kept[name] for name in ("a", "b", "shared", "free")] == [8, 6, 5, 2]
+        plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+        assert "is also called in a way that no rule follows" in plan.explain("a")
 
 
 @pytest.mark.parametrize("pattern", ["mha*", "mha", "block/*", "mha:*"])
