@@ -142,10 +142,26 @@ class Counting(layers.Layer):
         return x + self.calls.assign_add(1.0)
 
 
-def test_states_of_other_layers_are_put_back_and_found_out(tmp_path):
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(2), Counting(name="counting")])
-    kn.export_tflite(model, tmp_path / "net.tflite", batch_size=1, verbose=0)
-    assert float(model.get_layer("counting").calls.numpy()) == 0
+@every_export
+@pytest.mark.parametrize("batch", [None, 2])
+def test_states_of_other_layers_are_put_back_and_found_out(export, batch, tmp_path):
+    """What is written counts on as the model does, or nothing is written."""
+    inputs = keras.Input((3,), batch_size=batch, name="x")
+    model = keras.Sequential([inputs, layers.Dense(2), Counting(name="counting")])
+    counting = model.get_layer("counting")
+    counting.calls.assign(3)
+    if export is EXPORTS["ONNX"] or (export is EXPORTS["TFLite"] and batch is None):
+        with pytest.raises(kn.ExportError, match="does not compute what the Keras model computes"):
+            export(model, tmp_path)
+        assert not list(tmp_path.iterdir())
+    else:
+        done = export(model, tmp_path)
+        assert done.agreement.relative < 1e-6
+    assert float(counting.calls) == 3
+    if export is EXPORTS["SavedModel"]:
+        function = tf.saved_model.load(str(done.path)).signatures["serving_default"]
+        got = [float(function(x=tf.zeros((2, 3)))["output_0"][0, 0]) for _ in range(3)]
+        assert got == [4, 5, 6]
 
 
 # Inputs and outputs ----------------------------------------------------------------
