@@ -12,6 +12,7 @@ from keras_nisp.contraction import Forecast
 from keras_nisp.deviation import Deviation, deviation_of
 from keras_nisp.merging import level
 from keras_nisp.plan import Plan
+from keras_nisp.replicas import check_fit
 
 # float32 keeps about so much of a deviation from the mean, and no less.
 ROUNDING = 1e-7
@@ -70,6 +71,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         self._clustered: ClusteredVariables | None = None
 
     def on_train_begin(self, logs=None):
+        check_fit(self.model, self)
         optimizer = graph.optimizer_of(self.model)
         if not isinstance(optimizer, (CentripetalSGD, Centripetal)):
             raise TypeError(

@@ -16,6 +16,7 @@ from keras_nisp.plan import Plan
 from keras_nisp.planning import choose, describe
 from keras_nisp.pruner_masks import Masks, trained_again, warn_of_other_weights
 from keras_nisp.pruner_state import PrunerState
+from keras_nisp.replicas import check_fit
 from keras_nisp.schedules import ScheduleReader, default_schedule, default_span
 from keras_nisp.surgery import rebuild_traced
 from keras_nisp.tracing import trace
@@ -210,6 +211,7 @@ class NISPPruner(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._plan = self._pruned_model = self._reader = None
         self._said.clear()
+        check_fit(self.model, self)
         self._check_length()
         with each_once(self._said):
             shape = self.input_shape or self.importance.input_shapes(self.model)

@@ -27,8 +27,10 @@ def run(*command) -> str:
 def test_two_replicas_give_what_one_device_gives():
     script = ROOT / "benchmarks" / "distribution.py"
     rows = json.loads(run(script, "--replicas", "2", "--quick").splitlines()[-1])
-    assert len(rows) == 5
-    assert {row["case"]: row["difference"] for row in rows if not row["difference"] <= 1e-5} == {}
+    *compared, refused = rows
+    assert len(compared) == 5
+    assert max(row["difference"] for row in compared) <= 1e-5
+    assert "NISPPruner cannot work with gradient_accumulation_steps=2" in refused["error"]
 
 
 @pytest.mark.parametrize("method", ["pruning", "centripetal"])
