@@ -40,6 +40,9 @@ def compile_alike(model, small, twins: list[tuple], resize: Callable | None = No
         return
     if resize is not None:
         _carry_slots(model.optimizer, small, twins, resize)
+    elif model.optimizer is not None and model.optimizer.built:
+        # Keras says of a file whose optimizer was never built that it skips what it does not hold.
+        small.optimizer.build(small.trainable_variables)
 
 
 def _fresh_optimizer(model, given, twins: list[tuple]):

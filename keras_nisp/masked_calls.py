@@ -1,7 +1,10 @@
 """Layers that mix or add up channels, while they leave out what is removed."""
 
+import contextlib
+import contextvars
 import copy
 import inspect
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -13,14 +16,26 @@ from keras_nisp.call import Call
 from keras_nisp.channels import ChannelMap
 from keras_nisp.rules.base import meaningful
 
+_PLAIN = contextvars.ContextVar("plain_calls", default=False)
+
+
+@contextlib.contextmanager
+def plain_calls() -> Iterator[None]:
+    """While this lasts, layers compute what they would without masks."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
 
 class MaskedCalls:
     """Lets calls that mix or add up channels compute what their rules call `masked`.
 
     A layer that takes a mean over its channels gives something else when some are zero than when
-    they are gone. While this lasts, the `call` of such a layer or operation (an attribute of the
-    one instance) leaves out what variables say is removed: in train steps, `evaluate` and
-    `predict` that are compiled meanwhile.
+    they are gone. Until `remove`, the `call` of such a layer or operation (an attribute of the one
+    instance) leaves out what variables say is removed: in train steps, `evaluate`, `predict` and
+    exports that are compiled meanwhile. Configs, and so files and copies, know nothing of it.
 
     Attributes:
         unheld: calls that cannot be masked so: a layer that is called on channels of several
@@ -89,6 +104,8 @@ class _Masked:
         self.constants = graph.constant_arguments(call.layer)
 
     def __call__(self, *args, **kwargs):
+        if _PLAIN.get():
+            return self.proceed(*args, **kwargs)
         given = {"training": kwargs["training"]} if "training" in kwargs else {}
         call = copy.copy(self.traced)
         # The rule's `masked` calls the layer: that is what it did before, while training too.

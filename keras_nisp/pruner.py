@@ -30,8 +30,9 @@ class NISPPruner(keras.callbacks.Callback):
     least important are masked until the end of training, inside the compiled step: kernels read
     them as zero, and layers that take statistics over channels or add them up leave them out, in
     `evaluate` and `predict`, too. What is masked stays masked. After `fit`, `pruned_model` is
-    physically smaller and gives what the trained masked model gives. (The model itself is then
-    without masks: its kernels hold zeros, and such layers count the removed channels again.)
+    physically smaller and gives what the trained masked model gives. The model itself is left as
+    it was trained: its kernels hold zeros, and such layers go on leaving removed channels out,
+    until `release`. Files and copies of it know nothing of that: save `pruned_model`.
 
     A run that is killed and restored by `BackupAndRestore` ends as if nothing had happened:
     what was removed, and how far the schedule is, lies in the model's checkpoints while it is
@@ -127,6 +128,7 @@ class NISPPruner(keras.callbacks.Callback):
         self.verbose = verbose
         self._map: ChannelMap | None = None
         self._masks: Masks | None = None
+        self._ended: Masks | None = None  # after training: variables are free, layers are not
         self._reader: ScheduleReader | None = None
         self._state = PrunerState()
         self._plan: Plan | None = None
@@ -156,10 +158,10 @@ class NISPPruner(keras.callbacks.Callback):
         return self._pruned_model
 
     def finish(self) -> keras.Model:
-        """Ends pruning: takes the masks off and builds `plan` and `pruned_model`.
+        """Ends pruning: builds `plan` and `pruned_model`.
 
-        At the end of `fit` masks are taken off, and `pruned_model` is built when it is first asked
-        for. After a `fit` that was interrupted, call this. It builds `pruned_model` again from the
+        At the end of `fit` variables get their own constraints back, and `pruned_model` is built
+        when it is first asked for. After a `fit` that was interrupted, call this. It builds `pruned_model` again from the
         weights that the model has now.
 
         Returns:
@@ -171,6 +173,15 @@ class NISPPruner(keras.callbacks.Callback):
             self._end()
         self._pruned_model = None
         return self.pruned_model
+
+    def release(self) -> None:
+        """Lets layers of the pruned model count removed channels in their statistics again.
+
+        For a model that is to be trained further as a whole, without what was removed.
+        """
+        if self._ended is not None:
+            self._ended.remove()
+            self._ended = None
 
     def resume(self, model: keras.Model, filepath) -> None:
         """Loads a checkpoint of a run that ended early, and goes on from there in the next `fit`.
@@ -220,6 +231,7 @@ class NISPPruner(keras.callbacks.Callback):
         _, self._solver, self._scores = self._choose(self.budget.amount)
         if self._masks is not None:
             self._masks.remove()
+        self.release()
         self._masks = Masks(self._map)
         self._state.attach(self.model)
         self._take_over()
@@ -362,13 +374,13 @@ class NISPPruner(keras.callbacks.Callback):
         return {"channels_removed": float(removed[free].mean()), "flops_left": left}
 
     def _end(self) -> None:
-        """Takes the masks off, and writes the plan."""
+        """Lets the variables go, and writes the plan."""
         state = self._state
         warn_of_other_weights(self._map, self._state.removed, self._state.epoch)
         self._masks.apply()  # an average of weights may have been put in their place
         self._masks.say_what_is_not_held(state.removed, self.verbose)
-        self._masks.remove()
-        self._masks = None
+        self._masks.end()
+        self._masks, self._ended = None, self._masks
         if state.reached < self.budget.amount:
             warn(
                 f"Training ended at {self.budget.kind}={state.reached:g}; the target "

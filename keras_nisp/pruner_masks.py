@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_nisp import graph
 from keras_nisp.channels import ChannelMap
 from keras_nisp.errors import warn
-from keras_nisp.masked_calls import MaskedCalls
+from keras_nisp.masked_calls import MaskedCalls, plain_calls
 from keras_nisp.oracle import Oracle, read_mask
 from keras_nisp.probing import random_samples
 from keras_nisp.unit_map import UnitMap
@@ -62,13 +62,13 @@ class Masks:
 
     def change(self, removed: np.ndarray) -> float:
         """How far outputs of the masked model are from those of a model without the removed
-        channels, over their scale, on random samples. Layers have their own calls afterwards."""
+        channels, over their scale, on random samples."""
         model = self.map.model
         inputs, _ = next(random_samples(model, self.map.input_shapes).batches())
         received = keras.tree.flatten(model(graph.structured_inputs(model, inputs), training=False))
-        self.calls.remove()
         oracle = Oracle(self.map, UnitMap.removing(removed))
-        expected = keras.tree.flatten(self.map.walk(inputs, oracle.run))
+        with plain_calls():
+            expected = keras.tree.flatten(self.map.walk(inputs, oracle.run))
         return max(
             float(np.abs(np.asarray(want) - np.asarray(got)).max() / np.abs(want).max())
             for want, got in zip(expected, received, strict=True)
@@ -76,7 +76,7 @@ class Masks:
 
     def say_what_is_not_held(self, removed: np.ndarray, verbose: int) -> None:
         """Warns of layers in which removed channels still count, and by how much; prints a line
-        about those that the model itself counts again, once the masks are off."""
+        about those in which only this model in memory leaves them out."""
         held, not_held = self.calls.held(removed), self.calls.not_held(removed)
         if not_held:
             warn(
@@ -88,17 +88,23 @@ class Masks:
             )
         if held and verbose:
             print(
-                f"'{held[0]}' left out removed channels while training"
-                + (f", and {len(held) - 1} more layers" if len(held) > 1 else "")
-                + ". The model itself counts them again: `pruned_model` is what was trained."
+                f"'{held[0]}'"
+                + (f" and {len(held) - 1} more layers leave" if len(held) > 1 else " leaves")
+                + " removed channels out of statistics, in this model as in `pruned_model`. "
+                "A saved file of this model does not: save `pruned_model`."
             )
+
+    def end(self) -> None:
+        """Gives variables their own constraints back. Layers go on leaving removed channels out, so
+        that the model is still what was trained."""
+        for binding, constraint in zip(self.bindings, self.originals, strict=True):
+            binding.variable.constraint = constraint
+        graph.forget_functions(self.map.model)
 
     def remove(self) -> None:
         """Gives variables their own constraints, and layers their own calls, back."""
-        for binding, constraint in zip(self.bindings, self.originals, strict=True):
-            binding.variable.constraint = constraint
         self.calls.remove()
-        graph.forget_functions(self.map.model)
+        self.end()
 
 
 def trained_again(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:

@@ -12,6 +12,7 @@ from keras_nisp.channels import ChannelMap
 from keras_nisp.data import Samples, collect
 from keras_nisp.errors import VerificationError
 from keras_nisp.layerwise import LayerDifference, Layerwise
+from keras_nisp.masked_calls import plain_calls
 from keras_nisp.oracle import Oracle
 from keras_nisp.plan import Plan
 from keras_nisp.planning import inexact_layers
@@ -187,6 +188,7 @@ def _unchanged(channel_map: ChannelMap) -> UnitMap:
     return UnitMap(np.arange(channel_map.count))
 
 
+@plain_calls()
 def verify_traced(
     channel_map: ChannelMap,
     unit_map: UnitMap,
