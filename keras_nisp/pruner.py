@@ -161,7 +161,8 @@ class NISPPruner(keras.callbacks.Callback):
         """Ends pruning: builds `plan` and `pruned_model`.
 
         At the end of `fit` variables get their own constraints back, and `pruned_model` is built
-        when it is first asked for. After a `fit` that was interrupted, call this. It builds `pruned_model` again from the
+        when it is first asked for. After a `fit` that was interrupted, call this. It builds
+        `pruned_model` again from the
         weights that the model has now.
 
         Returns:
