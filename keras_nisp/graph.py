@@ -117,7 +117,7 @@ def check_model(model: Any) -> None:
 
 def _instead(model: Any) -> str:
     """What to pass instead of what is no model, as far as one can guess."""
-    if hasattr(model, "pruned_model"):
+    if hasattr(type(model), "pruned_model"):  # which raises before the end of training
         return " Pass its `pruned_model`, which it has after `fit`."
     if model is None:
         return " `pruned_model` of a NISPPruner is None until `fit` has ended."
