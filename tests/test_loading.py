@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+import keras_nisp as kn
 from keras_nisp.loading import loading_fault
 
 
@@ -103,3 +104,29 @@ def test_fault_of_what_stands_between_layers():
 
     assert loading_fault(keras.Model(inputs, Scale(Opaque())(inputs))) is not None
     assert loading_fault(keras.Model(inputs, inputs * np.ones((1, 4), "float32"))) is None
+
+
+@keras.saving.register_keras_serializable("tests")
+class OfOneWidth(layers.Dense):
+    """Says that it has 8 units, whatever it was made with."""
+
+    def get_config(self):
+        return {**super().get_config(), "units": 8}
+
+
+def test_rebuild_refuses_what_could_not_be_loaded(tmp_path):
+    """The original's file loads, that of the smaller model would not."""
+    inputs = keras.Input((4,))
+    x = layers.Dense(6, name="free")(OfOneWidth(8, name="odd")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x), name="net")
+    model.save(tmp_path / "model.keras")
+    keras.saving.load_model(tmp_path / "model.keras")
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    with (
+        pytest.warns(UserWarning, match="'odd'"),
+        pytest.raises(ValueError, match=r"'net' can be saved and loaded, but .*'odd'.*`exclude`"),
+    ):
+        kn.rebuild(model, plan)
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5, exclude="odd")
+    kn.rebuild(model, plan).save(tmp_path / "small.keras")
+    assert keras.saving.load_model(tmp_path / "small.keras").get_layer("free").units == 3
