@@ -1,15 +1,17 @@
 """Random graphs x random plans through the whole chain, in large numbers.
 
-    python benchmarks/fuzzing.py [--count 2000] [--first 0] [--workers 2]
+    python benchmarks/fuzzing.py [--count 2000] [--first 0] [--workers 2] [--rows FILE]
 
 Each graph is that of `tests/random_graphs.py` for its seed; half are pruned, half merged. All are
 planned, rebuilt and verified; those that are pruned are scored by NISP and compensated linearly
 and by means, too. Each is saved and loaded where the original can be, one in ten in a fresh
 process. One in ten trains with `NISPPruner`; one in twenty becomes a TFLite file. What fails is
-printed as Keras code.
+printed as Keras code. Rows go to a file as they are made: run again, it computes what is missing,
+and what failed.
 """
 
 import argparse
+import json
 import multiprocessing
 import sys
 import tempfile
@@ -123,7 +125,19 @@ def check_chunk(seeds: list[int]) -> list[dict]:
     return rows
 
 
-def summarise(rows: list[dict], seconds: float) -> dict:
+def is_good(row: dict) -> bool:
+    return row["outcome"] in (AGREES, NOTHING, KERAS_ADD)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of an earlier run; of a seed that was tried again the last one."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return list({row["seed"]: row for row in map(json.loads, lines)}.values())
+
+
+def summarise(rows: list[dict]) -> dict:
     done = [row for row in rows if row["outcome"] == AGREES]
     refused = Counter(row["tflite"] for row in done if row.get("tflite"))
     return {
@@ -137,7 +151,6 @@ def summarise(rows: list[dict], seconds: float) -> dict:
         "steps": dict(Counter(step for row in done for step in row["steps"])),
         "tflite_refused": dict(refused.most_common()),
         "parameters_removed": float(np.mean([row["removed"] for row in done])),
-        "seconds": round(seconds),
     }
 
 
@@ -146,18 +159,25 @@ def main():
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rows", type=Path, default=Path("out/fuzzing.jsonl"))
     args = parser.parse_args()
-    started, rows = time.perf_counter(), []
-    seeds = range(args.first, args.first + args.count)
-    chunks = [list(seeds[i : i + CHUNK]) for i in range(0, len(seeds), CHUNK)]
+    started, seeds = time.perf_counter(), range(args.first, args.first + args.count)
+    rows = [row for row in read_rows(args.rows) if row["seed"] in seeds and is_good(row)]
+    left = sorted(set(seeds) - {row["seed"] for row in rows})
+    chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
+    args.rows.parent.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, spawn, max_tasks_per_child=5) as pool:
+    with (
+        ProcessPoolExecutor(args.workers, spawn, max_tasks_per_child=5) as pool,
+        args.rows.open("a", encoding="utf-8") as file,
+    ):
         for part in pool.map(check_chunk, chunks):
             rows += part
-            bad = sum(row["outcome"] not in (AGREES, NOTHING, KERAS_ADD) for row in rows)
-            seconds = time.perf_counter() - started
+            file.write("".join(json.dumps(row) + "\n" for row in part))
+            file.flush()
+            bad, seconds = sum(not is_good(row) for row in rows), time.perf_counter() - started
             print(f"{len(rows)} graphs, {bad} bad, {seconds:.0f} s", flush=True)
-    summary = summarise(rows, time.perf_counter() - started)
+    summary = summarise(rows)
     for key, value in summary.items():
         print(f"{key}: {value}")
     others = [row for row in rows if row["outcome"] not in (AGREES, NOTHING)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-PATHS = ("data_dir", "weights", "weights_dir", "out")  # say nothing on another machine
+PATHS = ("data_dir", "weights", "weights_dir", "out", "rows")  # say nothing on another machine
 FOLDER = Path(__file__).parent / "results"
 
 
