@@ -7,7 +7,7 @@ from keras import layers
 from nets import NETS, example_inputs, randomise
 
 import keras_nisp as kn
-from keras_nisp.importance.final_response import find_final_responses
+from keras_nisp.importance.final_response import collect_responses, find_final_responses
 from keras_nisp.importance.nisp import Ranking, propagate
 
 
@@ -74,6 +74,47 @@ def test_the_papers_rule_changes_the_plan():
     assert paper.creators[0].removed == (2,)
     assert further.creators[0].removed == (0,)  # a tie of 4 and 4, the first goes
     assert len(calls) == 2  # responses are ranked once
+
+
+ENDINGS = {
+    "masked": (["x"], lambda x, y: layers.GRU(4, return_sequences=True)(layers.Masking()(x))),
+    "both directions": (["x"], lambda x, y: layers.Bidirectional(layers.LSTM(3))(x)),
+    "a state": (
+        ["x", "state"],
+        lambda x, y: layers.GRU(4)(
+            x, layers.Dense(4, name="state")(layers.GlobalMaxPooling1D()(y))
+        ),
+    ),
+    "attention to itself": (
+        ["x"],
+        lambda x, y: layers.MultiHeadAttention(2, 3, output_shape=2)(x, x),
+    ),
+    "attention": (["x", "y"], lambda x, y: layers.MultiHeadAttention(2, 3, output_shape=2)(x, y)),
+    "each step": (["x"], lambda x, y: layers.TimeDistributed(layers.Dense(3))(x)),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_what_the_last_layers_read(name):
+    """Layers with several inputs, or inside of wrappers."""
+    read, ending = ENDINGS[name]
+    inputs = keras.Input((5, 3))
+    x = layers.Conv1D(8, 3, padding="same", activation="relu", name="x")(inputs)
+    y = layers.Conv1D(6, 3, padding="same", name="y")(inputs)
+    model = randomise(keras.Model(inputs, ending(x, y)))
+    data = kn.NISP(np.random.default_rng(0).normal(size=(24, 5, 3)).astype("float32"))
+    channel_map = kn.trace(model)
+    finals = find_final_responses(channel_map)
+    wanted = [c.units.tolist() for c in channel_map.creators if c.layer in read]
+    found = [np.unique(final.tensor.names).tolist() for final in finals]
+    assert sorted(found) == sorted(map(sorted, wanted))
+    for importance in (data, kn.NISPMag()):
+        scores = importance(channel_map)
+        assert all(np.isfinite(scores[units]).all() for units in wanted)
+    # Each sample counts once, however often a layer reads the tensor.
+    samples = data.calibration.samples(model)
+    units, responses = collect_responses(channel_map, finals[0], samples)
+    assert responses.shape == (24 * finals[0].tensor.batch, len(units))
 
 
 def brute_force_net():

@@ -9,6 +9,7 @@ from keras_nisp.channels import ChannelMap, Traced
 from keras_nisp.errors import NoFinalResponseLayerError
 from keras_nisp.importance.base import per_unit, run
 from keras_nisp.masks import level
+from keras_nisp.wrappers import UnfoldTime
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,15 +48,27 @@ def find_final_responses(channel_map: ChannelMap, frl=None) -> list[FinalRespons
     for index, classifiers in enumerate(made):
         if not classifiers and any(made):
             continue  # an input that is passed on: there is nothing to rank
-        if not classifiers or any(len(call.inputs) != 1 for call in classifiers):
+        features = [(call, _features(channel_map, call)) for call in classifiers]
+        if not classifiers or not all(tensors for _, tensors in features):
             raise NoFinalResponseLayerError(
                 f"Output {index} of model '{channel_map.model.name}' does not come from "
                 "classifier layers with a kernel, so there is no final response layer to rank. "
                 "Name the layer whose responses matter most: `frl='layer_name'`."
             )
-        for call in classifiers:
-            found.setdefault(id(call.inputs[0]), FinalResponse(call.inputs[0], call))
+        for call, tensors in features:
+            for tensor in tensors:
+                found.setdefault(id(tensor), FinalResponse(tensor, call))
     return list(found.values())
+
+
+def _features(channel_map: ChannelMap, call: Call) -> list[Traced]:
+    """What the kernels of a call read: its input, or of several those that are no masks."""
+    if len(call.inputs) == 1:
+        return call.inputs
+    bindings = [channel_map.bindings.get(id(weight)) for weight in call.weights]
+    axes = [binding.axes[axis] for binding in bindings if binding for axis in binding.read]
+    read = channel_map.seen(np.concatenate([np.zeros(0, int), *(units.ravel() for units in axes)]))
+    return list({id(t): t for t in call.inputs if read[t.names].any()}.values())
 
 
 def _classifiers(output: Traced, producers: dict) -> list[Call]:
@@ -68,8 +81,8 @@ def _classifiers(output: Traced, producers: dict) -> list[Call]:
         seen.add(id(call))
         if call.reads:
             found.append(call)
-        else:
-            pending += call.inputs
+        else:  # unfolding time reads off its second input how many steps there are, no more
+            pending += call.inputs[:1] if isinstance(call.layer, UnfoldTime) else call.inputs
     return found
 
 
@@ -102,7 +115,7 @@ def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.nd
         if final.classifier is None:
             _run_until(channel_map, inputs, final.tensor, capture)
         else:
-            run(channel_map, inputs, _at(final.classifier, capture))
+            run(channel_map, inputs, _at(final, capture))
     responses = np.concatenate(columns)
     if not np.isfinite(responses).all():
         where = final.classifier.path if final.classifier else "the layer named by `frl`"
@@ -114,12 +127,14 @@ def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.nd
     return units, responses
 
 
-def _at(classifier, capture):
+def _at(final: FinalResponse, capture):
     def on_read(call, index, tensor):
-        if call is classifier:
+        # Attention may read the same tensor several times.
+        if call is final.classifier and index == first:
             capture(tensor)
         return tensor
 
+    first = [tensor is final.tensor for tensor in final.classifier.inputs].index(True)
     return on_read
 
 

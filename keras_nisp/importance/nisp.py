@@ -122,10 +122,10 @@ class NISPMag(NISP):
             total = np.zeros(channel_map.count)
             for binding in channel_map.bindings.values():
                 if binding.layer == final.classifier.path and binding.read and binding.positions:
-                    (axis,) = binding.read
-                    weights = np.moveaxis(np.asarray(absolute(binding.value)), axis, 0)
-                    sums = weights.reshape(len(weights), -1).sum(1)
-                    total += channel_map.accumulate(binding.axes[axis], sums)
+                    for axis in binding.read:
+                        weights = np.moveaxis(np.asarray(absolute(binding.value)), axis, 0)
+                        sums = weights.reshape(len(weights), -1).sum(1)
+                        total += channel_map.accumulate(binding.axes[axis], sums)
             rankings.append(Ranking(final, units, total[units]))
         return rankings
 
@@ -235,11 +235,14 @@ class _AbsoluteNetwork:
         scaled = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, _Scaled)]
         # Tensors that meet must have one scale.
         log = max(x.log for x in scaled)
+        waiting = {key for key, r in self.rankings.items() if r.final.classifier is call}
 
         def enter(index, x):
             value = x.value if x.log == log else x.value * np.float32(np.exp(x.log - log))
             if call in self.classifiers:
-                self._reach(call.inputs[index], value, log)
+                if id(call.inputs[index]) in waiting:
+                    waiting.discard(id(call.inputs[index]))
+                    self._reach(call.inputs[index], value, log)
             elif call.reads:
                 value = self._tap(call.inputs[index].names, value, log)
             return value
