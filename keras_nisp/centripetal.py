@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
+from keras_nisp import keras_training
 from keras_nisp.cluster_mean import ClusteredVariables
 from keras_nisp.contraction import TOLERANCE, Forecast, Settings, forecast, learning_rates
 from keras_nisp.plan import Plan
@@ -42,7 +42,9 @@ class _Clustered:
         steps = steps or self.steps
         if not steps:
             raise ValueError(f"Expected `steps`, the number of training steps. Received: {steps}")
-        return forecast(self.settings, graph.learning_rate_of(self._stepper()), steps, start)
+        return forecast(
+            self.settings, keras_training.learning_rate_of(self._stepper()), steps, start
+        )
 
     def pulls(self, batches: int) -> int:
         """How many steps move clusters in a number of batches."""
@@ -50,7 +52,7 @@ class _Clustered:
 
     def pulls_done(self, more: int = 0) -> int:
         """How many steps have moved clusters so far, or will have after so many `more` batches."""
-        return self.pulls(graph.batches_seen(self._stepper()) + more)
+        return self.pulls(keras_training.batches_seen(self._stepper()) + more)
 
     def _stepper(self) -> keras.optimizers.Optimizer:
         """The optimizer that has the learning rate and counts steps."""
@@ -71,7 +73,7 @@ class _Clustered:
         if optimizer.use_ema:
             kept = optimizer._model_variables_moving_average
             rows = [(kept[i], mean) for i, (_, mean) in self._clustered.rows.items()]
-            graph.update_replicas(self, lambda x, mean: x.assign(mean(x.value())), rows)
+            keras_training.update_replicas(self, lambda x, mean: x.assign(mean(x.value())), rows)
 
     # The plan lies beside the slots: weights alone (as `BackupAndRestore` keeps them) bring the
     # clusters back with which a run began.
@@ -308,7 +310,7 @@ class Centripetal(_Clustered, keras.optimizers.Optimizer):
             tolerance=tolerance,
             steps=steps,
         )
-        _check(plan, settings, graph.learning_rate_of(optimizer))
+        _check(plan, settings, keras_training.learning_rate_of(optimizer))
         super().__init__(learning_rate=0.0, name=name)
         self.plan, self.settings = plan, settings
         self.inner_optimizer = optimizer
@@ -342,7 +344,7 @@ class Centripetal(_Clustered, keras.optimizers.Optimizer):
             share = self._share(is_kernel, rate, weights.dtype)
             variable.assign_sub(share * (weights - mean(weights)))
 
-        graph.update_replicas(self, pull, clustered)
+        keras_training.update_replicas(self, pull, clustered)
         self.inner_optimizer.apply(merged, variables)
         self._level_averages(self.inner_optimizer)
 

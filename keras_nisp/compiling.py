@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from keras_nisp import copying, graph, layer_state
+from keras_nisp import copying, graph, keras_training, layer_state
 from keras_nisp.centripetal import Centripetal, CentripetalSGD
 
 MOST_NAMED = 4  # variables in a warning
@@ -23,7 +23,7 @@ def compile_alike(model, small, twins: list[tuple], resize: Callable | None = No
         resize: `resize(variable, value)` gives a value of the old variable's shape at the new
             one's. With it the optimizer's slots and counters are carried over.
     """
-    arguments = graph.compile_arguments(model)
+    arguments = keras_training.compile_arguments(model)
     if arguments is None:
         return
     try:
@@ -47,13 +47,13 @@ def compile_alike(model, small, twins: list[tuple], resize: Callable | None = No
 
 def _fresh_optimizer(model, given, twins: list[tuple]):
     optimizer = given if isinstance(given, keras.optimizers.Optimizer) else None
-    optimizer = optimizer or graph.optimizer_of(model)
+    optimizer = optimizer or keras_training.optimizer_of(model)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         inner = _fresh_optimizer(model, optimizer.inner_optimizer, twins)
         return type(optimizer)(**{**optimizer.get_config(), "inner_optimizer": inner})
     fresh = _like(optimizer)
     source = optimizer.inner_optimizer if isinstance(optimizer, Centripetal) else optimizer
-    graph.exclude_alike(source, fresh, twins)
+    keras_training.exclude_alike(source, fresh, twins)
     return fresh
 
 
@@ -65,7 +65,7 @@ def _like(optimizer):
         inner = _like(optimizer.inner_optimizer)
         return type(optimizer)(**{**optimizer.get_config(), "inner_optimizer": inner})
     config = optimizer.get_config()
-    rate = graph.learning_rate_of(optimizer)
+    rate = keras_training.learning_rate_of(optimizer)
     # A schedule holds nothing, so that both may use it, of whatever class it is.
     fresh = type(optimizer).from_config(
         config if isinstance(rate, float) else {**config, "learning_rate": 0.0}
@@ -84,16 +84,16 @@ def _fresh_metric(metric):
 def _carry_slots(old, small, twins: list[tuple], resize: Callable) -> None:
     """Gives the new optimizer the old one's variables: each slot to the weight it belongs to."""
     new = small.optimizer
-    if isinstance(graph.unscaled(old), Centripetal):
-        old, new = graph.unscaled(old).inner_optimizer, graph.unscaled(new)
+    if isinstance(keras_training.unscaled(old), Centripetal):
+        old, new = keras_training.unscaled(old).inner_optimizer, keras_training.unscaled(new)
     if not old.built:
         return
-    trained = graph.trained_variables(old)
+    trained = keras_training.trained_variables(old)
     probe = _like(old)
-    references = graph.build_recording_references(probe, trained)
+    references = keras_training.build_recording_references(probe, trained)
     slots = _keyed(probe.variables, old.variables, references)
     originals = {id(twin): variable for variable, twin in twins}
-    references = graph.build_recording_references(new, small.trainable_variables)
+    references = keras_training.build_recording_references(new, small.trainable_variables)
     references = {slot: originals[id(weight)] for slot, weight in references.items()}
     alike = [id(originals[id(v)]) for v in small.trainable_variables] == [id(v) for v in trained]
     afresh = []

@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_nisp import graph
+from keras_nisp import keras_training
 from keras_nisp.centripetal import Centripetal, CentripetalSGD
 from keras_nisp.cluster_mean import ClusteredVariables
 from keras_nisp.contraction import Forecast
@@ -72,7 +72,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         check_fit(self.model, self)
-        optimizer = graph.optimizer_of(self.model)
+        optimizer = keras_training.optimizer_of(self.model)
         if not isinstance(optimizer, (CentripetalSGD, Centripetal)):
             raise TypeError(
                 "Expected a model compiled with CentripetalSGD, or with Centripetal around another "

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nisp import graph
+from keras_nisp import keras_training
 from keras_nisp.budget import Budget
 from keras_nisp.channels import ChannelMap
 from keras_nisp.errors import each_once, warn
@@ -198,7 +198,7 @@ class NISPPruner(keras.callbacks.Callback):
             ValueError: the file holds no state of a pruner.
         """
         self.set_model(model)
-        optimizer = graph.innermost_optimizer(model)
+        optimizer = keras_training.innermost_optimizer(model)
         if optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._state.restored = False
@@ -299,8 +299,8 @@ class NISPPruner(keras.callbacks.Callback):
 
     def _batches(self) -> int:
         """Number of batches that the optimizer has seen."""
-        optimizer = graph.innermost_optimizer(self.model)
-        return 0 if optimizer is None else graph.batches_seen(optimizer)
+        optimizer = keras_training.innermost_optimizer(self.model)
+        return 0 if optimizer is None else keras_training.batches_seen(optimizer)
 
     def _read(self, schedule: Callable) -> None:
         self._reader = ScheduleReader(schedule, self.budget.amount)

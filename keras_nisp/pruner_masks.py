@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
+from keras_nisp import graph, keras_training
 from keras_nisp.channels import ChannelMap
 from keras_nisp.errors import warn
 from keras_nisp.masked_calls import MaskedCalls, plain_calls
@@ -33,7 +33,7 @@ class Masks:
             if any(channel_map.free[b.axes[axis]].any() for axis in b.read)
         ]
         everything = np.ones(channel_map.count, bool)
-        with graph.strategy_of(channel_map.model).scope():
+        with keras_training.strategy_of(channel_map.model).scope():
             self.calls = MaskedCalls(channel_map)
             self.masks = [
                 keras.Variable(read_mask(b, everything), trainable=False, dtype=b.variable.dtype)
@@ -42,7 +42,7 @@ class Masks:
         self.originals = [_own_constraint(b.variable) for b in self.bindings]
         for binding, mask, own in zip(self.bindings, self.masks, self.originals, strict=True):
             binding.variable.constraint = _MaskConstraint(mask, own)
-        graph.forget_functions(channel_map.model)
+        keras_training.forget_functions(channel_map.model)
 
     def update(self, removed: np.ndarray) -> None:
         """Masks what is removed, at once and in the steps to come."""
@@ -53,7 +53,7 @@ class Masks:
 
     def apply(self) -> None:
         """Zeroes what reads removed channels, in the weights and in averages of them."""
-        averages = graph.weight_averages(self.map.model)
+        averages = keras_training.weight_averages(self.map.model)
         for binding, mask in zip(self.bindings, self.masks, strict=True):
             average = averages.get(id(binding.variable))
             for variable in (binding.variable, average):
@@ -99,7 +99,7 @@ class Masks:
         that the model is still what was trained."""
         for binding, constraint in zip(self.bindings, self.originals, strict=True):
             binding.variable.constraint = constraint
-        graph.forget_functions(self.map.model)
+        keras_training.forget_functions(self.map.model)
 
     def remove(self) -> None:
         """Gives variables their own constraints, and layers their own calls, back."""
@@ -109,7 +109,7 @@ class Masks:
 
 def trained_again(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
     """Layers whose kernels read removed channels with weights that are not zero."""
-    averaged = graph.weight_averages(channel_map.model)
+    averaged = keras_training.weight_averages(channel_map.model)
     layers = []
     for binding in channel_map.bindings.values():
         if any(removed[binding.axes[axis]].any() for axis in binding.read):

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 
-from keras_nisp import graph
+from keras_nisp import keras_training
 from keras_nisp.channels import ChannelMap
 
 ATTRIBUTE = "_nisp_pruner"  # of the model that is pruned
@@ -48,7 +48,7 @@ class PrunerState(keras.Operation):
 
     def attach(self, model: keras.Model) -> None:
         setattr(model, ATTRIBUTE, self)
-        self.random_states = graph.random_states(model)
+        self.random_states = keras_training.random_states(model)
 
     def detach(self, model: keras.Model) -> None:
         if self.is_of(model):

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_nisp import graph
+from keras_nisp import keras_training
 
 
 def check_fit(model: keras.Model, callback: keras.callbacks.Callback) -> None:
@@ -19,7 +19,7 @@ def check_fit(model: keras.Model, callback: keras.callbacks.Callback) -> None:
     """
     if not callback.params:
         return
-    strategy = graph.strategy_of(model)
+    strategy = keras_training.strategy_of(model)
     name = type(callback).__name__
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise ValueError(
@@ -33,7 +33,7 @@ def check_fit(model: keras.Model, callback: keras.callbacks.Callback) -> None:
             "so there is no step at which all of them have the same masks. Use MirroredStrategy, "
             "or MultiWorkerMirroredStrategy in a loop of your own (examples/two_workers.py)."
         )
-    optimizer = graph.innermost_optimizer(model)
+    optimizer = keras_training.innermost_optimizer(model)
     accumulates = getattr(optimizer, "gradient_accumulation_steps", None)
     if accumulates and strategy.num_replicas_in_sync > 1:
         raise ValueError(

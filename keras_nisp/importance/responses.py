@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
+from keras_nisp import keras_training
 from keras_nisp.channels import ChannelMap
 from keras_nisp.data import Calibration
 from keras_nisp.importance.base import Importance, per_unit, run, scored_where
@@ -111,7 +111,7 @@ class Taylor(Importance):
         if self.loss is not None:
             loss = keras.losses.get(self.loss)
             return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
-        if graph.compile_arguments(model) is None:
+        if keras_training.compile_arguments(model) is None:
             raise ValueError(
                 f"Taylor needs a loss: model '{model.name}' is not compiled. Pass `loss=`, as "
                 "in `Taylor((x, y), loss='sparse_categorical_crossentropy')`."
