@@ -11,6 +11,18 @@ import tensorflow as tf
 
 import keras_nisp as kn
 
+# What goes wrong with the nightly of Keras for a reason in Keras. Tests are named in the Makefile.
+NIGHTLY_WARNINGS = [
+    # RNN, Bidirectional and TimeDistributed compute the mask that they pass on, but have
+    # `supports_masking = False` since 3.16.0.dev.
+    "ignore:.*does not support masking and will therefore destroy the mask:UserWarning",
+]
+
+
+def pytest_configure(config):
+    for line in NIGHTLY_WARNINGS * (".dev" in keras.__version__):
+        config.addinivalue_line("filterwarnings", line)
+
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import keras
+import numpy
+import tensorflow
+
 PATHS = ("data_dir", "weights", "weights_dir", "out", "rows")  # say nothing on another machine
 FOLDER = Path(__file__).parent / "results"
 
@@ -28,7 +32,7 @@ def save_results(name: str, results: dict, args: argparse.Namespace | None = Non
         "arguments": arguments,
         "date": datetime.date.today().isoformat(),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "versions": {p: version(p) for p in ("keras", "tensorflow", "numpy", "keras-nisp")},
+        "versions": _versions(),
         **results,
     }
     path = FOLDER / f"{name}.json"
@@ -74,6 +78,11 @@ class Rows:
         save_results(self.name, {"rows": self.rows}, self.args)
         print(row, flush=True)
         return row
+
+
+def _versions() -> dict[str, str]:
+    modules = {module.__name__: module.__version__ for module in (keras, tensorflow, numpy)}
+    return {**modules, "keras-nisp": version("keras-nisp")}
 
 
 def _cpu() -> str:

@@ -197,7 +197,8 @@ def copy_plain_attributes(old: Any, new: Any) -> None:
 @functools.cache
 def _model_attributes() -> frozenset[str]:
     inputs = keras.Input((1,))
-    return frozenset(vars(keras.Model(inputs, inputs)))
+    outputs = keras.layers.Identity()(inputs)
+    return frozenset(vars(keras.Model(inputs, outputs)))
 
 
 def _is_plain(value: Any) -> bool:

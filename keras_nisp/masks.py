@@ -1,6 +1,7 @@
 """Keras masks: which time steps count. Keras lets them travel as an attribute of tensors, so that
 whatever takes a tensor's place has to take its mask along."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -11,6 +12,17 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 def mask_of(tensor: Any) -> tf.Tensor | None:
     """The mask that a tensor carries, or `None`."""
     return get_keras_mask(tensor)
+
+
+def enter(operation: keras.Operation, tensors: list) -> bool:
+    """Whether an operation uses masks that these tensors carry.
+
+    Before Keras 3.16 a graph has such masks among the arguments of the call as well.
+    """
+    if not isinstance(operation, keras.Layer) or all(mask_of(x) is None for x in tensors):
+        return False
+    names = inspect.signature(operation.call).parameters
+    return any(name == "mask" or name.endswith("_mask") for name in names)
 
 
 def carry_mask(source: Any, tensor: Any) -> Any:

@@ -116,9 +116,10 @@ def test_vocabulary_of_a_loaded_model(tmp_path):
 
 def test_bins():
     inputs = keras.Input((1,))
-    adapted = layers.Discretization(num_bins=4, output_mode="one_hot")
+    adapted = layers.Discretization(num_bins=4)
     adapted.adapt(np.linspace(0, 1, 50)[:, None])
-    x = layers.Concatenate()([adapted(inputs), layers.Discretization([0.3, 0.6])(inputs)])
+    x = layers.CategoryEncoding(4, "one_hot")(adapted(inputs))
+    x = layers.Concatenate()([x, layers.Discretization([0.3, 0.6])(inputs)])
     x = layers.Concatenate()([x, layers.CategoryEncoding(3, "one_hot")(inputs)])
     model = keras.Model(inputs, head(x))
     for copy in without_nothing(model):

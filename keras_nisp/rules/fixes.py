@@ -4,8 +4,9 @@ from keras_nisp.rules.base import fix_deliberately, named_layers, operations
 
 fix_deliberately(
     "which works on the colours of an image",
-    *named_layers("AugMix", "AutoContrast", "CutMix", "Equalization", "MixUp", "RandAugment"),
+    *named_layers("AugMix", "AutoContrast", "CutMix", "Equalization", "MixUp", "Mosaic"),
     *named_layers("ContrastLimitedAdaptiveHistogramEqualization", "Pipeline", "Solarization"),
+    *named_layers("RandAugment"),
     *named_layers("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter"),
     *named_layers("RandomContrast", "RandomGrayscale", "RandomHue", "RandomInvert"),
     *named_layers("RandomPosterization", "RandomSaturation", "MaxNumBoundingBoxes"),
@@ -41,9 +42,14 @@ fix_deliberately(
 )
 fix_deliberately(
     "which mixes channels by linear algebra",
-    *operations("cdist", "cholesky", "cholesky_inverse", "corrcoef", "correlate", "cross", "det"),
+    *operations("cdist", "cholesky", "cholesky_inverse", "corrcoef", "correlate", "cov", "cross"),
+    *operations("det", "matrix_power"),
     *operations("eig", "eigh", "inv", "kron", "logdet", "lstsq", "lu_factor", "matrix_rank"),
     *operations("pinv", "qr", "slogdet", "solve", "solve_triangular", "svd"),
+)
+fix_deliberately(
+    "whose kernel is rounded by the mean of all its entries",
+    *named_layers("TernaryDense"),
 )
 fix_deliberately(
     "whose product is not followed (use matmul or einsum)",
@@ -62,6 +68,7 @@ fix_deliberately(
     *operations(
         "image.extract_patches",
         "image.extract_patches_3d",
+        "image.reconstruct_patches",
         "meshgrid",
         "rearrange",
         "trace",

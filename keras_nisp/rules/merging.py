@@ -116,6 +116,7 @@ QUOTIENTS = {graph.operation_class(name) for name in ("divide", "true_divide", "
     *("add", "subtract", "multiply", "divide", "true_divide", "divide_no_nan", "floor_divide"),
     *("maximum", "minimum", "fmax", "fmin", "power", "mod", "fmod", "arctan2", "hypot"),
     *("logaddexp", "logaddexp2", "heaviside", "ldexp", "nextafter", "gcd", "lcm"),
+    *("copysign", "float_power", "gammainc"),
     *("equal", "not_equal", "greater", "greater_equal", "less", "less_equal", "isclose"),
     *("logical_and", "logical_or", "logical_xor", "left_shift", "right_shift"),
     *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift"),

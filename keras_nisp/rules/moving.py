@@ -14,7 +14,7 @@ from keras_nisp.rules.pooling import _Pooling
 @register_rule(layers.Flatten, layers.Permute, layers.RepeatVector)
 @register_operations(
     *("transpose", "moveaxis", "swapaxes", "squeeze", "expand_dims", "flip", "rot90", "ravel"),
-    *("fliplr", "flipud", "hstack", "vstack", "dstack", "append", "tile"),
+    *("fliplr", "flipud", "hstack", "vstack", "dstack", "column_stack", "append", "tile"),
     *("depth_to_space", "space_to_depth"),
 )
 class Movement(Rule):
