@@ -13,6 +13,7 @@ from keras_nisp import graph
 from keras_nisp.call import Call
 from keras_nisp.channels import Binding, ChannelMap, Traced, compact
 from keras_nisp.errors import RuleError, UnknownLayerWarning, warn
+from keras_nisp.rules.activation import check_shared
 from keras_nisp.rules.base import Barrier, Rule, is_registered, meaningful, rule_for
 
 MOST_NAMED = 8  # layers in a warning
@@ -219,6 +220,7 @@ def trace_quietly(model: keras.Model, input_shape=None, whole_groups=()) -> Chan
         ) from error
     for tensor, name in zip(outputs, graph.output_names(model), strict=True):
         tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
+    check_shared([call.layer for call in calls])
     _fix_what_is_called_otherwise(calls, tracer)
     for call in calls:
         call.tracer = None

@@ -95,6 +95,27 @@ def test_activation_that_cannot_be_followed_is_named():
     assert [row.kept for row in plan.creators] == [2, 8, 2]
 
 
+def test_activations_with_weights():
+    """They stay as they are. What layers share of them would not come along in copies: Keras makes
+    one for each layer from its config."""
+    inputs = keras.Input((6,))
+    shared = layers.PReLU(name="slopes")
+    x = layers.Dense(8, activation=shared, name="a")(inputs)
+    alone = head(inputs, layers.Dense(4, name="free")(x))
+    alone(np.zeros((1, 6)))
+    shared.alpha.assign(np.linspace(0.1, 0.9, 8))
+    with pytest.warns(kn.UnknownLayerWarning, match="'PReLU' of 'a'"):
+        assert checked(alone) == {"a": 8, "free": 2, "head": 2}
+    with pytest.warns(kn.UnknownLayerWarning, match="'PReLU' of 'a'"):
+        plan = kn.plan_pruning(alone, kn.Magnitude(), ratio=0.5)
+    assert "has weights: call it as a layer of its own" in plan.explain("a")
+    for other in (layers.Dense(8, activation=shared, name="b"), shared):
+        model = head(inputs, layers.Add()([other(x), x]))
+        model(np.zeros((1, 6)))
+        with pytest.raises(ValueError, match=r"'slopes' \(PReLU\) has weights, .*'a'.*of its own"):
+            kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+
+
 def test_layer_that_binds_another_axis_when_it_is_called_again():
     for first in (0, 1):
         inputs = keras.Input((4, 4, 3))

@@ -74,11 +74,39 @@ def activated(call, names, shape=None, key="activation", owner=None):
         return call.fix(names, reason, unknown=title)
     unknown = any(inner.rule.warns for inner in calls)
     # What a function computes with is no part of the layer, and keeps its size.
-    outside = not isinstance(activation, keras.Operation) and any(c.weights for c in calls)
+    outside = any(c.weights for c in calls)
+    if outside and isinstance(activation, keras.Operation):  # for whose sizes a layer has no config
+        reason = f"{title} has weights: call it as a layer of its own"
+        return call.fix(names, reason, unknown=title)
     apart = all(map(_keeps_channels_apart, calls)) and np.array_equal(result, names)
     if outside or not apart:
         return call.fix(names, f"{title} is not element-wise", unknown=title if unknown else None)
     return names
+
+
+def check_shared(layers: list) -> None:
+    """Raises if an activation with weights belongs to several layers.
+
+    Keras makes it from the config of each of them, so copies (and files) no longer share it.
+
+    Args:
+        layers: the layers and operations of a model.
+    """
+    owners: dict[int, keras.Operation] = {id(layer): layer for layer in layers}
+    for layer in {id(layer): layer for layer in layers if isinstance(layer, keras.Layer)}.values():
+        for part in layer._flatten_layers():
+            for key in ("activation", "recurrent_activation"):
+                held = vars(part).get(key)
+                if not isinstance(held, keras.Layer) or not held.weights:
+                    continue
+                owner = owners.setdefault(id(held), part)
+                if owner is not part:
+                    raise ValueError(
+                        f"Layer '{held.name}' ({type(held).__name__}) has weights, and is the "
+                        f"activation of '{layer.name}' and belongs to '{owner.name}' as well: a "
+                        "copy would not share them, and Keras cannot load such a model. Call it "
+                        f"as a layer of its own instead: `{held.name}(layer(x))`."
+                    )
 
 
 def _follow(call, activation, x):
