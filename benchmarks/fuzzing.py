@@ -119,8 +119,8 @@ def check_chunk(seeds: list[int]) -> list[dict]:
         rows = [check(seed, folder) for seed in seeds]
         wrong = chain.loaded_elsewhere(folder) if any(folder.glob("*.keras")) else {}
     for row in rows:
-        if difference := wrong.get(f"{row['seed']}.keras"):
-            row["outcome"] = f"WRONG: off by {difference:.1e} in a fresh process"
+        if fault := wrong.get(f"{row['seed']}.keras"):
+            row["outcome"] = f"WRONG: in a fresh process: {fault}"
             print(f"\nseed {row['seed']}: {row['outcome']}\n{sample(row['seed'])}", flush=True)
     return rows
 
