@@ -148,8 +148,8 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
     ... ])
     >>> plan = plan_merging(model, ratio=0.5)
     >>> model.compile(CentripetalSGD(0.1, momentum=0.9, plan=plan, steps=200), "mse")
-    >>> x, y = np.random.normal(size=(64, 4)), np.random.normal(size=(64, 3))
-    >>> _ = model.fit(x, y, batch_size=32, epochs=100, verbose=0)
+    >>> x, y = np.random.normal(size=(640, 4)), np.random.normal(size=(640, 3))
+    >>> _ = model.fit(x, y, batch_size=32, epochs=10, verbose=0)
     >>> small = rebuild(model, plan, verbose=0)
     >>> np.allclose(model(x), small(x), atol=1e-3)
     True
