@@ -69,10 +69,19 @@ class FoldTime(keras.Operation):
 
 
 class UnfoldTime(keras.Operation):
-    """Moves time steps out of the batch axis again; the second tensor says how many."""
+    """Moves time steps out of the batch axis again; the second tensor says how many.
+
+    Args:
+        passes_mask: whether the wrapper passes its mask on (Keras 3.16 does not).
+    """
+
+    def __init__(self, passes_mask: bool):
+        super().__init__()
+        self.passes_mask = passes_mask
 
     def call(self, x, like):
-        return carry_mask(like, ops.reshape(x, (-1, ops.shape(like)[1], *ops.shape(x)[1:])))
+        unfolded = ops.reshape(x, (-1, ops.shape(like)[1], *ops.shape(x)[1:]))
+        return carry_mask(like, unfolded) if self.passes_mask else unfolded
 
     def compute_output_spec(self, x, like):
         return keras.KerasTensor((None, like.shape[1], *x.shape[1:]), x.dtype)
@@ -99,7 +108,7 @@ def take_apart(wrapper: keras.Layer, path: str, args: tuple, kwargs: dict, call:
         fold = FoldTime(getattr(inner, "_call_has_mask_arg", False))
         folded = call(fold, f"{path}/fold", (sequence,), {})
         (output,) = call(inner, f"{path}/{inner.name}", tuple(folded), {})
-        return call(UnfoldTime(), f"{path}/unfold", (output, sequence), {})
+        return call(UnfoldTime(wrapper.supports_masking), f"{path}/unfold", (output, sequence), {})
     return _both_directions(wrapper, path, args, kwargs, call)
 
 
