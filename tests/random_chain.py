@@ -138,7 +138,7 @@ def saved(model, small, path: Path) -> bool:
 def exported(small, path: Path) -> str | None:
     """A TFLite file, which the export compares with the model; else why it was refused."""
     try:
-        kn.export_tflite(small, path, verbose=0)
+        kn.export_tflite(small, path, check_data=samples_for(small, 4), verbose=0)
     except kn.ExportError as error:
         return str(error).splitlines()[0]
     return None
