@@ -341,6 +341,7 @@ def test_weights_that_do_not_decay():
     kernel = model.get_layer("first").kernel
     optimizer.exclude_from_weight_decay([kernel], ["gamma"])
     small = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)
+    small.optimizer.build(small.trainable_variables)
     decays = {v.path: small.optimizer._use_weight_decay(v) for v in small.trainable_variables}
     assert [path for path, decay in decays.items() if not decay] == ["first/kernel", "norm/gamma"]
     assert decays["hidden/kernel"]
