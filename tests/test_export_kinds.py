@@ -239,6 +239,7 @@ def test_layers_over_an_open_number_of_steps(export, tmp_path, rng):
     assert export(masked, folder, check_data=words).agreement.relative < 1e-5
 
 
+@pytest.mark.skipif(keras.__version__.startswith("3.12."), reason="Keras 3.12 cannot build it")
 def test_words_go_through(tmp_path):
     """A key that is passed on, and words that are looked up, by the keys of the inputs."""
     key = keras.Input((1,), dtype="string", name="key")
