@@ -227,15 +227,15 @@ def wide_plain():
 
 
 def test_command_and_sketch():
-    plan = kn.plan_pruning(
-        plain(), kn.NISPMag(), ratios={"a": 0.5}, round_to=2, exclude="c", ranking="global"
-    )
+    plan = kn.plan_pruning(plain(), kn.NISPMag(), ratios={"a": 0.5}, round_to=2, exclude="c")
     assert "A sketch" not in page(plan, command="python prune.py").text
     text = page(plan).text
     assert "A sketch" in text
     sketch = text[text.index("plan = kn.plan_pruning(") :].partition(" The plan itself")[0]
-    expected = "kn.NISPMag(), ratios={'a': 0.5}, ranking=\"global\", round_to=2, exclude=[...], )"
+    expected = "kn.NISPMag(), ratios={'a': 0.5}, round_to=2, exclude=[...], )"
     assert sketch == f"plan = kn.plan_pruning( model, {expected}"
+    plan = kn.plan_pruning(plain(), kn.NISPMag(), ratio=0.5, ranking="global")
+    assert 'ratio=0.5, ranking="global"' in page(plan).text
     widths = kn.plan_pruning(plain(), kn.Random(), widths=plain())
     assert "NISP(calibration)" not in page(widths).text
 
