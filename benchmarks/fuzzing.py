@@ -19,7 +19,6 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import keras
@@ -190,10 +189,10 @@ def main():
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(args.workers, spawn, max_tasks_per_child=5) as pool,
+        spawn.Pool(args.workers, maxtasksperchild=5) as pool,
         args.rows.open("a", encoding="utf-8") as file,
     ):
-        for part in pool.map(check_chunk, chunks):
+        for part in pool.imap(check_chunk, chunks):
             rows += part
             file.write("".join(json.dumps(row) + "\n" for row in part))
             file.flush()
