@@ -15,6 +15,7 @@ from random_graphs import build, codes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning"),
+    pytest.mark.filterwarnings("ignore::keras_nisp.DataRangeWarning"),
     pytest.mark.filterwarnings("ignore:.*destroy the mask"),
     pytest.mark.filterwarnings("ignore:.*softmax over axis"),
 ]
