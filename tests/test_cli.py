@@ -72,9 +72,7 @@ def test_help_imports_nothing_heavy(command):
         "print('HEAVY', sorted(heavy))"
     )
     arguments = [*command.split(), "--help"]
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    assert time.perf_counter() - started < 5  # 0.1 s on an idle machine; TensorFlow takes 3
     assert "Usage: keras-nisp" in done.stdout
     assert "HEAVY []" in done.stdout
 
