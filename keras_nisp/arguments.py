@@ -23,3 +23,19 @@ def arranged(operation: keras.Operation, args: tuple, kwargs: dict) -> tuple[tup
             break
         placed.append(named.pop(name))
     return tuple(placed), named
+
+
+def as_written(
+    operation: keras.Operation, count: int, args: tuple, kwargs: dict
+) -> tuple[tuple, dict]:
+    """Undoes `arranged`: Keras notes the mask of `layer(x)` in its graph, not of `layer(inputs=x)`.
+
+    Args:
+        operation: the layer or operation.
+        count: how many arguments its author gave by position.
+        args, kwargs: of the call, arranged.
+    """
+    if len(args) <= count:
+        return args, kwargs
+    names = list(inspect.signature(operation.call).parameters)[count : len(args)]
+    return args[:count], {**dict(zip(names, args[count:], strict=True)), **kwargs}

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from keras_nisp import layer_state
+from keras_nisp.arguments import as_written
 from keras_nisp.graph import body, is_graph, is_of_keras, replay, structured_inputs
 from keras_nisp.model_class import of_class
 from keras_nisp.wrappers import is_wrapper, rewrap
@@ -23,14 +24,19 @@ SETTABLE = ("name", "dtype", "trainable")  # of every layer, whatever its constr
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
-def clone_model(model: keras.Model, inputs: list, clone: Callable, call: Callable):
+def clone_model(
+    model: keras.Model,
+    inputs: list,
+    clone: Callable,
+    arguments: Callable = lambda node, args, kwargs: (args, kwargs),
+):
     """Builds a model of the same class and structure from other layers.
 
     Args:
         model: the functional or sequential model to follow.
         inputs: flat list of new symbolic inputs.
         clone: `clone(operation)` gives the operation to use in its place.
-        call: `call(node, operation, args, kwargs)` calls that operation.
+        arguments: `arguments(node, args, kwargs)` gives what to call it with.
 
     Returns:
         The new model, not compiled.
@@ -40,7 +46,9 @@ def clone_model(model: keras.Model, inputs: list, clone: Callable, call: Callabl
         return of_class(model, [*inputs, *layers])
 
     def visit(node, args, kwargs):
-        return call(node, clone(node.operation), args, kwargs)
+        args, kwargs = arguments(node, args, kwargs)
+        args, kwargs = as_written(node.operation, len(node.arguments.args), args, kwargs)
+        return clone(node.operation)(*args, **kwargs)
 
     outputs = replay(model, inputs, visit)
     return of_class(model, structured_inputs(model, inputs), outputs)
@@ -87,7 +95,7 @@ def copy_model(
 
 def _copy_graph(model: keras.Model, copied: Callable) -> keras.Model:
     inputs = new_inputs(model, [tensor.shape for tensor in body(model).inputs])
-    return clone_model(model, inputs, copied, lambda node, layer, args, kw: layer(*args, **kw))
+    return clone_model(model, inputs, copied)
 
 
 def copy_layer(layer: keras.Operation, /, **settings) -> keras.Operation:

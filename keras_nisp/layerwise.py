@@ -170,7 +170,7 @@ class Layerwise:
         if step.tokens != original.tokens or (self.named_alike and step.path != original.path):
             self._note(call, np.inf, "is connected in another way than in the original")
         else:
-            self._judge(call, original, step, (args, kwargs), kept)
+            self._judge(call, original, step, (args, kwargs), wanted)
         if self.undefined is None and any(map(_has_nan, kept)):
             self.undefined = call.path
         self.values |= {Token(self.done, i): value for i, value in enumerate(kept)}
@@ -180,11 +180,11 @@ class Layerwise:
         self.done += 1
         return wanted
 
-    def _judge(self, call: Call, original: Step, step: Step, given: tuple, kept: list) -> None:
+    def _judge(self, call: Call, original: Step, step: Step, given: tuple, wanted: list) -> None:
         """Compares a call on what the samples make of it, and on random values where it has
         weights or the samples could not tell."""
         weights = getattr(step.operation, "weights", ())
-        told = _tells(step, self.values, self._compare(call, step, self.values, kept))
+        told = _tells(step, self.values, self._compare(call, step, self.values, wanted))
         for scale in SCALES if weights or not told else ():
             values = self._probe(call, original, step, given, scale)
             if values is not None and not told:
@@ -198,8 +198,9 @@ class Layerwise:
         pairs = zip(outputs, call.outputs, strict=True)
         return [taken(value, self.oracle.positions(traced)) for value, traced in pairs]
 
-    def _compare(self, call: Call, step: Step, values: dict, wanted: list) -> list | None:
-        """Notes how far a call is off; gives its outputs, if there are any."""
+    def _compare(self, call: Call, step: Step, values: dict, original: list) -> list | None:
+        """Notes how far a call is from what the original gives; returns its outputs, if any."""
+        wanted = self._kept(call, original)
         try:
             outputs = step.run(values)
         except (ValueError, TypeError, tf.errors.OpError) as error:
@@ -209,7 +210,8 @@ class Layerwise:
         found = _largest(wanted, outputs)
         limit = self._limit(step)
         if self.tolerance is None and limit < found.relative < np.inf:
-            limit = max(limit, min(10 * _amplification(step, values, outputs), LARGEST_TOLERANCE))
+            rounding = 10 * _amplification(step, values, outputs), limit * _excess(original, wanted)
+            limit = max(limit, min(max(rounding), LARGEST_TOLERANCE))
         problem = ""
         if not all(_same_mask(*pair) for pair in zip(wanted, outputs, strict=True)):
             found, problem = Difference(np.inf, 1.0), "gives another mask than in the original"
@@ -256,7 +258,7 @@ class Layerwise:
         except (ValueError, RuleError, tf.errors.OpError):
             return None  # a layer for which not any numbers will do
         small = {t: taken(x, self.oracle.positions(self._traced(t))) for t, x in drawn.items()}
-        return small, self._compare(call, step, small, self._kept(call, wanted))
+        return small, self._compare(call, step, small, wanted)
 
     def _traced(self, token: Token) -> Traced:
         if token.call < 0:
@@ -311,6 +313,17 @@ def _amplification(step: Step, values: dict, outputs: list) -> float:
         for token in step.tokens
     }
     return _largest(outputs, step.run(moved)).relative
+
+
+def _excess(original: list, kept: list) -> float:
+    """How many times larger the outputs of all channels are than those of the channels kept.
+
+    The oracle rounds to the larger ones. A LayerNormalization of one channel that is left gives
+    its offset alone, as a difference of numbers of that size.
+    """
+    pairs = zip(original, kept, strict=True)
+    scales = [[difference(x, x).scale for x in pair] for pair in pairs if _is_float(pair[0])]
+    return max((whole / part for whole, part in scales if part), default=1.0)
 
 
 def _tells(step: Step, values: dict, outputs: list | None) -> bool:

@@ -162,16 +162,15 @@ class Surgeon:
 
     def clone_model(self, model, shapes):
         inputs = copying.new_inputs(model, shapes)
-        self.models.append((model, copying.clone_model(model, inputs, self.clone, self._call)))
+        self.models.append((model, copying.clone_model(model, inputs, self.clone, self._arguments)))
         return self.models[-1][1]
 
-    def _call(self, node, layer, args, kwargs):
-        """Calls a clone; constants and sizes among its arguments change with the channels."""
+    def _arguments(self, node, args, kwargs):
+        """What to call a clone with: constants and sizes change with the channels."""
         call = self.places.get(id(node.outputs[0]))
         if call is None:
-            return layer(*args, **kwargs)
-        args, kwargs = resized_arguments(call, args, kwargs, self.positions)
-        return layer(*args, **kwargs)
+            return args, kwargs
+        return resized_arguments(call, args, kwargs, self.positions)
 
     def clone(self, operation):
         if id(operation) not in self.clones:

@@ -143,6 +143,7 @@ def free_einsum(graph, choose):
 def masked(graph, choose):
     """A mask that Keras carries along with a sequence."""
     x, width = graph.operand(choose, is_sequence), one_of(choose, *WIDTHS)
+    graph.masked = True
     graph.lines.append(f"present = layers.Masking(0.0)(ops.relu({x}))")
     form, space = one_of(
         choose,

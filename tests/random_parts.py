@@ -35,6 +35,7 @@ class Graph:
         several, variants = choose(4) == 1, [choose(8), choose(8)]
         self.batch = 2 if choose(10) == 9 else None  # most models take any number of samples
         self.open = self.batch is None and choose(8) == 7  # sizes that the model leaves open
+        self.masked = False
         for i in range(1 + several):
             self.input(sources[kind % len(sources)], i, variants[i], choose(8))
 

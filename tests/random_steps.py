@@ -36,6 +36,8 @@ def keeping(*forms: str) -> Callable:
     def step(graph, choose):
         x = graph.operand(choose)
         form, axis = one_of(choose, *forms), graph.axis(x)
+        if graph.masked and "Softmax" in form:
+            raise Unfit  # Keras' layer takes no mask of time steps
         ramp = f'np.linspace(0.5, 2, {x.channels}, dtype="float32")'
         ramp += "[:, None, None]" * (axis == 1)
         positions = range(2, 4) if axis == 1 else range(1, 1 + len(x.space))
@@ -61,12 +63,18 @@ batch_norm = keeping(
     "layers.BatchNormalization(axis={axis})({x})",
     "layers.BatchNormalization(axis={axis}, scale=False)({x})",
 )
-layer_norm = keeping(
-    "layers.LayerNormalization(axis={axis})({x})", "layers.RMSNormalization()({x})"
-)
 constant = keeping(
     "{x} * 2.0", "{x} + 1.0", "{x} * {ramp}", "0.5 - {x}", "-{x}", "{x} / 2.0", "{x} - {ramp}"
 )
+
+
+def layer_norm(graph, choose):
+    """RMSNormalization scales along the last axis, which must not be open."""
+    x = graph.operand(choose)
+    forms = [f"layers.LayerNormalization(axis={graph.axis(x)})({x})"]
+    if graph.axis(x) == -1 or not graph.open:
+        forms.append(f"layers.RMSNormalization()({x})")
+    graph.keep(one_of(choose, *forms), x)
 
 
 def convolution(graph, choose):

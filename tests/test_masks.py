@@ -41,6 +41,9 @@ CHAINS = {
     "time distributed": lambda e: layers.LSTM(2)(
         layers.TimeDistributed(layers.Dense(3))(e, training=False), training=False
     ),
+    "by name": lambda e: layers.LSTM(3)(
+        layers.BatchNormalization()(inputs=layers.Dense(6)(inputs=e))
+    ),
     "normalised": lambda e: layers.LSTM(3)(
         layers.LayerNormalization()(layers.Dense(6)(e)), training=False
     ),

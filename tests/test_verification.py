@@ -292,6 +292,24 @@ def test_states_stay_as_they_are():
             np.testing.assert_array_equal(old, new)
 
 
+def test_rounding_within_a_layer_is_no_error():
+    """Of one channel, a LayerNormalization gives its offset: a difference of larger numbers."""
+    inputs = keras.Input((4,))
+    x = layers.LayerNormalization(name="norm")(layers.Dense(3, name="a")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(x)), 0)
+    model.get_layer("a").kernel.assign(np.full((4, 3), [0.2, 0.1, 0.1]))
+    model.get_layer("a").bias.assign([0.4, 0.1, 0.2])
+    model.get_layer("norm").beta.assign([-0.0144, 0.5, 0.3])
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.7)
+    small = kn.rebuild(model, plan)
+    assert small.get_layer("norm").beta.shape == (1,)
+    assert kn.verify(model, small, plan).ok
+    small.get_layer("norm").beta.assign([-0.0146])
+    result = kn.verify(model, small, plan)
+    assert not result.ok
+    assert "'norm'" in str(result)
+
+
 @pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16", "bfloat16"])
 def test_precisions(policy, rng):
     keras.config.set_dtype_policy(policy)
