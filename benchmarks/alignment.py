@@ -18,8 +18,8 @@ import keras
 import numpy as np
 from results import save_results
 
-from keras_nisp.layer_timing import seconds_of
-from keras_nisp.runtime import runtime_name
+from keras_nisp.export.interpreter import runtime_name
+from keras_nisp.latency.timing import seconds_of
 
 # Kind and axis -> the layer and its input shape at a width.
 SWEEPS = {

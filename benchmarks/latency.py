@@ -20,12 +20,12 @@ import keras
 from results import FOLDER, save_results
 
 import keras_nisp as kn
-from keras_nisp.benchmarking import benchmark
+from keras_nisp.data.random_samples import random_samples
+from keras_nisp.export.interpreter import runtime_name
 from keras_nisp.export.tflite import convert
-from keras_nisp.latency import LatencyTable
-from keras_nisp.latency_budget import realise_latency
-from keras_nisp.probing import random_samples
-from keras_nisp.runtime import runtime_name
+from keras_nisp.latency.benchmarking import benchmark
+from keras_nisp.latency.table import LatencyTable
+from keras_nisp.pruning.latency_budget import realise_latency
 
 MODELS = ("ResNet50", "MobileNetV2", "EfficientNetB0")
 VARIANTS = {

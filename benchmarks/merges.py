@@ -24,7 +24,7 @@ from recipes import load
 from results import save_results
 
 import keras_nisp as kn
-from keras_nisp.merging import level
+from keras_nisp.centripetal.merging import level
 
 NETWORKS = {
     "resnet20": lambda: models.cifar_resnet(20),

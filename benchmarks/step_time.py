@@ -25,7 +25,7 @@ from models import cifar_resnet
 from results import save_results
 
 import keras_nisp as kn
-from keras_nisp import cluster_mean
+from keras_nisp.centripetal import cluster_mean
 
 SETTINGS = {"learning_rate": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import keras
 
-from keras_nisp import graph
-from keras_nisp.rules.base import Barrier, PassThrough, registered
-from keras_nisp.wrappers import WRAPPED
+from keras_nisp.channels.rule import Barrier, PassThrough, registered
+from keras_nisp.keras_graph import keras_layers
+from keras_nisp.keras_graph.wrappers import WRAPPED
 
 PAGE = Path(__file__).with_name("coverage.md")
 # What stands in no graph by itself.
@@ -52,7 +52,7 @@ def operation_rows() -> tuple[list[tuple], list[str]]:
     rows, others = [], []
     for prefix, module in (("", keras.ops), ("image.", keras.ops.image)):
         for name, _ in inspect.getmembers(module, inspect.isfunction):
-            cls = graph.operation_class(prefix + name)
+            cls = keras_layers.operation_class(prefix + name)
             if cls is None:
                 others.append(prefix + name)
             else:

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_nisp as kn
+from keras_nisp.export.interpreter import dequantized, load_interpreter, quantized
 from keras_nisp.export.tflite import convert
-from keras_nisp.runtime import dequantized, load_interpreter, quantized
 
 # Of training, fine-tuning, and quantisation-aware training. TFMOT's ranges of activations begin
 # at -6..6 and move by a thousandth of the way at each step: the last takes its time.

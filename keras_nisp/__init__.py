@@ -1,15 +1,18 @@
 """keras_nisp: physically smaller Keras models, by NISP and C-SGD."""
 
+__version__ = "0.1.0"
+
 from keras_nisp._environment import check_environment
 
 check_environment()
 
-from keras_nisp.benchmarking import benchmark  # noqa: E402
-from keras_nisp.centripetal import Centripetal, CentripetalSGD  # noqa: E402
-from keras_nisp.channels import ChannelMap  # noqa: E402
-from keras_nisp.cost import profile  # noqa: E402
-from keras_nisp.deviation import deviation  # noqa: E402
-from keras_nisp.distillation import distiller  # noqa: E402
+from keras_nisp.centripetal.deviation import deviation  # noqa: E402
+from keras_nisp.centripetal.merging import plan_merging  # noqa: E402
+from keras_nisp.centripetal.monitor import CentripetalMonitor  # noqa: E402
+from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD  # noqa: E402
+from keras_nisp.channels.channel_map import ChannelMap  # noqa: E402
+from keras_nisp.channels.cost import profile  # noqa: E402
+from keras_nisp.channels.tracing import trace  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
     BudgetError,
     ConversionError,
@@ -28,7 +31,7 @@ from keras_nisp.export.serving import export_serving  # noqa: E402
 from keras_nisp.export.tf_keras import to_tf_keras  # noqa: E402
 from keras_nisp.export.tflite import export_tflite  # noqa: E402
 from keras_nisp.export.tfmot import import_tfmot, quantization_aware  # noqa: E402
-from keras_nisp.functional import as_functional  # noqa: E402
+from keras_nisp.functional.as_functional import as_functional  # noqa: E402
 from keras_nisp.importance import (  # noqa: E402
     NISP,
     BNScale,
@@ -41,21 +44,20 @@ from keras_nisp.importance import (  # noqa: E402
     Taylor,
     inf_fs,
 )
-from keras_nisp.latency import LatencyTable  # noqa: E402
-from keras_nisp.merging import plan_merging  # noqa: E402
-from keras_nisp.monitor import CentripetalMonitor  # noqa: E402
-from keras_nisp.plan import Plan  # noqa: E402
-from keras_nisp.planning import plan_pruning  # noqa: E402
-from keras_nisp.pruner import NISPPruner  # noqa: E402
-from keras_nisp.pruning import prune  # noqa: E402
-from keras_nisp.recalibration import recalibrate  # noqa: E402
+from keras_nisp.latency.benchmarking import benchmark  # noqa: E402
+from keras_nisp.latency.table import LatencyTable  # noqa: E402
+from keras_nisp.plans.plan import Plan  # noqa: E402
+from keras_nisp.plans.planning import plan_pruning  # noqa: E402
+from keras_nisp.pruning.pruner import NISPPruner  # noqa: E402
+from keras_nisp.pruning.pruning import prune  # noqa: E402
+from keras_nisp.pruning.schedules import PolynomialSchedule  # noqa: E402
+from keras_nisp.pruning.sensitivity import Sensitivity, sensitivity  # noqa: E402
+from keras_nisp.recovery.distillation import distiller  # noqa: E402
+from keras_nisp.recovery.recalibration import recalibrate  # noqa: E402
 from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402
-from keras_nisp.schedules import PolynomialSchedule  # noqa: E402
-from keras_nisp.sensitivity import Sensitivity, sensitivity  # noqa: E402
-from keras_nisp.surgery import rebuild  # noqa: E402
-from keras_nisp.tracing import trace  # noqa: E402
-from keras_nisp.verification import verify  # noqa: E402
-from keras_nisp.widening import widen  # noqa: E402
+from keras_nisp.surgery.rebuilding import rebuild  # noqa: E402
+from keras_nisp.surgery.verification import verify  # noqa: E402
+from keras_nisp.surgery.widening import widen  # noqa: E402
 
 __all__ = [
     "BNScale",
@@ -112,3 +114,7 @@ __all__ = [
     "verify",
     "widen",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -66,7 +66,7 @@ def _model(path: Path, options: dict, console):
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
     load_library(console)
-    from keras_nisp.runtime import is_tflite
+    from keras_nisp.export.interpreter import is_tflite
 
     if is_tflite(path):
         return path

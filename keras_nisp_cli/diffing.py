@@ -44,8 +44,8 @@ def diff(console, model: Path, other: Path, input_shape, **options):
 
 def _facts(path: Path, network, shape) -> dict:
     """Size, costs and widths of a model."""
-    from keras_nisp.cost import CostModel
-    from keras_nisp.tracing import trace
+    from keras_nisp.channels.cost import CostModel
+    from keras_nisp.channels.tracing import trace
 
     channel_map = trace(network, shape)
     costs = CostModel(channel_map)
@@ -82,7 +82,7 @@ def _outputs(first, second, samples) -> dict:
     """How far outputs are apart, and how often each is right if there are labels."""
     import numpy as np
 
-    from keras_nisp.data import outputs_of
+    from keras_nisp.data.samples import outputs_of
 
     rows = []
     for network in (first, second):
@@ -108,7 +108,7 @@ def _outputs(first, second, samples) -> dict:
 
 
 def _text(facts: list[dict], layers: list[dict], outputs: dict | None) -> str:
-    from keras_nisp.tables import Column, percent, render_table
+    from keras_nisp.io.tables import Column, percent, render_table
 
     words = ("channels", "parameters", "flops")
     columns = [Column("layer"), *(Column(w.replace("flops", "FLOPs"), True) for w in words)]

@@ -77,7 +77,7 @@ def export(console, model: Path, serving, tflite, onnx, force, **options):
 def _exports(console, network, serving, tflite, onnx, data, labels, options) -> list:
     """Writes all files or none."""
     import keras_nisp as kn
-    from keras_nisp.files import replacing
+    from keras_nisp.io.files import replacing
 
     done, size = [], options["batch_size"]
     with contextlib.ExitStack() as files:

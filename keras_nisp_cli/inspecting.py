@@ -21,7 +21,7 @@ def inspect(console, model: Path, input_shape, custom_objects, unsafe):
     """
     shape = parse_shape(input_shape)
     network = load_model(model, custom_objects, unsafe, console)
-    from keras_nisp.tracing import trace
+    from keras_nisp.channels.tracing import trace
 
     channel_map = trace(network, shape)
     facts = _facts(channel_map)
@@ -31,7 +31,7 @@ def inspect(console, model: Path, input_shape, custom_objects, unsafe):
 
 def _facts(channel_map) -> dict:
     """All that is known of a traced model, as plain data."""
-    from keras_nisp.cost import CostModel, notes
+    from keras_nisp.channels.cost import CostModel, notes
 
     costs = CostModel(channel_map)
     by_layer = costs.layers(costs.everything)
@@ -78,7 +78,7 @@ def _facts(channel_map) -> dict:
 
 def _rows(channel_map, by_layer):
     """Path, class and cost of the layers that cost anything, and of all that create channels."""
-    from keras_nisp.cost import Cost
+    from keras_nisp.channels.cost import Cost
 
     kinds = {call.path: type(call.layer).__name__ for call in channel_map.calls}
     created = dict.fromkeys(creator.layer for creator in channel_map.creators)
@@ -96,7 +96,7 @@ def _reasons(channel_map, units) -> list[str]:
 
 
 def _text(path: Path, facts: dict) -> str:
-    from keras_nisp.tables import Column, render_table
+    from keras_nisp.io.tables import Column, render_table
 
     titles = ("channels", "group", "parameters", "FLOPs", "of all")
     columns = [Column("layer"), Column("type"), *(Column(title, True) for title in titles)]

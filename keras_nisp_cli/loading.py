@@ -166,8 +166,8 @@ def load_samples(
         return None
     import numpy as np
 
-    from keras_nisp.data import collect
-    from keras_nisp.data_range import check_range, starts_with_rescaling
+    from keras_nisp.data.collecting import collect
+    from keras_nisp.data.value_range import check_range, starts_with_rescaling
     from keras_nisp.errors import DataRangeWarning
 
     source, option, scale = options[name], f"--{name}", options["scale"]
@@ -201,13 +201,13 @@ def _scaled(x, scale: float):
 
 
 def _from_file(path: Path, option: str, model, console: Console) -> tuple[Any, Any]:
-    from keras_nisp import graph
+    from keras_nisp.keras_graph import keras_models
 
     arrays = _arrays(path, option, console)
     if not isinstance(arrays, dict):
         return arrays, None
     y, found = arrays.pop("y", None), sorted(arrays)
-    names = graph.input_names(model)
+    names = keras_models.input_names(model)
     if set(names) <= set(arrays):
         x = {name: arrays[name] for name in names}
     elif len(names) == 1 and (len(arrays) == 1 or "x" in arrays):

@@ -95,7 +95,7 @@ def check_outputs(console: Console, force: bool, *paths: Path | None) -> None:
         if path.is_file() and not force:
             raise InputError(f"'{path}' exists. Pass --force to replace it.")
     load_library(console)
-    from keras_nisp.files import check_writable
+    from keras_nisp.io.files import check_writable
 
     for path in given:
         check_writable(path)

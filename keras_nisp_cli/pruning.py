@@ -126,12 +126,12 @@ def prune(console, model: Path, force: bool, **options):
 def apply(console, plan: Path, model: Path, force: bool, **options):
     """Apply PLAN, as `prune --plan` wrote it, to MODEL: one of the same structure."""
     _check(console, force, options)
-    from keras_nisp.plan import Plan
+    from keras_nisp.plans.plan import Plan
 
     loaded = Plan.load(plan)
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
     samples = load_samples(network, options, "calibration", console)
-    from keras_nisp.surgery import rebuild
+    from keras_nisp.surgery.rebuilding import rebuild
 
     small = rebuild(network, loaded, verbose=0)
     _finish(console, network, loaded, small, samples, options)
@@ -166,10 +166,10 @@ def _budget(options: dict) -> dict:
 
 def _planned(network, importance, budget: dict, options: dict):
     """A plan, its model, and what there is to say about a latency budget."""
-    from keras_nisp.latency import LatencyTable
-    from keras_nisp.latency_budget import realise_latency
-    from keras_nisp.planning import plan_pruning
-    from keras_nisp.surgery import rebuild
+    from keras_nisp.latency.table import LatencyTable
+    from keras_nisp.plans.planning import plan_pruning
+    from keras_nisp.pruning.latency_budget import realise_latency
+    from keras_nisp.surgery.rebuilding import rebuild
 
     if "latency_reduction" not in budget:
         plan = plan_pruning(network, importance, **budget)
@@ -206,20 +206,23 @@ def _loss(network, samples):
     """Cross-entropy for the labels that there are: indices or one-hot, for logits or not."""
     import keras
 
-    from keras_nisp import graph
+    from keras_nisp.keras_graph import keras_models
 
-    if len(graph.output_names(network)) != 1 or getattr(samples.labels, "ndim", 0) not in (1, 2):
+    if len(keras_models.output_names(network)) != 1 or getattr(samples.labels, "ndim", 0) not in (
+        1,
+        2,
+    ):
         raise click.UsageError(
             "--importance taylor needs a classifier with one output and one label for each sample."
         )
     losses = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
-    return losses[samples.labels.ndim - 1](from_logits=graph.ending(network) != "softmax")
+    return losses[samples.labels.ndim - 1](from_logits=keras_models.ending(network) != "softmax")
 
 
 def _finish(console, network, plan, small, samples, options: dict, note=None) -> None:
     """Proves the smaller model, repairs it on samples if there are any, and writes all files."""
-    from keras_nisp.recalibration import recalibrate
-    from keras_nisp.verification import verify
+    from keras_nisp.recovery.recalibration import recalibrate
+    from keras_nisp.surgery.verification import verify
 
     output, compensate = options["output"], options["compensate"] or "linear"
     with console.stage("Comparing it with the original"):
@@ -253,7 +256,7 @@ def _finish(console, network, plan, small, samples, options: dict, note=None) ->
 
 def _write(plan, small, options: dict) -> tuple[str, dict]:
     """Writes all files or none; gives what there is to say about the plan, as text and data."""
-    from keras_nisp.files import replacing
+    from keras_nisp.io.files import replacing
 
     text = plan.summary()
     with contextlib.ExitStack() as files:  # what is opened first, the model, is moved last

@@ -9,7 +9,7 @@ import numpy as np
 from plan_subjects import Subject
 
 import keras_nisp as kn
-from keras_nisp.cluster_mean import ClusteredVariables
+from keras_nisp.centripetal.cluster_mean import ClusteredVariables
 
 DEEP = "[" * 100_000 + "]" * 100_000
 JUNK = [

@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers
 
 import keras_nisp as kn
-from keras_nisp.channels import ChannelMap
+from keras_nisp.channels.channel_map import ChannelMap
 
 
 @dataclasses.dataclass

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 from nets import random_plan
 from random_parts import OPEN
 
 import keras_nisp as kn
-from keras_nisp import graph
-from keras_nisp.probing import random_samples
+from keras_nisp.data.random_samples import random_samples
+from keras_nisp.keras_graph import keras_models
 
 REFUSALS = ("has no channels that", "Expected a reduction of")
 # NISP: no final responses, or no channels before them.
@@ -32,7 +33,7 @@ def shapes_of(model) -> list[tuple]:
 def samples_for(model, count: int = 2, seed: int = 0):
     """Random samples of a model's inputs, in its own structure."""
     inputs = random_samples(model, shapes_of(model), count, seed).inputs
-    return graph.structured_inputs(model, inputs)
+    return keras_models.structured_inputs(model, inputs)
 
 
 def outputs(model, inputs=None) -> np.ndarray:
@@ -106,7 +107,7 @@ def masked_training(model, seed: int) -> None:
     Masks are taken off at the end of training. Where layers cannot leave out what is removed, the
     pruner says so, and nothing is promised.
     """
-    data = samples_for(model, 8, seed=2)
+    data = keras.tree.map_structure(tf.convert_to_tensor, samples_for(model, 8, seed=2))
     targets = keras.tree.map_structure(np.asarray, model(data, training=False))
     model.compile("sgd", "mse")
     masked = []

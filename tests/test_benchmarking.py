@@ -9,7 +9,7 @@ import pytest
 from nets import residual
 
 import keras_nisp as kn
-from keras_nisp.benchmarking import Benchmark, Latency
+from keras_nisp.latency.benchmarking import Benchmark, Latency
 
 
 def dense(units, name="dense"):

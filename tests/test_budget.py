@@ -9,9 +9,9 @@ from keras import layers
 from nets import NETS, branches, plain, randomise, residual
 
 import keras_nisp as kn
-from keras_nisp.budget import Budget
-from keras_nisp.cost import CostModel
-from keras_nisp.solver import Solver
+from keras_nisp.channels.cost import CostModel
+from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.solver import Solver
 
 
 def widths(plan):

@@ -6,7 +6,7 @@ import pytest
 from nets import example_inputs, plain, randomise, residual
 
 import keras_nisp as kn
-from keras_nisp.schedules import ScheduleReader
+from keras_nisp.pruning.schedules import ScheduleReader
 
 
 def training(model, count=96, seed=1):

@@ -8,9 +8,9 @@ from keras import layers
 from nets import NETS, example_inputs, randomise, residual
 
 import keras_nisp as kn
-from keras_nisp.cluster_mean import ClusterMean
-from keras_nisp.contraction import deviation_curve, largest_stable_pull
-from keras_nisp.merging import level
+from keras_nisp.centripetal.cluster_mean import ClusterMean
+from keras_nisp.centripetal.merging import level
+from keras_nisp.plans.forecast import deviation_curve, largest_stable_pull
 
 
 def every_kind():

@@ -10,7 +10,7 @@ from keras import layers
 from nets import NETS, example_inputs, nested, randomise
 
 import keras_nisp as kn
-from keras_nisp import graph
+from keras_nisp.keras_graph import walking
 
 
 class Doubler(layers.Layer):
@@ -204,7 +204,7 @@ def test_values_are_let_go_after_their_last_use():
         alive.append(len(known))
         return value
 
-    outputs = graph.walk(model, [Value()], visit)
+    outputs = walking.walk(model, [Value()], visit)
     assert len(alive) == 10
     assert max(alive) == 3  # early, which the sum still takes, what is read and what is made
     assert len(outputs) == len(known) == 2  # early is an output, too

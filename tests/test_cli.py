@@ -16,7 +16,7 @@ import pytest
 from nets import plain, randomise, residual
 
 import keras_nisp as kn
-from keras_nisp.runtime import load_interpreter
+from keras_nisp.export.interpreter import load_interpreter
 from keras_nisp_cli import loading, main
 
 COMMAND = [str(Path(sys.executable).with_name("keras-nisp"))]

@@ -20,8 +20,8 @@ from nets import (
 )
 
 import keras_nisp as kn
-from keras_nisp import compensation
-from keras_nisp.carrier import Carrier
+from keras_nisp.recovery import compensation
+from keras_nisp.recovery.carrier import Carrier
 
 TINY = 1e-9
 

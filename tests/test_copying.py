@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_nisp as kn
-from keras_nisp import copying
+from keras_nisp.keras_graph import copying
 
 WORDS = np.array([["red apple", "x"], ["green\x85pear", "y"], ["red pear", "x"]])
 

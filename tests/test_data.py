@@ -10,7 +10,7 @@ from keras import layers
 from nets import nested
 
 import keras_nisp as kn
-from keras_nisp.data import collect
+from keras_nisp.data.collecting import collect
 
 MODEL = keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2), keras.layers.Dense(2)])
 X = np.random.default_rng(0).normal(size=(20, 4, 3)).astype("float32")

@@ -1,4 +1,4 @@
-"""What the documentation names is there."""
+"""What the documentation names is there, and what is there it names."""
 
 import re
 from pathlib import Path
@@ -16,3 +16,16 @@ def test_tests_and_scripts_that_docs_name_are_there():
     assert [name for name in named if f"def {name}(" not in written] == []
     scripts = re.findall(r"(benchmarks/\w+\.py)", text)
     assert [name for name in scripts if not (ROOT / name).exists()] == []
+
+
+def test_every_file_has_its_room_in_the_design():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| `(\w+)/` \| (.*) \|", text)
+    package = ROOT / "keras_nisp"
+    assert {room for room, _ in rows} == {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
+    for room, described in rows:
+        if room != "rules":  # a file for each family of layers
+            files = {path.name for path in (package / room).glob("*.py")} - {"__init__.py"}
+            assert set(re.findall(r"`(\w+\.py)`", described)) == files

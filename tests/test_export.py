@@ -13,9 +13,9 @@ from nets import branches, grouped, nested, randomise, residual, saturating, squ
 
 import keras_nisp as kn
 from keras_nisp.export import serving, tflite
+from keras_nisp.export.interpreter import load_interpreter
 from keras_nisp.export.signature import Signature
 from keras_nisp.export.tflite import runner
-from keras_nisp.runtime import load_interpreter
 
 NETS = [residual, branches, squeeze_excite, grouped, nested]
 

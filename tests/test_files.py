@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from keras_nisp import files
-from keras_nisp.files import check_writable, making_folder, replacing
+from keras_nisp.io import files
+from keras_nisp.io.files import check_writable, making_folder, replacing
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import keras_nisp as kn
-from keras_nisp import calling
+from keras_nisp.keras_graph import calling
 
 PARTS = {
     "dense": lambda: layers.Dense(4, name="dense"),

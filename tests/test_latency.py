@@ -15,13 +15,13 @@ from nets import NETS, plain, random_plan, residual
 from test_layers import CASES, between
 
 import keras_nisp as kn
-from keras_nisp import latency_budget
-from keras_nisp.budget import Budget
 from keras_nisp.errors import ExportError
-from keras_nisp.latency import BLOCKS, LatencyTable
-from keras_nisp.latency_cache import LatencyCache, default_path, machine
-from keras_nisp.solver import Solver
-from keras_nisp.workload import Workloads
+from keras_nisp.latency.cache import LatencyCache, default_path, machine
+from keras_nisp.latency.table import BLOCKS, LatencyTable
+from keras_nisp.latency.workload import Workloads
+from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.solver import Solver
+from keras_nisp.pruning import latency_budget
 
 
 class Device(LatencyTable):

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import keras_nisp as kn
-from keras_nisp.loading import loading_fault
+from keras_nisp.keras_graph.loading import loading_fault
 
 
 class ExtraKey(layers.Dense):

@@ -11,7 +11,7 @@ from keras import layers
 from nets import randomise
 
 import keras_nisp as kn
-from keras_nisp.data import collect
+from keras_nisp.data.collecting import collect
 from keras_nisp.importance.base import run
 from keras_nisp.importance.final_response import collect_responses, find_final_responses
 

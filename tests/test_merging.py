@@ -16,9 +16,9 @@ from keras import layers
 from nets import NETS, branches, example_inputs, layer_norm, plain, randomise, residual
 
 import keras_nisp as kn
-from keras_nisp.clustering import even, imbalanced, kmeans
-from keras_nisp.contraction import pull_for
-from keras_nisp.unit_map import UnitMap
+from keras_nisp.centripetal.clustering import even, imbalanced, kmeans
+from keras_nisp.channels.unit_map import UnitMap
+from keras_nisp.plans.forecast import pull_for
 
 
 def squares(rows, labels):

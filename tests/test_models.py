@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import models
 
 import keras_nisp as kn
-from keras_nisp.merging import level
+from keras_nisp.centripetal.merging import level
 
 EXACT = 1e-5
 SMALL = {

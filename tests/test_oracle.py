@@ -7,7 +7,7 @@ import tensorflow as tf
 from nets import NETS, example_inputs, random_plan, randomise, saturating
 
 import keras_nisp as kn
-from keras_nisp.rounding import amplification
+from keras_nisp.keras_graph.rounding import amplification
 
 EXACT = 1e-5
 
@@ -48,8 +48,8 @@ def test_oracle_notices_wrong_channels(net):
     shifted = removed.copy()
     shifted[group.units] = np.roll(removed[group.units], 1)
     assert (shifted != removed).any()
-    from keras_nisp.surgery import rebuild_traced
-    from keras_nisp.unit_map import UnitMap
+    from keras_nisp.channels.unit_map import UnitMap
+    from keras_nisp.surgery.rebuilding import rebuild_traced
 
     wrong = rebuild_traced(channel_map, UnitMap.removing(shifted), optimizer_state=False)
     result = kn.verify(model, wrong, plan)
@@ -95,8 +95,8 @@ def test_networks_that_amplify_rounding_get_their_tolerance():
 
 def _shifted(model, plan):
     """The model of which one layer lost its neighbours' channels."""
-    from keras_nisp.surgery import rebuild_traced
-    from keras_nisp.unit_map import UnitMap
+    from keras_nisp.channels.unit_map import UnitMap
+    from keras_nisp.surgery.rebuilding import rebuild_traced
 
     channel_map = kn.trace(model)
     removed, units = plan.removed_units(channel_map), channel_map.creators[0].units

@@ -1,7 +1,10 @@
 """The package from outside: import cost, environment, public names."""
 
+import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
@@ -53,3 +56,19 @@ def test_models_of_keras_2_are_refused(monkeypatch):
 def test_public_names():
     assert all(getattr(kn, name).__doc__ for name in kn.__all__)
     assert len(kn.__all__) == len(set(kn.__all__))
+    assert set(dir(kn)) == {*kn.__all__, "__version__"}
+
+
+def test_no_public_name_is_that_of_a_module():
+    modules = {module.name for module in pkgutil.iter_modules(kn.__path__)}
+    assert not modules & set(kn.__all__)
+
+
+def test_one_room_alone_touches_internals_of_keras():
+    package = Path(kn.__file__).parent
+    touching = {
+        path.parent.name
+        for path in package.rglob("*.py")
+        if re.search(r"(from|import) keras\.src", path.read_text(encoding="utf-8"))
+    }
+    assert touching == {"keras_graph"}

@@ -8,9 +8,10 @@ from keras import layers, ops
 from nets import randomise
 
 import keras_nisp as kn
-from keras_nisp import graph
-from keras_nisp.data import Calibration, collect
-from keras_nisp.probing import random_samples
+from keras_nisp.data.calibration import Calibration
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.random_samples import random_samples
+from keras_nisp.keras_graph import calling, keras_models
 
 WORDS = ["red", "green", "blue"]
 
@@ -124,7 +125,7 @@ def test_models_bound_to_a_batch_size(kind):
     model = bound(*BOUND[kind])
     states = [
         state
-        for layer in graph.all_layers(model)
+        for layer in keras_models.all_layers(model)
         if getattr(layer, "states", None) and isinstance(layer, keras.layers.RNN)
         for state in keras.tree.flatten(layer.states)
     ]
@@ -158,7 +159,7 @@ def test_states_do_not_leak_from_batch_to_batch():
     assert [len(inputs[0]) for inputs, _ in twice.batches(64)] == [1, 1]
     seen = []
     for inputs, _ in twice.batches():
-        seen.append(np.asarray(graph.answer(model, inputs)))
+        seen.append(np.asarray(calling.answer(model, inputs)))
     np.testing.assert_array_equal(*seen)
 
 

@@ -12,8 +12,8 @@ from keras import layers
 from nets import NETS, layer_norm, plain, random_plan, residual
 
 import keras_nisp as kn
-from keras_nisp.report import _sketch as sketch_of
-from keras_nisp.report import render
+from keras_nisp.plans.report import _sketch as sketch_of
+from keras_nisp.plans.report import render
 
 VOID = {"meta", "input", "wbr"}
 

@@ -9,9 +9,9 @@ import pytest
 from nets import plain, randomise, residual
 
 import keras_nisp as kn
-from keras_nisp.data import Samples
-from keras_nisp.data_range import check_range, starts_with_rescaling
-from keras_nisp.sensitivity import accuracy
+from keras_nisp.data.samples import Samples
+from keras_nisp.data.value_range import check_range, starts_with_rescaling
+from keras_nisp.pruning.sensitivity import accuracy
 
 
 @pytest.fixture

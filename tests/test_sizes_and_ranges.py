@@ -10,8 +10,8 @@ from keras import layers
 from nets import randomise
 
 import keras_nisp as kn
-from keras_nisp.data import collect
-from keras_nisp.data_range import check_range
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.value_range import check_range
 
 
 def sequences(length=None, cropping=100):

@@ -137,7 +137,7 @@ def test_optimizer_state_goes_along(optimizer):
 
 
 def _hold_reads_at_zero(model, plan):
-    from keras_nisp.pruner_masks import Masks
+    from keras_nisp.pruning.pruner_masks import Masks
 
     channel_map = kn.trace(model)
     masks = Masks(channel_map)

@@ -15,7 +15,7 @@ import keras_nisp as kn
 from keras_nisp import import_tfmot, quantization_aware, to_tf_keras
 from keras_nisp.errors import ConversionError
 from keras_nisp.export import tf_keras_layers as bridge
-from keras_nisp.runtime import load_interpreter
+from keras_nisp.export.interpreter import load_interpreter
 
 tf_keras = pytest.importorskip("tf_keras")
 if importlib.util.find_spec("tensorflow_model_optimization") is None:

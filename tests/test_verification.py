@@ -8,10 +8,10 @@ from keras import layers, ops
 from nets import example_inputs, nested, plain, randomise, shared
 
 import keras_nisp as kn
-from keras_nisp.layerwise import Layerwise
-from keras_nisp.oracle import Oracle
-from keras_nisp.probing import random_samples
-from keras_nisp.verification import verify_traced
+from keras_nisp.data.random_samples import random_samples
+from keras_nisp.surgery.layerwise import Layerwise
+from keras_nisp.surgery.oracle import Oracle
+from keras_nisp.surgery.verification import verify_traced
 
 
 def image(data_format="channels_last"):

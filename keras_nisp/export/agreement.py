@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
-from keras_nisp.data import Samples, collect
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.random_samples import random_samples
+from keras_nisp.data.samples import Samples
 from keras_nisp.errors import ExportError
 from keras_nisp.export.signature import Signature
-from keras_nisp.probing import random_samples
+from keras_nisp.keras_graph import keras_models
 
 ASSUMED_SIZE = 64  # of the random samples where a model leaves its input size open
 CHECKED = 256  # samples
@@ -195,12 +196,12 @@ def check_samples(
 
     With a batch size, of the model or as given, they fill whole batches.
     """
-    size = batch_size or graph.batch_size(model)
+    size = batch_size or keras_models.batch_size(model)
     if data is not None:
         return whole_batches(collect(data, model, limit, seed), size), False
     shapes = [
         tuple(ASSUMED_SIZE if size is None else size for size in tensor.shape[1:])
-        for tensor in graph.body(model).inputs
+        for tensor in keras_models.body(model).inputs
     ]
     return whole_batches(random_samples(model, shapes, 8, seed), size), True
 

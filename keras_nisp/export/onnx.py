@@ -11,13 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import copying, graph
 from keras_nisp.errors import ExportError
 from keras_nisp.export.agreement import Agreement, check_agreement, check_samples, compare
 from keras_nisp.export.signature import Signature, check_exportable
 from keras_nisp.export.tflite import in_float32
-from keras_nisp.files import check_writable, replacing
-from keras_nisp.rounding import default_tolerance
+from keras_nisp.io.files import check_writable, replacing
+from keras_nisp.keras_graph import calling, copying, keras_models
+from keras_nisp.keras_graph.rounding import default_tolerance
 
 OPSET = 17
 
@@ -101,7 +101,7 @@ def export_onnx(
     samples, random = check_samples(model, check_data, batch_size=batch_size)
     try:
         run = _runner(runtime, content, signature)
-        with graph.fresh_states(model):
+        with calling.fresh_states(model):
             agreement = compare(original, run, samples, random, "ONNX file")
     except ExportError:
         raise
@@ -124,14 +124,14 @@ def export_onnx(
 
 def _check_translatable(model: keras.Model) -> None:
     """Raises where tf2onnx would write a file that does something else, or nothing."""
-    for tensor in (*graph.body(model).inputs, *graph.body(model).outputs):
+    for tensor in (*keras_models.body(model).inputs, *keras_models.body(model).outputs):
         if tensor.dtype == "string":
             raise ExportError(
                 f"Model '{model.name}' takes or gives words, for which tf2onnx has no operations. "
                 "Export the part of it behind the lookup (`keras.Model(lookup.output, "
                 "model.outputs)`), or a SavedModel with `export_serving`."
             )
-    for layer in graph.all_layers(model):
+    for layer in keras_models.all_layers(model):
         if getattr(layer, "stateful", False):
             raise ExportError(
                 f"Layer '{layer.name}' keeps its state from one call to the next "
@@ -182,7 +182,7 @@ def _runner(runtime, content: bytes, signature: Signature):
 
 def _without_normalization(model: keras.Model) -> keras.Model:
     """A model whose `Normalization` layers are `Rescaling`: tf2onnx loses their constants."""
-    if not any(_as_rescaling(layer) for layer in graph.all_layers(model)):
+    if not any(_as_rescaling(layer) for layer in keras_models.all_layers(model)):
         return model
     return copying.copy_model(model, _as_rescaling)
 

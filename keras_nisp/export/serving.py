@@ -9,8 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_nisp import graph
-from keras_nisp.data import collect
+from keras_nisp.data.collecting import collect
 from keras_nisp.export.agreement import (
     Agreement,
     check_agreement,
@@ -19,8 +18,9 @@ from keras_nisp.export.agreement import (
     whole_batches,
 )
 from keras_nisp.export.signature import Signature, check_exportable, write_saved_model
-from keras_nisp.files import making_folder
-from keras_nisp.rounding import default_tolerance
+from keras_nisp.io.files import making_folder
+from keras_nisp.keras_graph import calling, keras_models
+from keras_nisp.keras_graph.rounding import default_tolerance
 
 WARMUP = 100  # requests at the most; TF Serving takes up to 1,000
 
@@ -122,7 +122,7 @@ def export_serving(
     first, size = preprocessing or model, served.batch_size
     requests = None if warmup is None else _warmup_requests(Path(path).name, first, warmup, size)
     samples, random = check_samples(first, check_data, batch_size=size)
-    with making_folder(place) as folder, graph.fresh_states(model):
+    with making_folder(place) as folder, calling.fresh_states(model):
         write_saved_model(
             folder, {"serving_default": (served, served.specs), **others}, served.layers
         )
@@ -170,7 +170,7 @@ class _Preprocessed(Signature):
                 "Expected `preprocessing` to have one output, for the one input of a model. "
                 f"Received: {len(self.outputs)} outputs for {len(signature.specs)} inputs."
             )
-        (want,), (got,) = signature.specs, graph.body(preprocessing).outputs
+        (want,), (got,) = signature.specs, keras_models.body(preprocessing).outputs
         if not want.shape.is_compatible_with(got.shape) or want.dtype != tf.as_dtype(got.dtype):
             raise ValueError(
                 f"Expected `preprocessing` to give what model '{signature.model.name}' takes: "
@@ -204,7 +204,7 @@ class _TopK:
 
     def __init__(self, served: Signature, top_k: int, labels: list[str] | None):
         model = getattr(served, "signature", served).model
-        shapes = [tuple(tensor.shape) for tensor in graph.body(model).outputs]
+        shapes = [tuple(tensor.shape) for tensor in keras_models.body(model).outputs]
         if len(shapes) != 1 or len(shapes[0]) != 2 or (shapes[0][1] or 0) < 2:
             raise ValueError(
                 "Expected a model with one output (batch, classes) for `top_k`. Received outputs "
@@ -217,7 +217,7 @@ class _TopK:
             raise ValueError(f"Expected {classes} `labels`. Received: {len(labels)}")
         self.served, self.top_k = served, top_k
         self.labels = None if labels is None else tf.constant(list(map(str, labels)))
-        self.scored = graph.ending(model) is not None
+        self.scored = keras_models.ending(model) is not None
 
     def __call__(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         (values,) = self.served(*inputs).values()

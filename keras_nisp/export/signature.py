@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
 from keras_nisp.errors import ExportError
 from keras_nisp.export.translation import run_translated
-from keras_nisp.rounding import allowed
+from keras_nisp.keras_graph import keras_models
+from keras_nisp.keras_graph.rounding import allowed
 
 UNNAMED = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?$")
 
@@ -24,7 +24,7 @@ def check_exportable(model: Any) -> None:
         TypeError, ValueError: it is none.
         ExportError: a weight holds NaN, or one that was trained infinity.
     """
-    graph.check_model(model)
+    keras_models.check_model(model)
     trained = {id(weight) for weight in model.trainable_variables}
     for weight in model.weights:
         if not keras.backend.is_float_dtype(weight.dtype):
@@ -42,7 +42,7 @@ def check_exportable(model: Any) -> None:
 
 def check_batch_size(model: keras.Model, batch_size: int | None) -> int | None:
     """The batch size of an export: as asked for, else that of the model, else open (`None`)."""
-    own = graph.batch_size(model)
+    own = keras_models.batch_size(model)
     if batch_size is None:
         return own
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -78,26 +78,26 @@ class Signature:
     """
 
     def __init__(self, model: keras.Model, batch_size: int | None = None):
-        graph.check_model(model)
+        keras_models.check_model(model)
         self.model, self.name = model, model.name
         self.batch_size = check_batch_size(model, batch_size)
         self.inputs = _input_names(model)
-        self.outputs = _keys(graph.output_structure(model)) or [
-            f"output_{i}" for i in range(len(graph.body(model).outputs))
+        self.outputs = _keys(keras_models.output_structure(model)) or [
+            f"output_{i}" for i in range(len(keras_models.body(model).outputs))
         ]
         self.specs = [
             tf.TensorSpec((self.batch_size, *tensor.shape[1:]), tensor.dtype, name)
-            for tensor, name in zip(graph.body(model).inputs, self.inputs, strict=True)
+            for tensor, name in zip(keras_models.body(model).inputs, self.inputs, strict=True)
         ]
 
     @property
     def layers(self) -> list[keras.Layer]:
         """All layers that take part."""
-        return graph.all_layers(self.model)
+        return keras_models.all_layers(self.model)
 
     def original_values(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
         """The flat outputs as Keras computes them, in inference mode."""
-        structure = graph.structured_inputs(self.model, list(inputs))
+        structure = keras_models.structured_inputs(self.model, list(inputs))
         return keras.tree.flatten(self.model(structure, training=False))
 
     def original(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -155,9 +155,9 @@ def _keys(structure: Any) -> list[str] | None:
 
 
 def _input_names(model: keras.Model) -> list[str]:
-    if keys := _keys(graph.input_structure(model)):
+    if keys := _keys(keras_models.input_structure(model)):
         return keys
-    names = graph.input_names(model)
+    names = keras_models.input_names(model)
     plain = ["input"] if len(names) == 1 else [f"input_{i}" for i in range(len(names))]
     return [
         new if UNNAMED.match(name) else re.sub(r"\W", "_", name)

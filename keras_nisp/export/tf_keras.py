@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp import graph, masks
+from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import ConversionError
 from keras_nisp.export.signature import check_exportable
 from keras_nisp.export.tf_keras_layers import (
@@ -28,8 +28,8 @@ from keras_nisp.export.tf_keras_layers import (
     settings_of,
 )
 from keras_nisp.export.tflite import in_float32
-from keras_nisp.probing import random_samples
-from keras_nisp.rounding import allowed, amplification, relative_difference
+from keras_nisp.keras_graph import calling, keras_models, masks, walking
+from keras_nisp.keras_graph.rounding import allowed, amplification, relative_difference
 
 if TYPE_CHECKING:
     import tf_keras
@@ -79,11 +79,11 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     converter = _Converter(keras_2)
     inputs = converter.inputs(model)
     outputs = converter.run(model, inputs, converter.call)
-    structure = graph.structured_inputs(model, inputs)
+    structure = keras_models.structured_inputs(model, inputs)
     converted = keras_2.Model(structure, outputs, name=model.name)
     converter.copy_weights()
     indices = [id(tensor) in converter.looked_up for tensor in inputs]
-    with graph.fresh_states(model):
+    with calling.fresh_states(model):
         _check(model, converted, converter, indices)
     converted.reset_states()
     return converted
@@ -116,8 +116,8 @@ class _Converter:
     def inputs(self, model: keras.Model) -> list:
         """New symbolic inputs, flat."""
         inputs = []
-        names = graph.input_names(model)
-        for tensor, name in zip(graph.body(model).inputs, names, strict=True):
+        names = keras_models.input_names(model)
+        for tensor, name in zip(keras_models.body(model).inputs, names, strict=True):
             if tensor.sparse:
                 raise ConversionError(f"Input '{name}' is sparse: tf_keras takes dense ones here.")
             size, *shape = tensor.shape
@@ -137,14 +137,14 @@ class _Converter:
                 raise refusal(operation, path, "masks (`mask_zero`) are not converted")
             mode = kwargs.pop("training", None)
             mode = training if mode is None else mode
-            if graph.is_graph(operation):
+            if keras_models.is_graph(operation):
                 nested = keras.tree.flatten(args[0])
                 return self.run(operation, nested, call, path + "/", mode)
             if mode is not None and "training" in inspect.signature(operation.call).parameters:
                 kwargs["training"] = mode
             return call(operation, path, args, kwargs)
 
-        return graph.replay(model, inputs, visit)
+        return walking.replay(model, inputs, visit)
 
     def call(self, operation, path: str, args: tuple, kwargs: dict) -> Any:
         """The outputs of a call, by the operation's counterpart."""
@@ -166,7 +166,7 @@ class _Converter:
 
     def compare(self, operation, path: str, args: tuple, kwargs: dict) -> Any:
         """The outputs of a call by the original, if the counterpart gives the same."""
-        expected = graph.infer(operation, *args, **kwargs)
+        expected = calling.infer(operation, *args, **kwargs)
         difference = relative_difference(expected, self.call(operation, path, args, kwargs))
         if not difference <= TOLERANCE:
             reason = f"outputs differ by {difference:.1e} of their scale (please report this)"
@@ -234,13 +234,13 @@ def _check(model, converted: "tf_keras.Model", converter: _Converter, indices: l
     Args:
         indices: for each input whether an embedding looks it up.
     """
-    tensors = graph.body(model).inputs
+    tensors = keras_models.body(model).inputs
     shapes = [tuple(ASSUMED_SIZE if n is None else n for n in t.shape[1:]) for t in tensors]
-    inputs, _ = next(random_samples(model, shapes, graph.batch_size(model) or 2).batches())
+    inputs, _ = next(random_samples(model, shapes, keras_models.batch_size(model) or 2).batches())
     pairs = zip(inputs, indices, strict=True)
     inputs = [tf.cast(x > 0, x.dtype) if index else x for x, index in pairs]
     converter.run(model, inputs, converter.compare)
-    structure = graph.structured_inputs(model, inputs)
+    structure = keras_models.structured_inputs(model, inputs)
     expected, received = (net(structure, training=False) for net in (model, converted))
     difference = relative_difference(expected, received)
     if not difference <= TOLERANCE and not difference <= allowed(model, inputs, TOLERANCE):

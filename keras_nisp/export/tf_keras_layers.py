@@ -7,8 +7,9 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_nisp import copying, graph
 from keras_nisp.errors import ConversionError
+from keras_nisp.keras_graph import copying, keras_layers
+from keras_nisp.keras_graph.keras_layers import operation_class
 
 INSTEAD = (
     "For an int8 file without TFMOT: `keras_nisp.export_tflite(model, path, "
@@ -129,7 +130,7 @@ def as_layer(operation: keras.Operation, path: str, args: tuple) -> tuple[str, d
         found = OPERATIONS.get(type(operation), lambda operation, *args: None)(operation, *args)
     if found is None:
         reason = "this operation, called like this, has no counterpart among the layers of tf_keras"
-        if isinstance(operation, graph.operation_class("not_equal")):
+        if isinstance(operation, operation_class("not_equal")):
             reason = "masks (`mask_zero`) are not converted"
         raise refusal(operation, path, reason)
     return found
@@ -179,7 +180,7 @@ def _mean(operation, x):
 
 
 PLAIN = {
-    graph.operation_class("exp" if name == "exponential" else name): name
+    operation_class("exp" if name == "exponential" else name): name
     for name in (
         *("relu", "relu6", "selu", "sigmoid", "tanh", "silu", "softplus", "softsign"),
         *("exponential", "hard_sigmoid", "hard_silu"),
@@ -187,10 +188,10 @@ PLAIN = {
 }
 BINARY = {
     **{
-        graph.operation_class(kind.lower()): kind
+        operation_class(kind.lower()): kind
         for kind in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Divide")
     },
-    graph.operation_class("true_divide"): "Divide",
+    operation_class("true_divide"): "Divide",
 }
 OPERATIONS = {
     **{
@@ -199,21 +200,25 @@ OPERATIONS = {
             {key: getattr(op, key) for key in ("max_value", "negative_slope", "threshold")},
             (x,),
         )
-        for cls in graph.ACTIVATIONS
+        for cls in keras_layers.ACTIVATIONS
         if cls.__name__ == "ReLU"
     },
-    graph.operation_class("leaky_relu"): lambda op, x: (
+    operation_class("leaky_relu"): lambda op, x: (
         "LeakyReLU",
         {"alpha": op.negative_slope},
         (x,),
     ),
-    graph.operation_class("elu"): lambda op, x: ("ELU", {"alpha": op.alpha}, (x,)),
-    graph.operation_class("softmax"): lambda op, x: ("Softmax", {"axis": op.axis}, (x,)),
-    graph.operation_class("gelu"): lambda op, x: None if op.approximate else ("gelu", {}, (x,)),
-    graph.operation_class("negative"): lambda op, x: ("Rescaling", {"scale": -1.0}, (x,)),
-    graph.operation_class("concatenate"): lambda op, xs: ("Concatenate", {"axis": op.axis}, (xs,)),
-    graph.operation_class("reshape"): _reshape,
-    graph.operation_class("mean"): _mean,
+    operation_class("elu"): lambda op, x: ("ELU", {"alpha": op.alpha}, (x,)),
+    operation_class("softmax"): lambda op, x: ("Softmax", {"axis": op.axis}, (x,)),
+    operation_class("gelu"): lambda op, x: None if op.approximate else ("gelu", {}, (x,)),
+    operation_class("negative"): lambda op, x: ("Rescaling", {"scale": -1.0}, (x,)),
+    operation_class("concatenate"): lambda op, xs: (
+        "Concatenate",
+        {"axis": op.axis},
+        (xs,),
+    ),
+    operation_class("reshape"): _reshape,
+    operation_class("mean"): _mean,
 }
 
 

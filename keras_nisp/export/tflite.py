@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import copying, graph
-from keras_nisp.data import Samples, collect
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.samples import Samples
 from keras_nisp.errors import ExportError
 from keras_nisp.export.agreement import (
     Agreement,
@@ -25,6 +25,7 @@ from keras_nisp.export.agreement import (
     compare,
     whole_batches,
 )
+from keras_nisp.export.interpreter import dequantized, load_interpreter, quantized
 from keras_nisp.export.operations import float_operations, listed, operations
 from keras_nisp.export.signature import (
     Signature,
@@ -32,9 +33,9 @@ from keras_nisp.export.signature import (
     check_exportable,
     write_saved_model,
 )
-from keras_nisp.files import check_writable, replacing
-from keras_nisp.rounding import LARGEST_TOLERANCE, default_tolerance
-from keras_nisp.runtime import dequantized, load_interpreter, quantized
+from keras_nisp.io.files import check_writable, replacing
+from keras_nisp.keras_graph import calling, copying, keras_models
+from keras_nisp.keras_graph.rounding import LARGEST_TOLERANCE, default_tolerance
 
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
 # Of the outputs' scale. Integers lose what the data decide: there, only the report tells.
@@ -146,7 +147,7 @@ def export_tflite(
     signature = Signature(model, batch_size)
     check_data = representative_data if check_data is None else check_data
     samples, random = check_samples(model, check_data, seed, batch_size=batch_size)
-    with graph.fresh_states(model):
+    with calling.fresh_states(model):
         content = convert(
             model, quantization, representative_data, batch_size=batch_size, seed=seed
         )
@@ -232,7 +233,7 @@ def convert(
         samples = whole_batches(samples, batch_size)
     loops = [
         layer.name
-        for layer in graph.all_layers(model)
+        for layer in keras_models.all_layers(model)
         if isinstance(layer, keras.layers.RNN) and not layer.unroll
     ]
     if loops and quantization == "int8":
@@ -241,7 +242,7 @@ def convert(
             "crashes. Build it with `unroll=True`, or choose quantization='dynamic'."
         )
     # Loops and tables of words have no counterpart at an open batch size, but one at 1.
-    words = any(tensor.dtype == "string" for tensor in graph.body(model).inputs)
+    words = any(tensor.dtype == "string" for tensor in keras_models.body(model).inputs)
     signature = Signature(in_float32(model), batch_size or (1 if loops or words else None))
     return _convert(signature, quantization, samples)
 
@@ -305,7 +306,7 @@ def _cause(text: str) -> str:
 
 def in_float32(model: keras.Model) -> keras.Model:
     """A model of mixed precision in float32, which the converter needs; others as they are."""
-    if not graph.is_half(model):
+    if not keras_models.is_half(model):
         return model
     return copying.copy_model(model, dtype="float32")
 

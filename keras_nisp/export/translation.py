@@ -6,14 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_nisp import graph
-from keras_nisp.masks import set_mask
-from keras_nisp.wrappers import take_apart
+from keras_nisp.keras_graph import calling, keras_layers, keras_models, walking
+from keras_nisp.keras_graph.masks import set_mask
+from keras_nisp.keras_graph.wrappers import take_apart
 
 # Keras tells -0 from 0 by the bits of a float, which neither TFLite nor ONNX can look at.
 INDICES = {
-    graph.operation_class("argmax"): tf.argmax,
-    graph.operation_class("argmin"): tf.argmin,
+    keras_layers.operation_class("argmax"): tf.argmax,
+    keras_layers.operation_class("argmin"): tf.argmin,
 }
 
 
@@ -25,7 +25,7 @@ def run_translated(model: keras.Model, inputs: list[tf.Tensor]) -> list[tf.Tenso
         inputs: a tensor for each of its inputs, flat.
     """
     if not any(_is_translated(operation) for operation in _operations(model)):
-        structure = graph.structured_inputs(model, inputs)
+        structure = keras_models.structured_inputs(model, inputs)
         return keras.tree.flatten(model(structure, training=False))
 
     def visit(site, args, kwargs):
@@ -34,14 +34,14 @@ def run_translated(model: keras.Model, inputs: list[tf.Tensor]) -> list[tf.Tenso
             return _index(operation, *args, **kwargs)
         if type(operation) is keras.layers.TimeDistributed:  # with a mask, else it was taken apart
             return _masked_steps(operation, args, kwargs)
-        return graph.infer(operation, *args, **kwargs)
+        return calling.infer(operation, *args, **kwargs)
 
-    return keras.tree.flatten(graph.walk(model, inputs, visit))  # takes wrappers apart
+    return keras.tree.flatten(walking.walk(model, inputs, visit))  # takes wrappers apart
 
 
 def _operations(model: keras.Model) -> Iterator[keras.Operation]:
-    for operation in graph.body(model).operations:
-        if graph.is_graph(operation):
+    for operation in keras_models.body(model).operations:
+        if keras_models.is_graph(operation):
             yield from _operations(operation)
         yield operation
 
@@ -62,7 +62,7 @@ def _masked_steps(wrapper: keras.layers.TimeDistributed, args: tuple, kwargs: di
         wrapper.name,
         (sequence,),
         {},
-        lambda inner, _, args, kwargs: keras.tree.flatten(graph.infer(inner, *args, **kwargs)),
+        lambda inner, _, args, kwargs: keras.tree.flatten(calling.infer(inner, *args, **kwargs)),
     )
 
 

@@ -7,11 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
-from keras_nisp.call import Call
-from keras_nisp.channels import ChannelMap
-from keras_nisp.data import Calibration, Samples
-from keras_nisp.masks import carry_mask
+from keras_nisp.channels.call import Call
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.data.calibration import Calibration
+from keras_nisp.data.samples import Samples
+from keras_nisp.keras_graph import keras_models
+from keras_nisp.keras_graph.masks import carry_mask
 
 
 class Importance:
@@ -53,7 +54,7 @@ class Importance:
         calibration = getattr(self, "calibration", None)
         if not isinstance(calibration, Calibration) or calibration.data is None:
             return None
-        return calibration.samples(model).shapes if graph.is_open(model) else None
+        return calibration.samples(model).shapes if keras_models.is_open(model) else None
 
     @property
     def name(self) -> str:

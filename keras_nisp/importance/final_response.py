@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 
-from keras_nisp.call import Call
-from keras_nisp.channels import ChannelMap, Traced
+from keras_nisp.channels.call import Call
+from keras_nisp.channels.channel_map import ChannelMap, Traced
 from keras_nisp.errors import NoFinalResponseLayerError
 from keras_nisp.importance.base import per_unit, run
-from keras_nisp.masks import level
-from keras_nisp.wrappers import UnfoldTime
+from keras_nisp.keras_graph.masks import level
+from keras_nisp.keras_graph.wrappers import UnfoldTime
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import graph
-from keras_nisp.call import Call
-from keras_nisp.channels import ChannelMap
-from keras_nisp.data import Calibration
+from keras_nisp.channels.call import Call
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.rule import absolute, meaningful, spread
+from keras_nisp.data.calibration import Calibration
 from keras_nisp.importance.base import Importance, map_tensors, per_unit
 from keras_nisp.importance.final_response import (
     FinalResponse,
@@ -18,7 +18,7 @@ from keras_nisp.importance.final_response import (
     find_final_responses,
 )
 from keras_nisp.importance.inf_fs import inf_fs
-from keras_nisp.rules.base import absolute, meaningful, spread
+from keras_nisp.keras_graph import keras_models
 
 
 class NISP(Importance):
@@ -189,7 +189,7 @@ def propagate(
 
     Source: Yu et al., CVPR 2018, section 3.4; recursion s_k = |w_{k+1}|^T s_{k+1}.
     """
-    samples = graph.batch_size(channel_map.model) or 1
+    samples = keras_models.batch_size(channel_map.model) or 1
     ones = [tf.ones((samples, *shape)) for shape in channel_map.input_shapes]
     keep = None if removed is None else (~removed).astype(np.float32)
     edges, targets = [], []
@@ -286,7 +286,7 @@ def _is_scaled(x) -> bool:
 
 def _sum_shares(channel_map: ChannelMap, shares: list) -> np.ndarray:
     """Sums the scores of all consumption edges of each unit, edge scales put back."""
-    size, samples = channel_map.count, graph.batch_size(channel_map.model) or 1
+    size, samples = channel_map.count, keras_models.batch_size(channel_map.model) or 1
     group_of = np.full(size, len(channel_map.groups))
     for index, group in enumerate(channel_map.groups):
         group_of[group.units] = index

@@ -7,12 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp import keras_training
-from keras_nisp.channels import ChannelMap
-from keras_nisp.data import Calibration
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.data.calibration import Calibration
 from keras_nisp.importance.base import Importance, per_unit, run, scored_where
 from keras_nisp.importance.inf_fs import inf_fs
-from keras_nisp.masks import level
+from keras_nisp.keras_graph import keras_training
+from keras_nisp.keras_graph.masks import level
 
 
 class LayerByLayer(Importance):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_nisp.channels import Binding, ChannelMap
+from keras_nisp.channels.channel_map import Binding, ChannelMap
 from keras_nisp.importance.base import Importance, scored_where
 
 

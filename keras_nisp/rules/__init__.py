@@ -1,20 +1,20 @@
 """The rules, one file for each family of layers."""
 
+from keras_nisp.channels.rule import BARRIER, PassThrough, Rule, register_rule, rule_for
 from keras_nisp.rules import (  # noqa: F401
     activation,
     attention,
-    contraction,
+    combining,
     convolution,
     dense,
     fixes,
-    merging,
     moving,
     normalization,
     pooling,
     preprocessing,
+    products,
     recurrent,
     reduction,
 )
-from keras_nisp.rules.base import BARRIER, PassThrough, Rule, register_rule, rule_for
 
 __all__ = ["BARRIER", "PassThrough", "Rule", "register_rule", "rule_for"]

@@ -5,9 +5,9 @@ import numpy as np
 import tensorflow as tf
 from keras import activations, layers
 
-from keras_nisp import graph
-from keras_nisp.channels import Traced
-from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule
+from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.rule import PassThrough, Rule, register_operations, register_rule
+from keras_nisp.keras_graph import keras_layers
 
 # Everything in keras.activations that mixes no elements; softmax, log_softmax,
 # sparsemax and glu are left out.
@@ -84,31 +84,6 @@ def activated(call, names, shape=None, key="activation", owner=None):
     return names
 
 
-def check_shared(layers: list) -> None:
-    """Raises if an activation with weights belongs to several layers.
-
-    Keras makes it from the config of each of them, so copies (and files) no longer share it.
-
-    Args:
-        layers: the layers and operations of a model.
-    """
-    owners: dict[int, keras.Operation] = {id(layer): layer for layer in layers}
-    for layer in {id(layer): layer for layer in layers if isinstance(layer, keras.Layer)}.values():
-        for part in layer._flatten_layers():
-            for key in ("activation", "recurrent_activation"):
-                held = vars(part).get(key)
-                if not isinstance(held, keras.Layer) or not held.weights:
-                    continue
-                owner = owners.setdefault(id(held), part)
-                if owner is not part:
-                    raise ValueError(
-                        f"Layer '{held.name}' ({type(held).__name__}) has weights, and is the "
-                        f"activation of '{layer.name}' and belongs to '{owner.name}' as well: a "
-                        "copy would not share them, and Keras cannot load such a model. Call it "
-                        f"as a layer of its own instead: `{held.name}(layer(x))`."
-                    )
-
-
 def _follow(call, activation, x):
     """The names that an activation gives, and the calls that it consists of."""
     if isinstance(activation, keras.Operation):
@@ -147,12 +122,12 @@ IDLE = (
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
     layers.ActivityRegularization,
-    graph.StochasticDepth,
+    keras_layers.StochasticDepth,
 )
 register_rule(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Masking, *IDLE)(PassThrough)
 
 
-@register_rule(*graph.ACTIVATIONS)
+@register_rule(*keras_layers.ACTIVATIONS)
 @register_operations(
     *("absolute", "negative", "sign", "signbit", "square", "sqrt", "rsqrt", "cbrt", "reciprocal"),
     *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc", "erfinv", "sinc"),

@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.graph import projection
-from keras_nisp.rules.base import Rule, absolute, positions, register_rule, spread
-from keras_nisp.rules.contraction import attend
+from keras_nisp.channels.rule import Rule, absolute, positions, register_rule, spread
+from keras_nisp.keras_graph.keras_layers import projection
+from keras_nisp.rules.products import attend
 
 
 class _Projected(Rule):

@@ -5,8 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.activation import activated
-from keras_nisp.rules.base import (
+from keras_nisp.channels.rule import (
     Rule,
     absolute,
     channel_axis,
@@ -14,6 +13,7 @@ from keras_nisp.rules.base import (
     register_rule,
     spread,
 )
+from keras_nisp.rules.activation import activated
 
 
 class _Convolution(Rule):

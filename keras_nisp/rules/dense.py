@@ -5,8 +5,7 @@ import math
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.activation import activated
-from keras_nisp.rules.base import (
+from keras_nisp.channels.rule import (
     Rule,
     absolute,
     named_layers,
@@ -14,7 +13,8 @@ from keras_nisp.rules.base import (
     register_rule,
     spread,
 )
-from keras_nisp.rules.contraction import parse
+from keras_nisp.rules.activation import activated
+from keras_nisp.rules.products import parse
 
 
 @register_rule(layers.Dense)

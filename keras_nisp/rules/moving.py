@@ -5,9 +5,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp import wrappers
-from keras_nisp.channels import Traced
-from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule, spread
+from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.rule import PassThrough, Rule, register_operations, register_rule, spread
+from keras_nisp.keras_graph import wrappers
 from keras_nisp.rules.pooling import _Pooling
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.base import PassThrough, Rule, absolute, register_rule, spread
+from keras_nisp.channels.rule import PassThrough, Rule, absolute, register_rule, spread
 from keras_nisp.rules.reduction import holds_channels
 
 

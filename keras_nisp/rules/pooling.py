@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.base import (
+from keras_nisp.channels.rule import (
     Rule,
     channel_axis,
     named_layers,

@@ -5,17 +5,17 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp import graph
-from keras_nisp.channels import Traced
+from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.rule import Rule, absolute, positions, register_rule, spread
+from keras_nisp.keras_graph import keras_layers
 from keras_nisp.rules.activation import activated
-from keras_nisp.rules.base import Rule, absolute, positions, register_rule, spread
 
 # How many gates of a cell lie side by side in its kernels.
 GATES = {
     layers.SimpleRNNCell: 1,
     layers.GRUCell: 3,
     layers.LSTMCell: 4,
-    graph.ConvLSTMCell: 4,
+    keras_layers.ConvLSTMCell: 4,
 }
 
 
@@ -121,7 +121,7 @@ def _cells(layer) -> list:
 
 def _is_map(cell) -> bool:
     """Whether a cell's states are feature maps."""
-    return isinstance(cell, graph.ConvLSTMCell)
+    return isinstance(cell, keras_layers.ConvLSTMCell)
 
 
 def _units(cell) -> int:

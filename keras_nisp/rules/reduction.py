@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.rules.base import PassThrough, Rule, register_operations, register_rule
+from keras_nisp.channels.rule import PassThrough, Rule, register_operations, register_rule
 
 
 def reduced_axes(call, x) -> list[int] | None:

@@ -1,0 +1,223 @@
+"""`plan_merging`: which channels C-SGD makes identical."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.centripetal.clustering import Clustering
+from keras_nisp.channels.channel_map import ChannelMap, reasons_by_unit
+from keras_nisp.channels.tracing import trace
+from keras_nisp.channels.unit_map import UnitMap
+from keras_nisp.data.calibration import Calibration
+from keras_nisp.keras_graph import keras_models
+from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.plan_rows import owned_axes, variable_rows
+from keras_nisp.plans.planning import describe
+from keras_nisp.plans.solver import Solver
+
+
+def plan_merging(
+    model: keras.Model,
+    *,
+    ratio: float | None = None,
+    ratios: Mapping[str, float] | None = None,
+    widths: Mapping[str, int] | keras.Model | None = None,
+    flops_reduction: float | None = None,
+    params_reduction: float | None = None,
+    clustering: str | Callable = "kmeans",
+    owners: str = "all",
+    calibration: Any = None,
+    seed: int = 0,
+    round_to: int = 1,
+    min_channels: int | float = 1,
+    exclude=(),
+    whole_groups=(),
+    input_shape=None,
+) -> Plan:
+    """Decides which channels C-SGD makes identical, to be merged afterwards.
+
+    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction` and `params_reduction` is
+    given. Channels that a normalisation over channels touches are left alone: for them
+    merging cannot be exact.
+
+    Args:
+        model: a functional or Sequential model. It is not changed.
+        ratio, ratios, widths, flops_reduction, params_reduction: how many channels are to
+            go, as for `plan_pruning`. A layer gets as many clusters as it keeps channels.
+        clustering: `"kmeans"` on the kernels, `"activations"` (k-means on responses to
+            `calibration`), `"even"` (neighbours; needs no trained weights), `"imbalanced"`
+            (one large cluster, for comparison), or `f(features, clusters) -> labels`.
+        owners: whose kernels count in a coupled group: those of `"all"` layers side by
+            side, or those of the `"pacesetter"` alone, the first of them, as in the paper.
+        calibration: samples for `"activations"`, as for `NISP`.
+        seed: for k-means and for sampling.
+        round_to, min_channels, exclude, whole_groups, input_shape: as for `plan_pruning`.
+
+    Returns:
+        A `Plan`, for `CentripetalSGD` and then `rebuild`.
+
+    Raises:
+        TypeError: the model is not functional or Sequential.
+        ValueError: an argument is wrong, a layer that is named cannot be merged, or the
+            reduction cannot be reached (`BudgetError`).
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 3)),
+    ...     keras.layers.Conv2D(16, 3, name="conv"),
+    ...     keras.layers.GlobalAveragePooling2D(),
+    ...     keras.layers.Dense(2, name="head"),
+    ... ])
+    >>> plan = plan_merging(model, widths={"conv": 10})
+    >>> len(plan.creators[0].clusters)
+    10
+
+    Source: Ding et al., "Centripetal SGD for Pruning Very Deep Convolutional Networks", CVPR
+    2019, section 3.
+    """
+    budget = Budget(
+        ratio=ratio,
+        ratios=ratios,
+        widths=widths,
+        flops_reduction=flops_reduction,
+        params_reduction=params_reduction,
+        round_to=round_to,
+        min_channels=min_channels,
+        exclude=exclude,
+    )
+    keras_models.check_model(model)
+    if calibration is not None:
+        calibration = Calibration(calibration, limit=1024, seed=seed)
+        if input_shape is None and keras_models.is_open(model):
+            input_shape = calibration.samples(model).shapes
+    channel_map = trace(model, input_shape, whole_groups)
+    channel_map.check_weights()
+    obstacles = _obstacles(channel_map)
+    solver = Solver(channel_map, budget)
+    _check_mergeable(channel_map, solver, obstacles)
+    clusters = Clustering(channel_map, clustering, owners, calibration, seed)
+    solver.excluded[list(obstacles)] = True
+    gone = solver.select(_even_scores(channel_map))
+    unit_map = _merge(channel_map, gone, clusters, solver.excluded)
+    plan = describe(
+        channel_map,
+        unit_map,
+        clusters.name,
+        budget,
+        solver,
+        None,
+        variable_rows(channel_map, unit_map),
+    )
+    return _with_reasons(plan, channel_map, obstacles)
+
+
+def _obstacles(channel_map: ChannelMap) -> dict[int, list[str]]:
+    """For every unit that cannot be merged, why."""
+    obstacles = []
+    for call in channel_map.calls:
+        if call.mixes_channels or call.sums_channels:
+            held = [tensor.names for tensor in (*call.inputs, *call.outputs)]
+            word = "takes statistics over" if call.mixes_channels else "adds up"
+            reason = f"'{call.path}' {word} these channels"
+        elif call.constants:
+            held = [u for b in call.constants.values() for u in b.axes.values()]
+            reason = f"'{call.path}' holds a constant for each of these channels"
+        elif not getattr(call.layer, "trainable", True):
+            held = _owned_units(channel_map, call.layer)
+            reason = f"'{call.path}' is not trained"
+        else:
+            continue
+        obstacles += [(units, reason) for units in held]
+    return reasons_by_unit(obstacles)
+
+
+def _owned_units(channel_map: ChannelMap, layer: keras.Layer) -> list[np.ndarray]:
+    bindings = (channel_map.bindings.get(id(weight)) for weight in layer.weights)
+    return [
+        units
+        for binding in bindings
+        if binding is not None
+        for axis, units in binding.axes.items()
+        if axis not in binding.read
+    ]
+
+
+def _check_mergeable(channel_map: ChannelMap, solver: Solver, obstacles: dict) -> None:
+    """Raises if nothing can be merged, or if a layer is named that cannot."""
+    able = channel_map.free.copy()
+    able[list(obstacles)] = False
+    if not any(able[group.units].sum() > 1 for group in channel_map.groups):
+        raise ValueError(
+            f"Model '{channel_map.model.name}' has no channels that can be merged: all of them are "
+            "inputs, outputs, enter a layer that takes statistics over channels, are not trained, "
+            "or touch layers without a rule."
+        )
+    for group, ratio in zip(channel_map.groups, solver.group_ratios, strict=True):
+        named = ratio > 0 or (solver.block_shares[group.units] > 0).any()
+        why = [reason for unit in group.units.tolist() for reason in obstacles.get(unit, ())]
+        if named and why:
+            layer = channel_map.creators[group.creators[0]].layer
+            raise ValueError(
+                f"Expected `{solver.budget.kind}` to name layers whose channels can be merged. "
+                f"Received: '{layer}', but {why[0]}. Leave it out, or use `plan_pruning`."
+            )
+
+
+def _even_scores(channel_map: ChannelMap) -> np.ndarray:
+    """Scores by which a budget takes the same share of every block of a group."""
+    scores = np.full(channel_map.count, np.nan)
+    for group in channel_map.groups:
+        for units in channel_map.blocks(group):
+            scores[units] = (np.arange(len(units)) + 0.5) / len(units)
+    return scores
+
+
+def _merge(channel_map: ChannelMap, gone, clustering: Clustering, excluded) -> UnitMap:
+    """Clusters each block into as many clusters as units are to stay."""
+    into = np.arange(channel_map.count)
+    for group in channel_map.groups:
+        for units in channel_map.blocks(group):
+            units = np.sort(units[~excluded[units]])
+            if gone[units].any():
+                labels = clustering(group, units, len(units) - int(gone[units].sum()))
+                first = np.array([units[labels == label][0] for label in range(labels.max() + 1)])
+                into[units] = first[labels]
+    return UnitMap(into)
+
+
+def level(model: keras.Model, plan: Plan, only_statistics: bool = False) -> None:
+    """Gives members of a cluster the mean of what they own, in place.
+
+    Args:
+        model: the plan's model.
+        plan: from `plan_merging`.
+        only_statistics: leave trainable variables alone. No optimizer moves running
+            statistics: they become equal only as fast as a moving average forgets.
+    """
+    channel_map = plan.trace(model)
+    unit_map = plan.unit_map(channel_map)
+    trained = set(map(id, model.trainable_variables)) if only_statistics else set()
+    for binding in channel_map.bindings.values():
+        if id(binding.variable) not in trained:
+            for axis in owned_axes(binding, unit_map):
+                value = tf.convert_to_tensor(binding.variable)
+                binding.variable.assign(unit_map.level(value, axis, binding.axes[axis]))
+
+
+def _with_reasons(plan: Plan, channel_map: ChannelMap, obstacles: dict) -> Plan:
+    """Says of layers that could not be merged why."""
+    rows = []
+    for row, creator in zip(plan.creators, channel_map.creators, strict=True):
+        units = creator.units.tolist()
+        why = dict.fromkeys(reason for unit in units for reason in obstacles.get(unit, ()))
+        if why and row.group >= 0:
+            others = [reason for reason in row.reasons if reason != "excluded"]
+            row = dataclasses.replace(row, reasons=(*others, *why))
+        rows.append(row)
+    return dataclasses.replace(plan, creators=tuple(rows))

@@ -1,0 +1,399 @@
+"""CentripetalSGD, and the same pull for any other optimizer."""
+
+import dataclasses
+import json
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.centripetal.cluster_mean import ClusteredVariables
+from keras_nisp.keras_graph import keras_training
+from keras_nisp.plans.forecast import TOLERANCE, Forecast, Settings, forecast, learning_rates
+from keras_nisp.plans.plan import Plan
+
+# Steps over which a schedule is looked at when their number is not given.
+ASSUMED_STEPS = 100_000
+
+
+class _Clustered:
+    """What both optimizers share: the plan, the strength, and how they are saved."""
+
+    plan: Plan
+    settings: Settings
+    _clustered: ClusteredVariables | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """Number of optimizer steps, for `strength="auto"`."""
+        return self.settings.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.settings = dataclasses.replace(self.settings, steps=steps)
+
+    def forecast(self, steps: int | None = None, start: int = 0) -> Forecast:
+        """What will become of the deviation in `steps` steps from step `start`.
+
+        See `Plan.check`.
+        """
+        steps = steps or self.steps
+        if not steps:
+            raise ValueError(f"Expected `steps`, the number of training steps. Received: {steps}")
+        return forecast(
+            self.settings, keras_training.learning_rate_of(self._stepper()), steps, start
+        )
+
+    def pulls(self, batches: int) -> int:
+        """How many steps move clusters in a number of batches."""
+        return batches // self._batches_per_pull()
+
+    def pulls_done(self, more: int = 0) -> int:
+        """How many steps have moved clusters so far, or will have after so many `more` batches."""
+        return self.pulls(keras_training.batches_seen(self._stepper()) + more)
+
+    def _stepper(self) -> keras.optimizers.Optimizer:
+        """The optimizer that has the learning rate and counts steps."""
+        return self
+
+    def _batches_per_pull(self) -> int:
+        return 1
+
+    def _own_config(self) -> dict:
+        """The settings that a plain optimizer does not have."""
+        names = ("strength", "steps", "tolerance", "vector_strength", "preset")
+        own = {name: getattr(self.settings, name) for name in names}
+        return {**own, "plan": self.plan.to_dict()}
+
+    def _level_averages(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Gives members the mean of their moving averages, which else remember how far apart they
+        were at first. (The mean of averages is the average of means.)"""
+        if optimizer.use_ema:
+            kept = keras_training.moving_averages(optimizer)
+            rows = [(kept[i], mean) for i, (_, mean) in self._clustered.rows.items()]
+            keras_training.update_replicas(self, lambda x, mean: x.assign(mean(x.value())), rows)
+
+    # The plan lies beside the slots: weights alone (as `BackupAndRestore` keeps them) bring the
+    # clusters back with which a run began.
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        text = json.dumps(self.plan.to_dict()).encode()
+        store["plan"] = np.frombuffer(text, np.uint8)
+
+    def load_own_variables(self, store):
+        values = {name: store[name] for name in store.keys()}  # noqa: SIM118
+        plan = values.pop("plan", None)
+        super().load_own_variables(values)
+        if plan is None:
+            return
+        saved = Plan.from_dict(json.loads(np.asarray(plan).tobytes()))
+        if saved.creators != self.plan.creators:
+            warnings.warn(
+                "Training goes on with the clusters that were saved with the optimizer, not with "
+                "those of the plan that was given: rebuild with `model.optimizer.plan`.",
+                stacklevel=2,
+            )
+        self.plan = saved
+        if self.built:
+            self._clustered = ClusteredVariables(saved, self._trainable_variables)
+
+
+@keras.saving.register_keras_serializable(package="keras_nisp")
+class CentripetalSGD(_Clustered, keras.optimizers.SGD):
+    """SGD that makes the channels of each cluster identical while it trains.
+
+    A variable that owns clustered channels (kernels, biases, scales and offsets) takes the step
+
+        W <- W - learning_rate * (mean(gradient) + weight_decay * W + strength * (W - mean(W)))
+
+    where the means are over the members of each cluster; momentum works on what is in the
+    parentheses. The mean gradient never separates the members, so the deviation
+    shrinks by a known factor at each step, whatever the data (see `Plan.check`). Afterwards
+    `rebuild` merges each cluster into one channel, without loss.
+
+    All other variables are updated as by `keras.optimizers.SGD`.
+
+    Args:
+        learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`.
+        momentum, nesterov: as for `keras.optimizers.SGD`.
+        weight_decay: as for `keras.optimizers.SGD`; but for clustered variables it is part
+            of the formula above. There it passes through the momentum, which makes it
+            1 / (1 - momentum) times as strong as Keras' own.
+        plan: from `plan_merging`. It is saved with the optimizer.
+        strength: the centripetal strength (epsilon in the paper, which takes 3e-3 for 600
+            epochs), or `"auto"`: the pull that leaves `tolerance` of the deviation after
+            80 % of the steps, the same at every learning rate.
+        steps: number of optimizer steps, for `"auto"`; `CentripetalMonitor` sets it if it
+            is not given.
+        tolerance: for `"auto"`.
+        vector_strength: the strength for biases, scales and offsets, if it is to differ.
+        preset: `"paper"` treats all clustered variables alike; `"reference"` is the
+            authors' code: biases, scales and offsets have 0.1 of the strength (not with
+            `"auto"`, which pulls all alike) and no decay.
+        **kwargs: of `keras.optimizers.SGD`: clipping, EMA, gradient accumulation...
+
+    Raises:
+        ValueError: an argument is wrong, or the strength makes the update unstable.
+        PlanMismatchError: when training starts, if the plan is for another model.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan = plan_merging(model, ratio=0.5)
+    >>> model.compile(CentripetalSGD(0.1, momentum=0.9, plan=plan, steps=200), "mse")
+    >>> x, y = np.random.normal(size=(640, 4)), np.random.normal(size=(640, 3))
+    >>> _ = model.fit(x, y, batch_size=32, epochs=10, verbose=0)
+    >>> small = rebuild(model, plan, verbose=0)
+    >>> np.allclose(model(x), small(x), atol=1e-3)
+    True
+
+    Source: Ding et al., "Centripetal SGD for Pruning Very Deep Convolutional Networks", CVPR
+    2019, equation 5.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.01,
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=None,
+        *,
+        plan: Plan,
+        strength: float | str = "auto",
+        steps: int | None = None,
+        tolerance: float = TOLERANCE,
+        vector_strength: float | None = None,
+        preset: str = "paper",
+        name: str = "CentripetalSGD",
+        **kwargs,
+    ):
+        if isinstance(learning_rate, keras.optimizers.Optimizer):
+            raise TypeError(
+                "Expected `learning_rate` to be a float or a schedule. Received an optimizer, "
+                f"{type(learning_rate).__name__}: for optimizers other than SGD use "
+                "`Centripetal(optimizer, plan)`."
+            )
+        settings = Settings(
+            strength, momentum, nesterov, weight_decay, vector_strength, preset, tolerance, steps
+        )
+        _check(plan, settings, learning_rate)
+        super().__init__(learning_rate, momentum, nesterov, weight_decay, name=name, **kwargs)
+        self.plan, self.settings = plan, settings
+
+    def build(self, variables):
+        if self.built:
+            return
+        self._clustered = ClusteredVariables(self.plan, variables)
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        if index not in self._clustered:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        is_kernel, mean = self._clustered[index]
+        rate = tf.cast(learning_rate, variable.dtype)
+        decay = self.settings.decay(is_kernel) if super()._use_weight_decay(variable) else 0.0
+        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
+        step = self._step(gradient, tf.convert_to_tensor(variable), rate, mean, is_kernel, decay)
+        if not self.momentum:
+            variable.assign_sub(rate * step)
+            return
+        # What keras.optimizers.SGD does with its momentum, in one pass over the memory: with
+        # wide layers that outweighs what the means cost.
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[index].value.handle,
+            lr=rate,
+            grad=step,
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
+
+    def _step(self, gradient, weights, rate, mean, is_kernel, decay):
+        """mean(gradient) + decay * weights + strength * (weights - mean(weights))."""
+        if self.settings.automatic:
+            pull = tf.constant(self.settings.constant_pull(), weights.dtype)
+            strength = tf.maximum(tf.math.divide_no_nan(pull, rate) - decay, 0)
+        else:
+            strength = self.settings.strength_of(is_kernel)
+        return mean(gradient - strength * weights) + (decay + strength) * weights
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        super()._update_model_variables_moving_average(trainable_variables)
+        self._level_averages(self)
+
+    def _use_weight_decay(self, variable):
+        if self._get_variable_index(variable) in self._clustered:
+            return False  # it decays inside the formula
+        return super()._use_weight_decay(variable)
+
+    def _batches_per_pull(self):
+        return self.gradient_accumulation_steps or 1
+
+    def plain(self) -> keras.optimizers.SGD:
+        """`keras.optimizers.SGD` with the same settings, for the merged model."""
+        return keras.optimizers.SGD.from_config({**super().get_config(), "name": "SGD"})
+
+    def get_config(self):
+        return {**super().get_config(), **self._own_config()}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return super().from_config({**config, "plan": _plan_from(config["plan"])}, custom_objects)
+
+
+@keras.saving.register_keras_serializable(package="keras_nisp")
+class Centripetal(_Clustered, keras.optimizers.Optimizer):
+    """Any optimizer, with the centripetal pull as a step of its own.
+
+    Each step first moves clustered variables towards the mean of their cluster,
+
+        W <- W - learning_rate * strength * (W - mean(W)),
+
+    then lets the optimizer work with the mean gradient of each cluster. Members get the same
+    gradient, so an optimizer that treats all channels alike (Adam, AdamW, RMSprop, Lion,
+    Muon, SGD...) gives them the same update, as long as it starts with this wrapper: its slots
+    are then equal in each cluster. The deviation shrinks by 1 - learning_rate * strength
+    per step, and by the optimizer's weight decay if it is decoupled. Not guaranteed for an
+    optimizer whose slots already differ, or that adds noise of its own.
+
+    Args:
+        optimizer: a Keras optimizer that has not been used yet.
+        plan: from `plan_merging`.
+        strength, steps, tolerance, vector_strength, preset: as for `CentripetalSGD`.
+
+    Raises:
+        TypeError: `optimizer` is not a Keras optimizer.
+        ValueError: an argument is wrong, or the optimizer is built already.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(3)])
+    >>> plan = plan_merging(model, ratio=0.5)
+    >>> model.compile(Centripetal(keras.optimizers.AdamW(1e-3), plan, steps=200), "mse")
+    """
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        plan: Plan,
+        strength: float | str = "auto",
+        steps: int | None = None,
+        tolerance: float = TOLERANCE,
+        vector_strength: float | None = None,
+        preset: str = "paper",
+        name: str = "Centripetal",
+    ):
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise TypeError(
+                f"Expected `optimizer` to be a Keras optimizer. Received: {optimizer!r}"
+            )
+        if isinstance(optimizer, _Clustered):
+            raise TypeError(f"Expected a plain optimizer. Received: {type(optimizer).__name__}")
+        if optimizer.built:
+            raise ValueError(
+                "Expected an optimizer that has not been used: its slots may differ inside "
+                "clusters. Pass `type(optimizer).from_config(optimizer.get_config())`."
+            )
+        settings = Settings(
+            strength,
+            vector_strength=vector_strength,
+            preset=preset,
+            tolerance=tolerance,
+            steps=steps,
+        )
+        _check(plan, settings, keras_training.learning_rate_of(optimizer))
+        super().__init__(learning_rate=0.0, name=name)
+        self.plan, self.settings = plan, settings
+        self.inner_optimizer = optimizer
+
+    def build(self, variables):
+        if self.built:
+            return
+        self._clustered = ClusteredVariables(self.plan, variables)
+        self.inner_optimizer.build(variables)
+        super().build(variables)
+
+    def _stepper(self):
+        return self.inner_optimizer
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built:
+            self.build(trainable_variables)
+        variables = list(trainable_variables or self._trainable_variables)
+        merged, clustered = list(grads), []
+        for at, variable in enumerate(variables):
+            index = self._get_variable_index(variable)
+            if index in self._clustered:
+                is_kernel, mean = self._clustered[index]
+                clustered.append((variable, is_kernel, mean))
+                if merged[at] is not None:
+                    merged[at] = mean(tf.convert_to_tensor(merged[at]))
+        rate = self.learning_rate
+
+        def pull(variable, is_kernel, mean):
+            weights = tf.convert_to_tensor(variable)
+            share = self._share(is_kernel, rate, weights.dtype)
+            variable.assign_sub(share * (weights - mean(weights)))
+
+        keras_training.update_replicas(self, pull, clustered)
+        self.inner_optimizer.apply(merged, variables)
+        self._level_averages(self.inner_optimizer)
+
+    def _share(self, is_kernel, rate, dtype):
+        if self.settings.automatic:
+            return tf.constant(self.settings.constant_pull(), dtype)
+        return tf.cast(rate, dtype) * self.settings.strength_of(is_kernel)
+
+    @property
+    def variables(self):
+        return self._variables + self.inner_optimizer.variables
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def plain(self) -> keras.optimizers.Optimizer:
+        """The optimizer alone, anew, for the merged model."""
+        return type(self.inner_optimizer).from_config(self.inner_optimizer.get_config())
+
+    def get_config(self):
+        inner = keras.saving.serialize_keras_object(self.inner_optimizer)
+        return {"name": self.name, "optimizer": inner, **self._own_config()}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        optimizer = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects)
+        return cls(**{**config, "optimizer": optimizer, "plan": _plan_from(config["plan"])})
+
+
+def _check(plan: Any, settings: Settings, learning_rate) -> None:
+    """Raises unless the plan merges and a fixed strength is stable."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"Expected `plan` to be a Plan from `plan_merging`. Received: {plan!r}")
+    plan.check_merges()
+    if not settings.automatic:
+        settings.check_stable(learning_rates(learning_rate, settings.steps or ASSUMED_STEPS))
+
+
+def _plan_from(data) -> Plan:
+    return data if isinstance(data, Plan) else Plan.from_dict(data)

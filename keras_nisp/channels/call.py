@@ -1,0 +1,254 @@
+"""One call of one layer, as the trace sees it: what rules work with."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_nisp.channels.channel_map import Binding, Traced, rows
+from keras_nisp.channels.rule import Barrier, rule_for
+from keras_nisp.errors import RuleError
+from keras_nisp.keras_graph import calling, keras_layers
+
+if TYPE_CHECKING:
+    from keras_nisp.channels.tracing import Tracer
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of one layer; what rules work with.
+
+    Attributes:
+        layer: the layer or operation.
+        path: its name, after the names of the models that hold it.
+        rule: the rule that knows its family.
+        inputs, outputs: `Traced` tensors, flat.
+        reads: whether a kernel reads the inputs: they are consumption edges, where
+            NISP reads its scores (the tensor that a kernel takes in).
+        mixes_channels, sums_channels: whether this call does; see `Rule`.
+        constants: arrays among the arguments that hold channels, by their position.
+        hidden: channels that no tensor shows (heads of an attention), by label.
+        place: identifies the call in the graph.
+        whole_groups: whether whole groups of a grouped convolution are removed.
+        samples: how many samples go through a layer at once where it is tried out: the batch size
+            that the model is bound to, or 1.
+    """
+
+    layer: keras.Operation
+    path: str
+    rule: object
+    inputs: list[Traced]
+    output_shapes: list[tuple[int, ...]]
+    tracer: "Tracer | None"
+    outputs: list[Traced] = dataclasses.field(default_factory=list)
+    reads: bool = False
+    constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
+    hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    place: int | None = None
+    whole_groups: bool = False
+    samples: int = 1
+
+    def __post_init__(self):
+        self.mixes_channels = self.rule.mixes_channels
+        self.sums_channels = self.rule.sums_channels
+        self.batch = max((tensor.batch for tensor in self.inputs), default=1)
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The weights of the layer; an operation has none."""
+        return getattr(self.layer, "weights", [])
+
+    def ask(self, method: str, *args, **kwargs) -> Any:
+        """Runs a method of the rule for this call: `call.ask("absolute", x)`.
+
+        Raises:
+            RuleError: whatever goes wrong there, with the names of the layer and of the rule.
+        """
+        try:
+            return getattr(self.rule, method)(self, *args, **kwargs)
+        except RuleError:
+            raise
+        except Exception as error:
+            raise self.error(method, f"raised {type(error).__name__}: {error}") from error
+
+    def error(self, method: str, what: str) -> RuleError:
+        """What to raise where a method of the rule does what it must not."""
+        rule = f"{type(self.rule).__module__}.{type(self.rule).__qualname__}"
+        return RuleError(
+            f"`{method}` of {rule}, the rule for layer '{self.path}' "
+            f"({type(self.layer).__name__}), {what}"
+        )
+
+    # What a rule's `trace` may say. ------------------------------------------------
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.output_shapes[0]
+
+    def create(self, count: int, label: str = "") -> np.ndarray:
+        """Names for `count` channels that this layer creates (1-D).
+
+        A layer that is called again creates the same channels again. A layer that
+        creates on several axes tells them apart by `label`.
+        """
+        return self.tracer.create(self, count, label)
+
+    def block(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
+        """Says that the rule does not reach this call: nothing it touches may be removed.
+
+        Args:
+            reason: for `plan.explain`, after the name of the layer.
+            unknown: whether users are to be told that channels stay for want of a rule.
+        """
+        self.rule = Barrier(reason, unknown)
+        self.mixes_channels = self.sums_channels = self.reads = False
+        self.constants, self.hidden = {}, {}
+        return self.rule.trace(self)
+
+    def fresh(self, shape: tuple[int, ...], reason: str) -> np.ndarray:
+        """Names along the last axis of a tensor for values that may not be removed."""
+        return self.fix(self.tracer.fresh_last(shape), reason)
+
+    def inside(self, layer: keras.Operation, inputs: list[Traced], shapes: list) -> "Call":
+        """The call of a layer that this one holds.
+
+        Args:
+            layer: the layer inside.
+            inputs: what enters it.
+            shapes: of what leaves it.
+        """
+        rule = rule_for(layer, tuple(inputs))
+        return Call(layer, self.path, rule, inputs, shapes, self.tracer)
+
+    def single(self, reason: str) -> np.ndarray:
+        """One name for an output whose axes hold no channels."""
+        names = np.full((1,) * len(self.output_shape), self.tracer.fresh(1)[0])
+        return self.fix(names, reason)
+
+    def hide(self, count: int, label: str) -> np.ndarray:
+        """Names for `count` channels that the layer creates and no tensor shows (1-D).
+
+        In `absolute`, `call.tap(label, tensor, axis)` says where their scores are read.
+        """
+        self.hidden[label] = self.create(count, f":{label}")
+        return self.hidden[label]
+
+    def fix(self, names: np.ndarray, reason: str, unknown: str | None = None) -> np.ndarray:
+        """Says that these channels may not be removed, and why.
+
+        Args:
+            names: of the channels.
+            reason: for `plan.explain`.
+            unknown: where it is only that nothing is known of what happens to them: what it is
+                that nothing is known of, for a warning.
+        """
+        self.tracer.fixed.append((np.unique(names), reason))
+        if unknown:
+            self.tracer.unknown[reason] = unknown
+        return names
+
+    def join(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Says that names are, position by position, those of the same channels."""
+        self.tracer.join(first, second)
+
+    def along(self, tensor: Traced, axis: int) -> np.ndarray:
+        """The names along one axis of a tensor (1-D, one per position).
+
+        Positions that differ in other axes become one channel. If the names vary only
+        along other axes, this one carries no channels, and all are fixed.
+        """
+        names = np.moveaxis(tensor.names, axis, -1)
+        size = tensor.shape[axis]
+        if names.shape[-1] == 1 and names.size > 1:
+            self.fix(names, f"'{self.path}' works along an axis that holds no channels")
+            return np.full(size, names.flat[0])
+        lines = rows(names)
+        if len(lines) > 1:
+            self.join(lines[:1], lines[1:])
+        return np.broadcast_to(lines[0], (size,))
+
+    def bind(
+        self,
+        variable: Any,
+        own: dict[int, np.ndarray] | None = None,
+        read: dict[int, np.ndarray] | None = None,
+        create: dict[int, np.ndarray] | None = None,
+        positions: int = 0,
+    ) -> None:
+        """Says which names lie along the axes of a variable.
+
+        `None` is passed over. Whatever else is no variable (a kernel that a layer computes from
+        other weights, or holds as a constant) fixes its channels.
+
+        Args:
+            variable: the layer's variable.
+            own: axis -> names of the channels that this axis holds: one entry each.
+            read: axis -> names of the channels that this axis takes in.
+            create: axis -> names from `create`: a kernel's output axis.
+            positions: for kernels, at how many positions each element is applied.
+        """
+        if isinstance(variable, keras.Variable):
+            applied = positions * self.batch
+            self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)
+        elif (factors := keras_layers.low_rank_kernel(self.layer, variable)) is not None:
+            self._bind_low_rank(factors, own or {}, read or {}, create or {}, positions)
+        elif variable is not None:
+            reason = f"'{self.path}' computes with a kernel that is no variable"
+            for names in ((own or {}) | (read or {}) | (create or {})).values():
+                self.fix(names, reason, unknown=f"'{self.path}' ({type(self.layer).__name__})")
+        if read:
+            self.reads = True
+
+    def _bind_low_rank(self, factors, own, read, create, positions) -> None:
+        """Binds a kernel with LoRA: its last axis is that of the second factor, the others are
+        those of the first."""
+        kernel, first, second, scale = factors
+        self.bind(kernel, own, read, create, positions)
+        self.tracer.bindings[id(kernel)].low_rank = (first, second, scale)
+        last = len(kernel.shape) - 1
+        parts = [{k % (last + 1): n for k, n in axes.items()} for axes in ({**own, **create}, read)]
+        held, taken = ({k: n for k, n in axes.items() if k != last} for axes in parts)
+        self.bind(first, own=held, read=taken)
+        held, taken = ({1: axes[last]} if last in axes else {} for axes in parts)
+        self.bind(second, own=held, read=taken)
+
+    def hold(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
+        """Says which names lie along the axes of a constant array among the arguments.
+
+        Args:
+            position: of the argument.
+            array: the constant.
+            axes: axis -> names.
+        """
+        array = np.asarray(array)
+        axes = {axis % array.ndim: names for axis, names in axes.items()}
+        self.constants[position] = Binding(array, self.path, axes)
+
+    def infer(self, *args, **kwargs) -> Any:
+        """Calls the layer, in inference mode."""
+        return calling.infer(self.layer, *args, **kwargs)
+
+    # What a rule's `absolute` may say. ---------------------------------------------
+
+    def tap(self, label: str, tensor: Any, axis: int) -> Any:
+        """Reads the scores of hidden channels here: those along one axis of a tensor."""
+        return tensor
+
+
+def resized_arguments(call: Call, args: tuple, kwargs: dict, positions: Callable):
+    """The arguments of a call after a removal: constants and sizes change with the channels.
+
+    Args:
+        call: the call.
+        args, kwargs: with tensors of the new sizes.
+        positions: gives, for each new position of an axis with these units, the old one.
+    """
+    args = list(args)
+    for place, binding in call.constants.items():
+        if isinstance(place, int):
+            args[place] = binding.variable
+            for axis, units in binding.axes.items():
+                args[place] = args[place].take(positions(units), axis)
+    return call.ask("arguments", tuple(args), kwargs, lambda units: len(positions(units.ravel())))

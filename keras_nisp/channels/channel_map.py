@@ -1,0 +1,313 @@
+"""What a trace finds: channels by name, what they are bound to, and how they are coupled.
+
+A tensor carries an integer array of names that broadcasts to its shape without the
+batch axis. Channels whose names are joined somewhere (a residual sum, a gate, a shared
+layer) are one *unit*: they can only be removed together. Layers whose units overlap form
+a *group*.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from keras_nisp.keras_graph import calling, walking
+
+
+@dataclasses.dataclass(eq=False)
+class Traced:
+    """A tensor as the trace sees it.
+
+    Attributes:
+        names: integer array that broadcasts to `shape`.
+        shape: the tensor's shape without the batch axis.
+        batch: how many entries of the batch axis one sample takes: more than one where
+            positions were moved into it (windows, time steps).
+    """
+
+    names: np.ndarray
+    shape: tuple[int, ...]
+    batch: int = 1
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    def line(self, axis: int) -> np.ndarray:
+        """The names along one axis, at the first position of all others: one per position."""
+        names = np.moveaxis(self.names, axis, -1)
+        return np.broadcast_to(rows(names)[0], (self.shape[axis],))
+
+
+@dataclasses.dataclass(eq=False)
+class Binding:
+    """What the axes of one variable mean.
+
+    Attributes:
+        variable: the `keras.Variable`, or a constant array that an operation takes.
+        layer: path of its layer.
+        axes: names (after the trace: units) along each bound axis.
+        read: axes that read channels, such as the input axis of a kernel; the others
+            own them.
+        create: axes that create channels, such as the output axis of a kernel.
+        positions: at how many positions each element is multiplied per sample: a
+            kernel's FLOPs are its size times this. 0 for what is not a kernel.
+        low_rank: of a kernel with LoRA the two factors that are added to it, and their scale.
+    """
+
+    variable: keras.Variable | np.ndarray
+    layer: str
+    axes: dict[int, np.ndarray]
+    read: frozenset[int] = frozenset()
+    create: frozenset[int] = frozenset()
+    positions: int = 0
+    low_rank: tuple = ()
+
+    @property
+    def value(self) -> np.ndarray:
+        """The kernel that computes: the variable, and what LoRA adds to it."""
+        value = np.asarray(self.variable)
+        if not self.low_rank:
+            return value
+        first, second, scale = self.low_rank
+        return value + scale * np.matmul(np.asarray(first), np.asarray(second))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Creator:
+    """The channels that one layer creates: `units[i]` is the unit of its i-th channel."""
+
+    layer: str
+    units: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Layers whose channels are coupled.
+
+    Attributes:
+        creators: indices of the creators, in the order of the walk.
+        units: their units that may be removed, in the order of the first creator.
+    """
+
+    creators: tuple[int, ...]
+    units: np.ndarray
+
+
+class ChannelMap:
+    """All that `trace` found out about a model.
+
+    Attributes:
+        model: the traced model.
+        calls: the calls of its layers, in the order of the walk.
+        bindings: by `id` of the variable.
+        whole_groups: indices of the calls of grouped convolutions whose groups go as a whole.
+        constants: bindings of constant arrays that operations take.
+        creators: the layers that create channels, in the order of the walk.
+        groups: the coupled groups, in the order of the walk.
+        count: number of units.
+        input_shapes: sizes (without batch) for which FLOPs are counted.
+        unknown: which reasons to hold units are for want of a rule, and what has none.
+        assumed: what was assumed of inputs whose size is open, as text.
+        model_inputs: by `id` of a nested model, the `Traced` inputs of its first call.
+    """
+
+    def __init__(self, model, tracer, calls, inputs, outputs, model_inputs):
+        units = tracer.units()
+        self.model = model
+        self.calls = calls
+        self.inputs = inputs
+        self.outputs = outputs
+        self.input_shapes = [tensor.shape for tensor in inputs]
+        self.model_inputs = model_inputs
+        self.assumed: tuple[str, ...] = ()
+        self.whole_groups = tuple(i for i, call in enumerate(calls) if call.whole_groups)
+        self.count = int(units.max(initial=-1)) + 1
+        self.bindings = tracer.bindings
+        self.constants = [binding for call in calls for binding in call.constants.values()]
+        for binding in (*self.bindings.values(), *self.constants):
+            binding.axes = {axis: units[names] for axis, names in binding.axes.items()}
+        for call in calls:
+            call.hidden = {label: units[names] for label, names in call.hidden.items()}
+        tensors = [t for call in calls for t in (*call.inputs, *call.outputs)]
+        for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
+            tensor.names = compact(units[tensor.names])
+        self.creators = [Creator(path, units[names]) for path, names in tracer.creators]
+        self.reasons = reasons_by_unit((units[names], why) for names, why in tracer.fixed)
+        self.unknown = tracer.unknown
+        self.groups = _groups(self.creators, self.free, self.count)
+
+    @functools.cached_property
+    def free(self) -> np.ndarray:
+        """Boolean per unit: whether it may be removed."""
+        free = np.ones(self.count, bool)
+        free[list(self.reasons)] = False
+        return free
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identifies the structure: the same for models built alike, under any names."""
+        digest = hashlib.sha256()
+        for call in self.calls:
+            digest.update(type(call.layer).__name__.encode())
+        for binding in (*self.bindings.values(), *self.constants):
+            digest.update(repr(tuple(binding.variable.shape)).encode())
+            for axis, units in sorted(binding.axes.items()):
+                digest.update(repr((axis, axis in binding.read)).encode())
+                digest.update(np.ascontiguousarray(units, np.int64).tobytes())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def paths(self) -> dict[str, list[str]]:
+        """The paths of the layers that a name stands for: of a layer, with or without those of the
+        models that hold it, of such a model, or of channels that no tensor shows
+        ("attention:heads")."""
+        paths: dict[str, list[str]] = {}
+        for call in self.calls:
+            parts = call.path.split("/")
+            holders = ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
+            for name in {*holders, call.layer.name}:
+                paths.setdefault(name, []).append(call.path)
+        for creator in self.creators:
+            for name in (creator.layer, creator.layer.rpartition("/")[2]):
+                if ":" in name:
+                    paths.setdefault(name, []).append(creator.layer)
+        return paths
+
+    def blocks(self, group: Group) -> list[np.ndarray]:
+        """The units of a group, apart by where they occur.
+
+        Units of one block lie in the same tensors and along the same axes of the same variables,
+        equally often: only these can be exchanged or merged. A group has several where layers
+        are coupled by a concatenation, or split.
+        """
+        signatures = self._signatures[group.units]
+        distinct, first = np.unique(signatures, return_index=True)
+        return [group.units[signatures == distinct[i]] for i in np.argsort(first)]
+
+    @functools.cached_property
+    def _signatures(self) -> np.ndarray:
+        """A number per unit that says in which tensors and along which axes it lies, how often."""
+        rng = np.random.default_rng(0)
+        signatures = np.zeros(self.count, np.uint64)
+        bindings = (*self.bindings.values(), *self.constants)
+        lines = [units for binding in bindings for units in binding.axes.values()]
+        # Parts of a split may take different ways although no kernel tells them apart.
+        lines += [tensor.names.ravel() for call in self.calls for tensor in call.outputs]
+        for units in lines:
+            np.add.at(signatures, units, rng.integers(2**63, dtype=np.uint64))
+        return signatures
+
+    def walk(self, inputs, visit: Callable):
+        """Walks the model again, with the `Call` of each site at hand.
+
+        Args:
+            inputs: values for the model's inputs, flat.
+            visit: `visit(call, args, kwargs)` returns the values of the outputs.
+        """
+        calls = iter(self.calls)
+        with calling.fresh_states(self.model):
+            return walking.walk(
+                self.model, inputs, lambda site, args, kwargs: visit(next(calls), args, kwargs)
+            )
+
+    def accumulate(self, units: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Sums values per unit.
+
+        Args:
+            units: integer array.
+            values: array of its shape.
+
+        Returns:
+            1-D float64 array with one sum per unit of the map.
+        """
+        return np.bincount(units.ravel(), values.ravel().astype(np.float64), minlength=self.count)
+
+    def seen(self, units: np.ndarray) -> np.ndarray:
+        """Boolean per unit: whether it occurs in `units`."""
+        seen = np.zeros(self.count, bool)
+        seen[units] = True
+        return seen
+
+    def check_weights(self) -> None:
+        """Raises unless all weights that channels are bound to are finite."""
+        for binding in self.bindings.values():
+            value = tf.convert_to_tensor(binding.variable)
+            if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
+                bad = np.count_nonzero(~np.isfinite(np.asarray(tf.cast(value, tf.float64))))
+                raise ValueError(
+                    f"Expected finite weights. Received model '{self.model.name}', in which "
+                    f"{bad} of {int(tf.size(value))} values of '{binding.variable.path}' (layer "
+                    f"'{binding.layer}') are NaN or infinite. Load the weights again, from before "
+                    "training diverged."
+                )
+
+    def layer_units(self, path: str) -> np.ndarray:
+        """All units that a layer creates or passes on, those that no tensor shows too.
+
+        Args:
+            path: of a layer, or of channels that no tensor shows ("attention:heads").
+        """
+        calls = [call for call in self.calls if call.path == path]
+        arrays = [tensor.names for call in calls for tensor in call.outputs]
+        arrays += [units for call in calls for units in call.hidden.values()]
+        arrays += [creator.units for creator in self.creators if creator.layer == path]
+        return np.unique(np.concatenate([array.ravel() for array in arrays]))
+
+
+def rows(names: np.ndarray) -> np.ndarray:
+    """Names as `(positions, the last axis)`, which may be empty."""
+    return names.reshape(math.prod(names.shape[:-1]), names.shape[-1])
+
+
+def compact(names: np.ndarray) -> np.ndarray:
+    """Drops the extent of axes along which the names do not vary."""
+    for axis in range(names.ndim):
+        if names.shape[axis] > 1:
+            first = names.take([0], axis)
+            if (names == first).all():
+                names = first
+    return names
+
+
+def reasons_by_unit(held: Iterable[tuple[np.ndarray, str]]) -> dict[int, list[str]]:
+    """For every unit that is held by something, why.
+
+    Args:
+        held: pairs of an array of units and a reason.
+    """
+    reasons: dict[int, list[str]] = {}
+    for units, reason in held:
+        for unit in np.unique(units).tolist():
+            known = reasons.setdefault(unit, [])
+            if reason not in known:
+                known.append(reason)
+    return reasons
+
+
+def _groups(creators: list[Creator], free: np.ndarray, count: int) -> list[Group]:
+    """Connects creators that share units which may be removed."""
+    if not creators:
+        return []
+    owned = [np.unique(c.units[free[c.units]]) for c in creators]
+    rows = np.repeat(np.arange(len(creators)), [len(units) for units in owned])
+    columns = np.concatenate(owned) + len(creators)
+    size = len(creators) + count
+    links = coo_array((np.ones(len(rows), bool), (rows, columns)), (size, size))
+    labels = connected_components(links, directed=False)[1][: len(creators)]
+    groups = []
+    for label in dict.fromkeys(labels.tolist()):
+        members = np.flatnonzero(labels == label)
+        units = np.concatenate([creators[i].units for i in members])
+        units = units[free[units]]
+        if len(units):
+            order = np.sort(np.unique(units, return_index=True)[1])
+            groups.append(Group(tuple(members.tolist()), units[order]))
+    return groups

@@ -1,0 +1,193 @@
+"""Parameters, FLOPs and activation memory of a model, before and after a removal."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.tracing import trace
+from keras_nisp.io.tables import Column, render_table
+
+MOST_NAMED = 8  # layers in a note
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Costs of a layer or model.
+
+    Attributes:
+        parameters: number of weights, those that are not trained included.
+        flops: multiply-adds of convolutions and dense layers for one sample, as the
+            papers count them (one multiplication with its addition is one).
+        memory: bytes of the outputs of all layers for one sample.
+    """
+
+    parameters: int = 0
+    flops: int = 0
+    memory: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.parameters + other.parameters,
+            self.flops + other.flops,
+            self.memory + other.memory,
+        )
+
+
+class CostModel:
+    """Costs as a function of which units are kept; nothing is built.
+
+    Args:
+        channel_map: the traced model.
+    """
+
+    def __init__(self, channel_map: ChannelMap):
+        self.channel_map = channel_map
+        self._bindings = list(channel_map.bindings.values())
+        self._factors = [
+            int(np.prod([n for i, n in enumerate(b.variable.shape) if i not in b.axes], initial=1))
+            for b in self._bindings
+        ]
+        self._unbound = [
+            (call.path, int(np.prod(weight.shape)))
+            for call in {id(call.layer): call for call in channel_map.calls}.values()
+            for weight in call.weights
+            if id(weight) not in channel_map.bindings
+        ]
+
+    @property
+    def everything(self) -> np.ndarray:
+        """All units kept."""
+        return np.ones(self.channel_map.count, bool)
+
+    def flops(self, keep: np.ndarray) -> int:
+        """Multiply-adds for one sample if only the units of the boolean array are kept."""
+        sizes = self._sizes(keep, [b.positions > 0 for b in self._bindings])
+        return sum(size * b.positions for size, b in zip(sizes, self._bindings, strict=True))
+
+    def parameters(self, keep: np.ndarray) -> int:
+        """Number of weights if only these units are kept."""
+        return sum(self._sizes(keep)) + sum(count for _, count in self._unbound)
+
+    def _sizes(self, keep, wanted: Iterable[bool] | None = None) -> list[int]:
+        wanted = wanted or [True] * len(self._bindings)
+        return [
+            factor * int(np.prod([np.count_nonzero(keep[u]) for u in b.axes.values()])) if w else 0
+            for factor, b, w in zip(self._factors, self._bindings, wanted, strict=True)
+        ]
+
+    def layers(self, keep: np.ndarray) -> dict[str, Cost]:
+        """Costs of every layer, by path, in the order of the walk."""
+        costs = {call.path: Cost() for call in self.channel_map.calls}
+        for call in self.channel_map.calls:
+            for tensor in call.outputs:
+                size = tensor.batch * int(np.prod(tensor.shape))
+                repeats = size // max(tensor.names.size, 1)
+                elements = int(np.count_nonzero(keep[tensor.names])) * repeats
+                dtype = keras.backend.standardize_dtype(_compute_dtype(call.layer))
+                costs[call.path] += Cost(memory=elements * _bytes(dtype))
+        for size, binding in zip(self._sizes(keep), self._bindings, strict=True):
+            costs[binding.layer] += Cost(size, size * binding.positions)
+        for path, count in self._unbound:
+            costs[path] += Cost(count)
+        return costs
+
+
+def _compute_dtype(layer) -> str:
+    return getattr(layer, "compute_dtype", None) or keras.backend.floatx()
+
+
+def _bytes(dtype: str) -> int:
+    if dtype == "string":
+        return 0  # as long as its words are
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Costs of a model; `print` it for a table.
+
+    Attributes:
+        model: the model's name.
+        layers: `Cost` of every layer, by path.
+        input_shapes: input sizes for which FLOPs and memory are counted.
+        notes: what costs leave out of account, and which sizes were assumed.
+    """
+
+    model: str
+    layers: dict[str, Cost]
+    input_shapes: list[tuple[int, ...]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> Cost:
+        return sum(self.layers.values(), Cost())
+
+    def __str__(self) -> str:
+        columns = [Column("layer"), Column("parameters", True), Column("FLOPs", True)]
+        columns.append(Column("activations, bytes", True))
+        rows = [(path, *dataclasses.astuple(cost)) for path, cost in self.layers.items()]
+        title = f"{self.model}, input {', '.join(map(str, self.input_shapes))}"
+        total = ("total", *dataclasses.astuple(self.total))
+        return "\n".join([render_table(title, columns, rows, [total]), *self.notes])
+
+
+def profile(model: keras.Model, input_shape=None) -> Profile:
+    """Counts parameters, FLOPs and activation memory of each layer.
+
+    FLOPs are multiply-adds of convolutions and dense layers for one sample, as the
+    pruning papers count them, so that reductions compare with published ones.
+
+    Args:
+        model: a functional or Sequential model.
+        input_shape: shape of one sample, for models that leave their input size open
+            (assumed otherwise: 224 for images, 128 for sequences).
+
+    Returns:
+        A `Profile`.
+
+    Raises:
+        TypeError, ValueError: see `trace`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    >>> profile(model).total.flops
+    3888
+    """
+    channel_map = trace(model, input_shape)
+    costs = CostModel(channel_map)
+    layers = costs.layers(costs.everything)
+    return Profile(model.name, layers, channel_map.input_shapes, tuple(notes(channel_map)))
+
+
+def notes(channel_map: ChannelMap) -> list[str]:
+    """What costs leave out of account, and which sizes were assumed, in sentences."""
+    found = []
+    if names := uncounted(channel_map):
+        rows = [f"'{path}' ({kind})" for path, (kind, _) in list(names.items())[:MOST_NAMED]]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        held, total = sum(count for _, count in names.values()), channel_map.model.count_params()
+        found.append(
+            f"FLOPs do not count what layers without a rule compute: {', '.join(rows)}{more}, "
+            f"which hold {held:,} of {total:,} parameters."
+        )
+    if channel_map.assumed:
+        found.append(
+            f"Sizes are assumed: {', '.join(channel_map.assumed)}. Pass `input_shape=` for others."
+        )
+    return found
+
+
+def uncounted(channel_map: ChannelMap) -> dict[str, tuple[str, int]]:
+    """Class and number of parameters of each layer whose products no rule counts, by path."""
+    found = {}
+    for call in channel_map.calls:
+        free = [w for w in call.weights if id(w) not in channel_map.bindings]
+        kernels = any(len(weight.shape) > 1 for weight in free)
+        if getattr(call.rule, "warns", False) or kernels:
+            held = sum(int(np.prod(weight.shape)) for weight in free)
+            found[call.path] = (type(call.layer).__name__, held)
+    return found

@@ -1,0 +1,336 @@
+"""What a rule is, the registry of rules, and the barrier for what has none."""
+
+import functools
+import inspect
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.keras_graph import keras_layers
+from keras_nisp.keras_graph.masks import carry_mask
+
+WITHOUT_RULE = "a layer without a rule"
+_RULES: dict[type, "Rule"] = {}
+
+
+class Rule:
+    """All that the library knows about one family of layers.
+
+    Subclass it and register it with `register_rule`. Arguments `*args, **kwargs` are
+    those of the layer's own call (`training` and `None` left out), with a `Traced` (in
+    `trace`) or a `tf.Tensor` (elsewhere) for each tensor.
+
+    Attributes:
+        does: what happens to names: `"creates"`, `"passes"`, `"moves"`, `"joins"` or
+            `"fixes"`. For docs/coverage.md.
+        mixes_channels: whether statistics over the channels make a model from which
+            channels are removed differ from one in which they are zero; `masked` must
+            then be given. A trace may decide it for its call: `call.mixes_channels = False`.
+        sums_channels: whether channels are added up without a kernel (a dot product): they
+            are removed if they are zero. A trace may decide it, likewise.
+        warns: whether users are told that channels stay, for want of a rule.
+
+    Example: a custom layer that scales every channel.
+
+    >>> class ChannelScale(keras.layers.Layer):
+    ...     def build(self, input_shape):
+    ...         self.scale = self.add_weight(shape=(input_shape[-1],), name="scale")
+    ...     def call(self, x):
+    ...         return x * self.scale
+    >>> @register_rule(ChannelScale)
+    ... class ChannelScaleRule(Rule):
+    ...     def trace(self, call, x):
+    ...         call.bind(call.layer.scale, own={0: call.along(x, -1)})
+    ...         return x.names
+    ...     def absolute(self, call, x):
+    ...         return x * tf.abs(tf.convert_to_tensor(call.layer.scale))
+    """
+
+    does = "passes"
+    mixes_channels = False
+    sums_channels = False
+    warns = False
+
+    def trace(self, call, *args, **kwargs):
+        """Says what happens to names.
+
+        Args:
+            call: the `Call`; its methods create, join, fix and bind names.
+
+        Returns:
+            The array of names of the output, or a list of them for several outputs.
+        """
+        raise NotImplementedError("the rule has no `trace`, which says what becomes of channels.")
+
+    def absolute(self, call, *args, **kwargs):
+        """The layer in the absolute network, in which NISP propagates.
+
+        Weights count with their absolute value, biases as 0, activations as identity;
+        the result must be linear in the tensors.
+
+        Returns:
+            The output tensor, or a list of them.
+        """
+        raise NotImplementedError(
+            "the rule has no `absolute`, which NISP propagates by. Define it, or take an "
+            "importance that does not propagate, such as `Magnitude()`."
+        )
+
+    def resize(self, call, config: dict, kept) -> dict:
+        """The layer's config after a removal.
+
+        Args:
+            call: the first `Call` of the layer, with names in `inputs` and `outputs`.
+            config: from `layer.get_config()`; may be changed.
+            kept: `kept(names)` gives how many of an array's names stay.
+
+        Returns:
+            The config for `layer.from_config`.
+        """
+        return config
+
+    def arguments(self, call, args: tuple, kwargs: dict, kept) -> tuple[tuple, dict]:
+        """The arguments of a call after a removal, for operations that take sizes there.
+
+        Args:
+            call: the `Call`.
+            args, kwargs: with symbolic tensors of the new sizes.
+            kept: as for `resize`.
+        """
+        return args, kwargs
+
+    def convert(self, call, variable, value, kept):
+        """A variable's new value, for layers that compute with the number of channels.
+
+        Args:
+            call: the first `Call` of the layer.
+            variable: the original variable.
+            value: its value at the new size.
+            kept: as for `resize`.
+        """
+        return value
+
+    def indices(self, call) -> int | None:
+        """How many rows of a table the layer looks up by what it takes in: `verify` tries all of
+        them. `None` if it takes no indices."""
+        return None
+
+    def masked(self, call, keep: list, *args, **kwargs):
+        """The layer on the original width, with removed channels left out of statistics.
+
+        Only for rules with `mixes_channels` or `sums_channels`. Where no channel is removed it
+        must give exactly what the layer gives. By default the removed channels are zero.
+
+        Args:
+            keep: for each input a float tensor of 0 and 1 that broadcasts to it.
+        """
+        masks = iter(keep)
+        args, kwargs = keras.tree.map_structure(
+            lambda x: zeroed(x, next(masks)) if tf.is_tensor(x) else x, (args, kwargs)
+        )
+        return call.infer(*args, **kwargs)
+
+
+class PassThrough(Rule):
+    """Names pass unchanged: element-wise layers, dropout, noise.
+
+    Register a weightless custom layer that keeps shapes in one line:
+    `keras_nisp.register_rule(MyLayer)(keras_nisp.PassThrough)`.
+    """
+
+    def trace(self, call, x):
+        return x.names
+
+    def absolute(self, call, x):
+        return x
+
+
+class Barrier(Rule):
+    """What has no rule, or none on purpose: nothing that enters or leaves may be removed."""
+
+    does = "fixes"
+
+    def __init__(self, reason: str = WITHOUT_RULE, warns: bool = False):
+        self.reason = reason
+        self.warns = warns
+
+    def trace(self, call, *args, **kwargs):
+        unknown = f"'{call.path}' ({type(call.layer).__name__})" if self.warns else None
+        for tensor in call.inputs:
+            call.fix(tensor.names, f"enters '{call.path}', {self.reason}", unknown)
+        reason = f"leaves '{call.path}', {self.reason}"
+        outputs = [call.tracer.fresh_last(shape) for shape in call.output_shapes]
+        return [call.fix(names, reason, unknown) for names in outputs]
+
+    def absolute(self, call, *args, **kwargs):
+        # Nothing is known of where importance comes from: spread it evenly.
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
+        mean = tf.add_n([tf.reduce_mean(x) for x in tensors])
+        return [tf.fill((out.batch * call.samples, *out.shape), mean) for out in call.outputs]
+
+
+BARRIER = Barrier(warns=True)
+
+
+def register_rule(*classes: type):
+    """Registers the rule for layer classes (or `keras.Operation` classes).
+
+    Args:
+        *classes: layer classes. A subclass is covered too, unless it overrides `call` or anything
+            else that may change what is computed.
+
+    Returns:
+        A decorator for a `Rule` subclass.
+
+    Raises:
+        TypeError: something else than classes of layers and a `Rule` subclass is given.
+    """
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):
+            raise TypeError(
+                "Expected `register_rule` to get layer classes, as in "
+                f"`@register_rule(MyLayer)`. Received: {cls!r}"
+            )
+
+    def register(rule):
+        if not (isinstance(rule, type) and issubclass(rule, Rule)):
+            raise TypeError(f"Expected a subclass of keras_nisp.Rule. Received: {rule!r}")
+        for cls in classes:
+            _RULES[cls] = rule()
+        return rule
+
+    return register
+
+
+def operations(*names: str) -> list[type]:
+    """The classes behind functions of `keras.ops`; those that this Keras lacks are left out."""
+    classes = (keras_layers.operation_class(name) for name in names)
+    return [cls for cls in classes if cls is not None]
+
+
+def named_layers(*names: str) -> list[type]:
+    """Classes of `keras.layers`; those that this Keras lacks are left out."""
+    return [getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)]
+
+
+def register_operations(*names: str):
+    """`register_rule` for functions of `keras.ops`, by name."""
+    return register_rule(*operations(*names))
+
+
+def fix_deliberately(reason: str, *classes: type, warns: bool = False) -> None:
+    """Registers a barrier with a reason for what channels cannot be followed through."""
+    for cls in classes:
+        _RULES[cls] = Barrier(reason, warns)
+
+
+def registered(cls: type) -> Rule | None:
+    """The rule of a class of layers or operations, or `None`."""
+    base = next((base for base in cls.__mro__ if base in _RULES), None)
+    return None if base is None or overridden(cls, base) else _RULES[base]
+
+
+def is_registered(cls: type) -> bool:
+    """Whether a rule is for this very class, not for one that it derives from."""
+    return cls in _RULES
+
+
+# What a subclass may override without a change of what it computes.
+HARMLESS = {
+    *("build", "build_from_config", "get_build_config", "get_config", "from_config"),
+    *("compute_output_shape", "compute_output_spec", "compute_mask", "supports_masking"),
+    *("count_params", "save_own_variables", "load_own_variables", "save_assets", "load_assets"),
+    *("enable_lora", "quantize", "summary"),
+}
+
+
+@functools.cache
+def overridden(cls: type, base: type) -> list[str]:
+    """What a subclass overrides of all that the code of its base may use: its methods and
+    properties, and whatever that code names (`self.kernel`)."""
+    return [
+        name
+        for name in dir(cls)
+        if name not in HARMLESS
+        and (not name.startswith("__") or name == "__call__")
+        and not name.startswith("_api_export")
+        and inspect.getattr_static(cls, name) is not inspect.getattr_static(base, name, None)
+        and (hasattr(base, name) or name in _named_in_code(base))
+    ]
+
+
+@functools.cache
+def _named_in_code(cls: type) -> set[str]:
+    """All names in the code of a class of layers, short of `keras.Layer`."""
+    names = set()
+    for base in itertools.takewhile(lambda c: c not in (keras.Layer, keras.Operation), cls.__mro__):
+        for value in vars(base).values():
+            for function in (value, *(getattr(value, key, None) for key in ("fget", "__func__"))):
+                code = getattr(inspect.unwrap(function), "__code__", None)
+                names.update(code.co_names if code else ())
+    return names
+
+
+def is_exactly(layer: keras.Operation, base: type) -> bool:
+    """Whether a layer computes what layers of this class do."""
+    return isinstance(layer, base) and not overridden(type(layer), base)
+
+
+def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None = None) -> Rule:
+    """The rule for a call of a layer or operation: `BARRIER` if there is none.
+
+    Args:
+        operation: the layer or operation.
+        args, kwargs: of the call; a rule that does not take them (an explicit mask, say) does
+            not know what the call does.
+    """
+    rule = registered(type(operation))
+    if rule is None:
+        return BARRIER
+    try:
+        _signature(rule).bind(None, *args, **(kwargs or {}))
+    except TypeError:
+        return BARRIER
+    return rule
+
+
+@functools.cache
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(rule.trace)
+
+
+def meaningful(kwargs: dict) -> dict:
+    """Keyword arguments without those that say nothing about tensors."""
+    return {k: v for k, v in kwargs.items() if v is not None and k != "training"}
+
+
+# Helpers for rules. ---------------------------------------------------------------
+
+
+def channel_axis(layer, rank: int) -> int:
+    """The channel axis of a layer with a `data_format`, batch axis not counted."""
+    return 0 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
+
+
+def spread(names: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """1-D names laid along one axis of an array of the given rank."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return np.reshape(names, shape)
+
+
+def positions(shape: tuple[int, ...], axis: int) -> int:
+    """How many positions a feature map has, its channel axis apart."""
+    return int(np.prod([size for i, size in enumerate(shape) if i != axis % len(shape)], initial=1))
+
+
+def zeroed(x: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
+    """A tensor with zeros where `keep` is 0; time steps that are masked stay so."""
+    return carry_mask(x, x * tf.cast(keep, x.dtype))
+
+
+def absolute(variable) -> tf.Tensor:
+    """A variable's absolute value in float32."""
+    return tf.abs(tf.cast(tf.convert_to_tensor(variable), tf.float32))

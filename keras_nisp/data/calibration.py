@@ -1,0 +1,55 @@
+"""Calibration data of an importance: read once, and looked at once."""
+
+from typing import Any
+
+import keras
+
+from keras_nisp.data.collecting import collect, fits
+from keras_nisp.data.samples import Samples
+from keras_nisp.data.value_range import warn_of_range
+from keras_nisp.keras_graph import keras_models
+
+
+class Calibration:
+    """Calibration data of an importance, read once per kind of model.
+
+    A generator cannot be read again when channels are scored a second time, as `NISPPruner`
+    does.
+
+    Args:
+        data, limit, seed, labels, verbose: as for `collect`.
+    """
+
+    def __init__(self, data: Any, limit: int, seed: int, labels: bool = False, verbose: int = 0):
+        self.data = data
+        self.arguments = {"limit": limit, "seed": seed, "labels": labels, "verbose": verbose}
+        self._read: list[tuple[tuple, Samples]] = []
+
+    def samples(self, model: keras.Model) -> Samples:
+        """The samples for a model."""
+        samples = self.known(model)
+        if samples is None:
+            samples = collect(self.data, model, **self.arguments)
+            if not isinstance(self.data, Samples):  # else it was looked at where it was read
+                warn_of_range(model, samples)
+            self._read.append((_signature(model), samples))
+        return samples
+
+    def known(self, model: keras.Model) -> Samples | None:
+        """The samples for a model, if they were read already."""
+        inputs, names = keras_models.body(model).inputs, keras_models.input_names(model)
+        for known, samples in self._read:
+            if samples.names is None and known == _signature(model):
+                return samples
+            if samples.names is not None and set(samples.names) == set(names):
+                # By name: another model may take the same inputs in another order.
+                order = [samples.names.index(name) for name in names]
+                arrays = [samples.inputs[i] for i in order]
+                if all(map(fits, arrays, inputs)):
+                    batch = keras_models.batch_size(model)
+                    return Samples(arrays, samples.labels, batch, tuple(names))
+        return None
+
+
+def _signature(model: keras.Model) -> tuple:
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in keras_models.body(model).inputs)

@@ -1,0 +1,87 @@
+"""Samples in memory."""
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.keras_graph import calling
+
+DEFAULT_BATCH = 64
+
+
+class Samples:
+    """Some samples in memory.
+
+    Args:
+        inputs: one array per model input, each `(samples, ...)`.
+        labels: array (or structure of arrays) of labels, or `None`.
+        batch: the batch size that the model is bound to, if it is. Then there are as many samples
+            as fill batches: what is left over goes, and too few are repeated.
+        names: names of the inputs, if data were given by name.
+
+    Attributes:
+        inputs, labels, batch, names: what was given.
+    """
+
+    def __init__(
+        self,
+        inputs: list[np.ndarray],
+        labels: Any = None,
+        batch: int | None = None,
+        names: tuple[str, ...] | None = None,
+    ):
+        self.inputs, self.labels, self.batch, self.names = inputs, labels, batch, names
+        if batch is not None and len(self) % batch:
+            whole = max(len(self) - len(self) % batch, batch)
+            chosen = np.arange(whole) % len(self)
+            self.inputs = [array[chosen] for array in inputs]
+            self.labels = map_labels(lambda array: np.asarray(array)[chosen], labels)
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of one sample of each input."""
+        return [array.shape[1:] for array in self.inputs]
+
+    def first(self, count: int) -> "Samples":
+        """The first so many of them."""
+        return self if len(self) <= count else self._taken(slice(count))
+
+    def every(self, step: int) -> "Samples":
+        """The first of each so many."""
+        return self if step <= 1 else self._taken(slice(None, None, step))
+
+    def _taken(self, which: slice) -> "Samples":
+        labels = map_labels(operator.itemgetter(which), self.labels)
+        return Samples([array[which] for array in self.inputs], labels, self.batch, self.names)
+
+    def batches(self, batch_size: int = DEFAULT_BATCH) -> Iterator[tuple[list, Any]]:
+        """Pairs of (list of input tensors, labels), in order.
+
+        Args:
+            batch_size: of the batches, unless the model is bound to another.
+        """
+        size = self.batch or batch_size
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            labels = map_labels(operator.itemgetter(part), self.labels)
+            yield [tf.convert_to_tensor(array[part]) for array in self.inputs], labels
+
+
+def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
+    """What a model gives for samples, as a flat list; each batch starts from a fresh state.
+
+    The samples of a stateful model do not follow each other: they may be drawn at random.
+    """
+    parts = [keras.tree.flatten(calling.answer(model, inputs)) for inputs, _ in samples.batches()]
+    return [np.concatenate(list(map(np.asarray, column))) for column in zip(*parts, strict=True)]
+
+
+def map_labels(function, labels):
+    return None if labels is None else keras.tree.map_structure(function, labels)

@@ -1,0 +1,151 @@
+"""Whether samples are in the range that a model was trained on: 0 to 255, or 0 to 1?"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels.tracing import trace_quietly
+from keras_nisp.data.samples import Samples
+from keras_nisp.errors import DataRangeWarning, warn
+from keras_nisp.keras_graph import calling, walking
+
+LARGEST_RATIO = 8.0  # other data of the same kind differ by less, another range by 255
+CHECKED = 32
+FEWEST = 8  # values of a channel that tell anything
+ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
+
+_said: contextvars.ContextVar[set | None] = contextvars.ContextVar("said", default=None)
+
+
+@contextlib.contextmanager
+def warned_once() -> Iterator[None]:
+    """While it lasts, `warn_of_range` says the same thing once only."""
+    token = _said.set(set()) if _said.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _said.reset(token)
+
+
+def warn_of_range(model: keras.Model, samples: Samples) -> None:
+    """Warns where samples seem to be in another range than the model was trained on.
+
+    Args:
+        model: a functional or Sequential model.
+        samples: from `keras_nisp.data.collect`.
+    """
+    problem, said = check_range(model, samples), _said.get()
+    if problem is None or (said is not None and problem in said):
+        return
+    if said is not None:
+        said.add(problem)
+    warn(f"Calibration data: {problem}", DataRangeWarning)
+
+
+def starts_with_rescaling(model: keras.Model) -> bool:
+    """Whether the first layer that changes values is `Rescaling` or `Normalization`."""
+    for call in trace_quietly(model).calls:
+        if isinstance(call.layer, (keras.layers.Rescaling, keras.layers.Normalization)):
+            return True
+        if call.weights:
+            return False
+    return False
+
+
+def check_range(model: keras.Model, samples: Samples) -> str | None:
+    """What is odd about the range of samples, in a sentence; `None` if nothing is.
+
+    The statistics of the first BatchNormalization tell what entered it in training. A model
+    without one says nothing, unless images look like pixels from 0 to 255 and nothing rescales
+    them.
+
+    Args:
+        model: a functional or Sequential model.
+        samples: from `keras_nisp.data.collect`.
+    """
+    numbers = [array[:CHECKED] for array in samples.inputs if array.dtype.kind not in "USO"]
+    if not numbers:
+        return None
+    low = min(float(array.min()) for array in numbers)
+    high = max(float(array.max()) for array in numbers)
+    found = f"values from {low:g} to {high:g}"
+    beginning = _Beginning(model, samples)
+    if beginning.ratio is not None:
+        ratio = beginning.ratio
+        if ratio > LARGEST_RATIO or ratio < 1 / LARGEST_RATIO:
+            return (
+                f"{found} seem to be in another range than the model was trained on: what enters "
+                f"its first BatchNormalization is {ratio:.3g} times as large as in training. Pass "
+                "samples as they were in training, "
+                + (f"divided by {ratio:.3g}, say." if ratio > 1 else f"times {1 / ratio:.3g}, say.")
+            )
+        return None
+    images = any(
+        array.ndim == 4 and array.shape[-1] in (1, 3, 4) and array.dtype.kind == "f"
+        for array in numbers
+    )
+    if images and low >= 0 and 100 < high <= 255 and not beginning.rescales:
+        return (
+            f"{found} look like pixels, but nothing in the model rescales them. If it was trained "
+            "on values from 0 to 1, pass samples divided by 255."
+        )
+    return None
+
+
+class _Found(Exception):  # noqa: N818
+    """Ends a walk."""
+
+
+class _Beginning:
+    """What the first layers of a model tell about the range of its inputs.
+
+    Attributes:
+        ratio: root mean square of what enters the first BatchNormalization, over that in training;
+            `None` where there is none, or it was hardly trained.
+        rescales: whether values are rescaled or looked up before the first layer with weights.
+    """
+
+    def __init__(self, model: keras.Model, samples: Samples):
+        self.ratio: float | None = None
+        self.rescales = False
+        self._weights_seen = False
+        inputs, _ = next(samples.first(CHECKED).batches(CHECKED))
+        with contextlib.suppress(_Found), calling.fresh_states(model):
+            walking.walk(model, inputs, self._visit)
+
+    def _visit(self, site, args, kwargs):
+        layer = site.operation
+        if isinstance(layer, keras.layers.BatchNormalization):
+            self.ratio = _ratio(layer, args[0] if args else kwargs["inputs"])
+            self.rescales = True  # whatever comes, this takes up
+            raise _Found
+        if not self._weights_seen:
+            known = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.Embedding)
+            self.rescales |= isinstance(layer, known) or type(layer).__name__ in ARITHMETIC
+            self._weights_seen = bool(getattr(layer, "weights", ()))
+        return calling.infer(layer, *args, **kwargs)
+
+
+def _ratio(layer: keras.layers.BatchNormalization, x: tf.Tensor) -> float | None:
+    mean, variance = (np.asarray(v, np.float64) for v in (layer.moving_mean, layer.moving_variance))
+    if np.all(mean == 0) and np.all(variance == 1):
+        return None  # never trained
+    rank = len(x.shape)
+    if math.prod(x.shape) < FEWEST * x.shape[layer.axis]:
+        return None
+    axes = [axis for axis in range(rank) if axis != layer.axis % rank]
+    moments = tf.nn.moments(tf.cast(x, tf.float32), axes)
+    now, spread = (np.asarray(moment, np.float64) for moment in moments)
+    # After few steps the statistics still lie between those at the start, 0 and 1, and these.
+    share = (1 - variance) / np.where(spread == 1, np.inf, 1 - spread)
+    near = np.abs(mean - share * now) <= 0.3 * np.abs(share) * np.sqrt(spread + now**2)
+    if np.mean((share > 0) & (share < 1) & near) > 0.5:
+        return None
+    expected = np.maximum(mean**2 + variance, 1e-12)
+    return float(np.sqrt(np.median((now**2 + spread) / expected))) or None

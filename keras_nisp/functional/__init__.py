@@ -1,0 +1,1 @@
+"""`as_functional`: subclassed models and composite layers as graphs of Keras layers."""

@@ -1,0 +1,232 @@
+"""The graphs that a layer's call makes in training and in inference, compared and made one."""
+
+import collections
+import dataclasses
+import math
+import types
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.errors import ReasonError
+from keras_nisp.keras_graph import calling, copying, keras_layers, walking
+
+RESHAPE = keras_layers.operation_class("reshape")
+# In inference these give what they take, so a call may leave them out there.
+SILENT = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+)
+FOLLOWS, ON, OFF = "as the model is", "in training", "in inference"
+
+
+class NotAGraphError(ReasonError):
+    """Why no graph does what a call does, at whatever sizes it is traced."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """Stands for a tensor: equal in both graphs where it is computed equally."""
+
+    call: int
+    output: int
+
+
+@dataclasses.dataclass
+class _Call:
+    """A call of the graph of inference."""
+
+    operation: keras.Operation
+    arguments: tuple
+    training: bool
+    outputs: list[_Value]
+
+
+def modes(inference: keras.Function, training: keras.Function) -> dict[int, str]:
+    """In which mode each call of a graph is, if both graphs are the same but for that.
+
+    Args:
+        inference, training: what a layer's call makes of symbolic inputs in both modes.
+
+    Returns:
+        `FOLLOWS`, `ON` or `OFF`, by `id` of each node of the graph of training.
+
+    Raises:
+        NotAGraphError: they compute something else.
+    """
+    inputs = [_Value(-1, index) for index, _ in enumerate(inference.inputs)]
+    known = collections.defaultdict(list)
+    count, found = 0, {}
+
+    def look_up(operation, arguments, on) -> _Call | None:
+        for call in known[type(operation)]:
+            if (
+                call.training == on
+                and _same_operation(call.operation, operation)
+                and same(call.arguments, arguments)
+            ):
+                return call
+        return None
+
+    def of_inference(node, args, kwargs):
+        nonlocal count
+        operation, (on, args, kwargs) = node.operation, _apart(node, args, kwargs, False)
+        if isinstance(operation, SILENT) and not on:
+            return args[0] if args else kwargs["inputs"]
+        call = look_up(operation, (args, kwargs), on)
+        if call is None:
+            outputs = [_Value(count, index) for index, _ in enumerate(node.outputs)]
+            call = _Call(operation, (args, kwargs), on, outputs)
+            known[type(operation)].append(call)
+            count += 1
+        return call.outputs
+
+    def of_training(node, args, kwargs):
+        operation, (on, args, kwargs) = node.operation, _apart(node, args, kwargs, True)
+        always = look_up(operation, (args, kwargs), True) if on else None
+        if isinstance(operation, SILENT) and always is None:
+            found[id(node)] = FOLLOWS if on else OFF
+            return args[0] if args else kwargs["inputs"]
+        call = look_up(operation, (args, kwargs), False) or always
+        if call is None:
+            raise NotAGraphError(
+                f"it does something else in training: there it calls '{operation.name}' "
+                f"({type(operation).__name__}) as it does not in inference"
+            )
+        found[id(node)] = ON if call is always else (FOLLOWS if on else OFF)
+        return call.outputs
+
+    expected = walking.replay(inference, inputs, of_inference)
+    if not same(expected, walking.replay(training, inputs, of_training)):
+        raise NotAGraphError("it does something else in training: it gives another result there")
+    return found
+
+
+def _apart(node, args, kwargs, default: bool) -> tuple[bool, tuple, dict]:
+    """Whether a call is in training, and its other arguments."""
+    if not keras_layers.takes_training(node.operation):
+        return False, args, {k: v for k, v in kwargs.items() if k != "training"}
+    kwargs = dict(kwargs)
+    return bool(kwargs.pop("training", default)), args, kwargs
+
+
+def _same_operation(first: keras.Operation, second: keras.Operation) -> bool:
+    if first is second:
+        return True
+    if isinstance(first, keras.Layer):
+        # One that is made in the call is another one each time.
+        configs = [{**copying.layer_config(x), "name": None} for x in (first, second)]
+        return not (first.weights or second.weights) and same(*configs)
+    return same(*({k: v for k, v in vars(x).items() if k not in _KEPT} for x in (first, second)))
+
+
+# What an operation keeps for Keras, beside its settings.
+_KEPT = frozenset(vars(keras.Operation(name="any"))) | {"_auto_config", "_lock", "_tracker"}
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two arguments, settings or results are equal, whatever they are made of."""
+    if first is second:
+        return True
+    if isinstance(first, keras.Operation) and isinstance(second, type(first)):
+        return _same_operation(first, second)
+    if _is_array(first) and _is_array(second):
+        first, second = np.asarray(first), np.asarray(second)
+        return first.dtype == second.dtype and np.array_equal(first, second)
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        return list(first) == list(second) and same(list(first.values()), list(second.values()))
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, types.FunctionType):
+        parts = [(f.__code__, f.__defaults__, _enclosed(f)) for f in (first, second)]
+        return same(*parts)
+    return bool(first == second)
+
+
+def _is_array(value) -> bool:
+    return isinstance(value, np.ndarray) or tf.is_tensor(value)
+
+
+def _enclosed(function) -> list:
+    return [cell.cell_contents for cell in function.__closure__ or ()]
+
+
+def one_graph(traced: keras.Function, found: dict[int, str], batches: list, probe) -> list:
+    """Replays the graph of training so that each call is in its mode.
+
+    Args:
+        traced: the graph of training.
+        found: from `modes`.
+        batches: batch size of each input, `None` for an open one.
+        probe: the batch size at which the call was traced, if that is to be opened.
+
+    Returns:
+        Flat lists of the new inputs and outputs.
+
+    Raises:
+        NotAGraphError: Keras does not keep a mode in which a call always is.
+    """
+
+    def visit(node, args, kwargs):
+        operation, kept = node.operation, found[id(node)]
+        if isinstance(operation, SILENT) and kept == OFF:
+            return args[0] if args else kwargs["inputs"]
+        kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+        if keras_layers.takes_training(operation) and kept != FOLLOWS:
+            kwargs |= _kept_mode(operation, kept)
+        if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
+            return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
+        if probe is not None:
+            args, kwargs = keras.tree.map_structure(
+                lambda x: _for_any_batch(x, probe), (args, kwargs)
+            )
+        return operation(*args, **kwargs)
+
+    inputs = [
+        keras.Input(batch_shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype)
+        for batch, tensor in zip(batches, traced.inputs, strict=True)
+    ]
+    return inputs, keras.tree.flatten(walking.replay(traced, inputs, visit))
+
+
+def _kept_mode(operation: keras.Layer, kept: str) -> dict:
+    """The argument that holds a call in a mode."""
+    if calling.KEEPS_TRAINING:
+        return {"training": kept == ON}
+    if kept == OFF and not operation.trainable:
+        return {}  # A frozen layer is in inference; what is random in it, a check finds.
+    raise NotAGraphError(
+        f"it calls '{operation.name}' ({type(operation).__name__}) always {kept}, which graphs "
+        "of Keras before 3.16 do not keep"
+        + (": freeze it by `trainable = False`" if kept == OFF else "")
+    )
+
+
+def _for_any_batch(value, probe: int):
+    """A constant that has the same rows for each sample as one that has a single row."""
+    if not _is_array(value) or not value.ndim or value.shape[0] != probe:
+        return value
+    array = np.asarray(value)
+    return array[:1] if (array == array[:1]).all() else value
+
+
+def _open_shape(reshape, source, target) -> list[int]:
+    """The new shape with an open batch axis, if the sizes of all others can be known."""
+    given = list(reshape.newshape)
+    sizes = [size if size != -1 else n for size, n in zip(given, target.shape, strict=True)][1:]
+    if given[0] == -1 and None not in given:
+        return given
+    if None in sizes and sizes.count(None) == 1 and None not in source.shape[1:]:
+        whole = math.prod(source.shape[1:])
+        known = math.prod(size for size in sizes if size is not None)
+        sizes[sizes.index(None)] = whole // known
+    return [-1, *sizes]

@@ -1,0 +1,176 @@
+"""Does a graph do what a layer does? Both are run, in inference and in training."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_nisp.data.random_samples import random_samples
+from keras_nisp.errors import reason_of
+from keras_nisp.functional.call_graphs import NotAGraphError
+from keras_nisp.keras_graph import calling, keras_models
+from keras_nisp.keras_graph.masks import mask_of, set_mask
+
+TOLERANCE = 1e-4
+COUNT = 2  # samples, where the batch size is open
+SIZES = (32, 16, 8, 4, 2, 1)  # of open axes: the first that the layer itself takes
+
+
+def tensors_of(args, kwargs) -> list[keras.KerasTensor]:
+    """The symbolic tensors of a call."""
+    flat = keras.tree.flatten((args, kwargs))
+    return [x for x in flat if isinstance(x, keras.KerasTensor)]
+
+
+def masks_of(tensors: list) -> list:
+    """The Keras masks that tensors carry."""
+    return [mask for mask in map(mask_of, tensors) if mask is not None]
+
+
+def filled(args, kwargs, values) -> tuple[tuple, dict]:
+    """A call's arguments with other values for its tensors."""
+    pending = iter(values)
+    return keras.tree.map_structure(
+        lambda x: next(pending) if isinstance(x, keras.KerasTensor) else x, (args, kwargs)
+    )
+
+
+def check_same(model: keras.Model, layer: keras.Layer, args, kwargs, sizes=()) -> None:
+    """Raises unless a model gives what a layer gives, on random samples.
+
+    Outputs, Keras masks, losses and changes of weights, in inference and in training. Neither
+    is changed.
+
+    Args:
+        model: takes the tensors of the layer's call, and then their masks.
+        layer: the original.
+        args, kwargs: of its call, symbolic.
+        sizes: to be tried first for open axes.
+    """
+    kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+
+    def original(training, values):
+        given = filled(args, kwargs, values[: len(tensors_of(args, kwargs))])
+        return calling.call_in_mode(layer, training, *given[0], **given[1])
+
+    def written(training, values):
+        return calling.call_in_mode(model, training, keras_models.structured_inputs(model, values))
+
+    values, expected = _first_that_fits(model, layer, tensors_of(args, kwargs), original, sizes)
+    _compare(expected, _outcome(layer, written, False, values), "")
+    expected = _outcome(layer, original, True, values)
+    try:
+        _compare(expected, _outcome(layer, written, True, values), " in training")
+    except NotAGraphError:
+        # Where chance plays a part, draws may come in another order.
+        if expected.same_as(_outcome(layer, original, True, values, seed=1)):
+            raise
+
+
+def _first_that_fits(model, layer, tensors, original: Callable, sizes):
+    """Samples that the original takes, and what it gives in inference."""
+    is_open = any(None in tensor.shape[1:] for tensor in tensors)
+    reason = None
+    for size in (*sizes, *SIZES) if is_open else SIZES[:1]:
+        values = _samples(model, tensors, size)
+        try:
+            return values, _outcome(layer, original, False, values)
+        except Exception as error:  # whatever code of users raises
+            reason = reason or error
+    if not is_open:
+        raise reason
+    raise NotAGraphError(
+        f"sizes of its inputs are open, {[t.shape for t in tensors]}: say which ones it takes by "
+        f"`input_shape`. It takes none of {[*sizes, *SIZES]} ({reason_of(reason)})"
+    ) from reason
+
+
+def _samples(model: keras.Model, tensors: list, size: int) -> list:
+    """Random values for the tensors of a call, with masks where these have one."""
+    tensors = [*tensors, *masks_of(tensors)]
+    shapes = [tuple(size if n is None else n for n in t.shape[1:]) for t in tensors]
+    count = next((t.shape[0] for t in tensors if t.shape and t.shape[0] is not None), COUNT)
+    values, _ = next(random_samples(model, shapes, count).batches())
+    masked = [i for i, tensor in enumerate(tensors) if mask_of(tensor) is not None]
+    for place, index in enumerate(masked, start=len(tensors) - len(masked)):
+        kept = np.array(values[place])
+        kept[:, 0] = True  # Nothing need be right for a sample that is masked as a whole.
+        values[place] = keras.ops.convert_to_tensor(kept)
+        set_mask(values[index], values[place])
+    return values
+
+
+@dataclasses.dataclass
+class _Outcome:
+    """All that a call gives and does."""
+
+    outputs: list
+    masks: list
+    losses: list
+    updates: list
+
+    def same_as(self, other: "_Outcome") -> bool:
+        try:
+            _compare(self, other, "")
+        except NotAGraphError:
+            return False
+        return True
+
+
+def _outcome(layer, call: Callable, training: bool, values: list, seed: int = 0) -> _Outcome:
+    """Runs a call without changing any variable; with other random numbers if a seed is given."""
+    weights = layer.weights
+    known = {id(weight) for weight in weights}
+    seeds = [v for v in layer.variables if id(v) not in known] if seed else []
+    state = [(v, keras.ops.convert_to_tensor(v) + keras.ops.cast(seed, v.dtype)) for v in seeds]
+    with keras.StatelessScope(state, collect_losses=True) as scope:
+        result = call(training, values)
+    outputs = [x for x in keras.tree.flatten(result) if keras.ops.is_tensor(x)]
+    masks = [mask_of(x) for x in outputs]
+    return _Outcome(
+        [np.asarray(x) for x in outputs],
+        [None if mask is None else np.asarray(mask) for mask in masks],
+        [sum(float(loss) for loss in scope.losses)],
+        [np.asarray(scope.get_current_value(w)) for w in weights if _changed(scope, w)],
+    )
+
+
+def _changed(scope, weight) -> bool:
+    return scope.get_current_value(weight) is not None
+
+
+def _compare(expected: _Outcome, received: _Outcome, when: str) -> None:
+    for what in ("outputs", "losses", "updates"):
+        pairs = getattr(expected, what), getattr(received, what)
+        differences = [np.inf if len(pairs[0]) != len(pairs[1]) else 0.0]
+        differences += map(_difference, *pairs)
+        if max(differences) > TOLERANCE:
+            named = what if what != "updates" else "changes of its weights"
+            raise NotAGraphError(
+                f"it does what its graph does not show: {named} differ by "
+                f"{max(differences):.1e} of their scale{when}"
+            )
+    if any(map(_masks_differ, expected.masks, received.masks)):
+        raise NotAGraphError(f"it passes on another Keras mask than its graph{when}")
+
+
+def _masks_differ(want, got) -> bool:
+    return (want is None) != (got is None) or (want is not None and not np.array_equal(want, got))
+
+
+def _difference(want: Any, got: Any) -> float:
+    """The largest difference, relative to the largest value; what is not finite must be equal."""
+    want, got = np.asarray(want), np.asarray(got)
+    if want.shape != got.shape:
+        return np.inf
+    if want.dtype == object or want.dtype.kind in "USO":
+        return 0.0 if np.array_equal(want, got) else np.inf
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    equal = (want == got) | (np.isnan(want) & np.isnan(got))
+    if not (np.isfinite(want) & np.isfinite(got) | equal).all():
+        return np.inf
+    finite = np.isfinite(want) & np.isfinite(got)
+    want, got = want[finite], got[finite]
+    return float(np.abs(want - got).max(initial=0) / max(np.abs(want).max(initial=0), 1e-9))

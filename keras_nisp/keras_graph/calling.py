@@ -1,0 +1,181 @@
+"""How layers and models are called, in inference or training, and calls watched."""
+
+import contextlib
+import contextvars
+import functools
+import inspect
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
+from keras.src.models import functional
+
+from keras_nisp.errors import reason_of
+from keras_nisp.keras_graph.keras_layers import takes_training
+from keras_nisp.keras_graph.keras_models import structured_inputs
+
+
+def takes(layer: keras.Layer, argument: str) -> bool:
+    """Whether a layer's `call` names an argument."""
+    return argument in inspect.signature(layer.call).parameters
+
+
+# Whether a `training` that a graph has noted for a call holds when the model is called with
+# another (Keras 3.16).
+KEEPS_TRAINING = not hasattr(functional, "operation_fn")
+
+
+def as_layer_takes_it(layer: keras.Layer, tensor: Any) -> Any:
+    """A tensor in the dtype to which a layer casts what it is called with."""
+    if not getattr(layer, "_convert_input_args", True):
+        return tensor
+    return layer.dtype_policy.convert_input(tensor, layer.autocast, layer.input_dtype)
+
+
+@contextlib.contextmanager
+def on_data(layer: keras.Operation):
+    """What a layer computes in it on data: names the layer if it does not take their values."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        reason = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", reason_of(error).partition(": ")[2])
+        raise ValueError(
+            f"Expected values that layer '{layer.name}' ({type(layer).__name__}) can take, as in "
+            f"training. Received others: {reason}."
+        ) from error
+
+
+@contextlib.contextmanager
+def noted_updates():
+    """Variables keep their values in it; gives the list of what would have changed, filled at
+    the end."""
+    noted = []
+    with keras.StatelessScope(collect_losses=True) as scope:
+        yield noted
+    noted += ["a variable or random seed"] * bool(scope.state_mapping)
+    noted += ["the model's losses"] * bool(scope.losses)
+
+
+@contextlib.contextmanager
+def without_memory():
+    """Weights that are made in it have shapes, and no values."""
+    pending = global_state.get_global_attribute("uninitialized_variables") or []
+    global_state.set_global_attribute("uninitialized_variables", [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", pending)
+
+
+@contextlib.contextmanager
+def intercepted_calls(call: Callable):
+    """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead.
+
+    In this thread: layers that others call meanwhile, such as a training run, do what they do.
+    """
+    token = _interception.set(call)
+    _Interceptor.enter()
+    try:
+        yield
+    finally:
+        _Interceptor.leave()
+        _interception.reset(token)
+
+
+_interception = contextvars.ContextVar("interception", default=None)
+
+
+class _Interceptor:
+    """What stands in the place of `keras.Layer.__call__` while any thread intercepts calls."""
+
+    lock = threading.Lock()
+    users = 0
+    installed = False
+    proceed = keras.Layer.__call__
+
+    @classmethod
+    def enter(cls) -> None:
+        with cls.lock:
+            cls.users += 1
+            if not cls.installed:
+                cls.proceed, keras.Layer.__call__ = keras.Layer.__call__, _intercepted
+                cls.installed = True
+
+    @classmethod
+    def leave(cls) -> None:
+        with cls.lock:
+            cls.users -= 1
+            # Who has put something around it meanwhile (a profiler, say) keeps that.
+            if not cls.users and keras.Layer.__call__ is _intercepted:
+                keras.Layer.__call__ = cls.proceed
+                cls.installed = False
+
+
+@functools.wraps(keras.Layer.__call__)
+def _intercepted(layer, /, *args, **kwargs):
+    call = _interception.get()
+    if call is None:
+        return _Interceptor.proceed(layer, *args, **kwargs)
+    return call(layer, _Interceptor.proceed, args, kwargs)
+
+
+def infer(layer: keras.Operation, /, *args, **kwargs) -> Any:
+    """Calls a layer in inference mode, and so all that it calls."""
+    return call_in_mode(layer, False, *args, **kwargs)
+
+
+def call_in_mode(layer: keras.Operation, training: bool, /, *args, **kwargs) -> Any:
+    """Calls a layer in training or in inference, and so all that it calls."""
+    if takes_training(layer):
+        kwargs = {**kwargs, "training": training}  # the graph may have noted a default
+    with mode(training), on_data(layer):
+        return layer(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def mode(training: bool):
+    """What is called in it takes itself to be in training, or in inference."""
+    context = CallContext(entry_layer=None)
+    context.set_value("training", training)
+    before = global_state.get_global_attribute("current_call_ctx")
+    global_state.set_global_attribute("current_call_ctx", context)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", before)
+
+
+@contextlib.contextmanager
+def fresh_states(operation: keras.Operation):
+    """While it lasts, what keeps its state from batch to batch starts from zero; afterwards it has
+    the state that it had, and so have layers that write to other variables."""
+    is_layer = isinstance(operation, keras.Layer)
+    inside = operation._flatten_layers() if is_layer else ()
+    states = [
+        state
+        for inner in inside
+        if isinstance(inner, keras.layers.RNN) and inner.stateful
+        for state in keras.tree.flatten(inner.states)
+        if state is not None
+    ]
+    written = [*states, *(operation.non_trainable_variables if is_layer else ())]
+    before = [variable.numpy() for variable in written]
+    for state in states:
+        state.assign(tf.zeros_like(state))
+    try:
+        yield
+    finally:
+        for variable, value in zip(written, before, strict=True):
+            variable.assign(value)
+
+
+def answer(model: keras.Model, inputs: list) -> Any:
+    """What a model gives in inference for a flat list of inputs, from a fresh state."""
+    with fresh_states(model), on_data(model):
+        return model(structured_inputs(model, inputs), training=False)

@@ -1,0 +1,92 @@
+"""What Keras knows of its layers and operations."""
+
+import inspect
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.activations import activations
+from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa: F401
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer  # noqa: F401
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # noqa: F401
+
+# What functions of `keras.activations` leave in a graph, unless it is what those of `keras.ops` do.
+ACTIVATIONS = [
+    cls
+    for _, cls in inspect.getmembers(activations, inspect.isclass)
+    if issubclass(cls, keras.Operation)
+]
+
+
+def operation_class(name: str) -> type | None:
+    """The class behind a function of `keras.ops`, which stands in a graph in its place."""
+    function = keras.ops
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    function = inspect.unwrap(function) if function is not None else None
+    for used in getattr(getattr(function, "__code__", None), "co_names", ()):
+        found = function.__globals__.get(used)
+        if inspect.isclass(found) and issubclass(found, keras.Operation):
+            return found
+    return None
+
+
+def is_of_keras(what: Any, *modules: str) -> bool:
+    """Whether Keras defines a class or function, in one of these modules if any are given."""
+    # A function has no module at all if the code was run by `exec` with globals of its own.
+    defined = what.__module__ or ""
+    return defined.startswith(tuple(f"keras.src.{m}" for m in modules) or "keras.")
+
+
+def takes_training(layer: keras.Operation) -> bool:
+    """Whether a layer's `call` has an argument `training`."""
+    return getattr(layer, "_call_has_training_arg", False)
+
+
+def projection(attention: keras.Layer, which: str) -> keras.layers.EinsumDense | None:
+    """The layer inside an attention layer that makes its queries, keys, values or gates, or its
+    output; `None` if there is none."""
+    return getattr(attention, f"_{which}_dense", None)
+
+
+def low_rank_kernel(layer: keras.Operation, value: Any) -> tuple | None:
+    """What a kernel with LoRA is made of: a variable, two factors of the rest, and their scale.
+
+    Args:
+        layer: the layer, or what holds it.
+        value: its kernel, or its embeddings, as it computes them.
+    """
+    parts = layer._flatten_layers() if isinstance(layer, keras.Layer) and value is not None else ()
+    for part in parts:
+        if not getattr(part, "lora_enabled", False):
+            continue
+        name = "embeddings" if hasattr(part, "lora_embeddings_a") else "kernel"
+        if np.array_equal(np.asarray(getattr(part, name)), np.asarray(value)):
+            factors = (getattr(part, f"lora_{name}_{letter}") for letter in "ab")
+            return getattr(part, f"_{name}"), *factors, part.lora_alpha / part.lora_rank
+    return None
+
+
+def check_shared(layers: list) -> None:
+    """Raises if an activation with weights belongs to several layers.
+
+    Keras makes it from the config of each of them, so copies (and files) no longer share it.
+
+    Args:
+        layers: the layers and operations of a model.
+    """
+    owners: dict[int, keras.Operation] = {id(layer): layer for layer in layers}
+    for layer in {id(layer): layer for layer in layers if isinstance(layer, keras.Layer)}.values():
+        for part in layer._flatten_layers():
+            for key in ("activation", "recurrent_activation"):
+                held = vars(part).get(key)
+                if not isinstance(held, keras.Layer) or not held.weights:
+                    continue
+                owner = owners.setdefault(id(held), part)
+                if owner is not part:
+                    raise ValueError(
+                        f"Layer '{held.name}' ({type(held).__name__}) has weights, and is the "
+                        f"activation of '{layer.name}' and belongs to '{owner.name}' as well: a "
+                        "copy would not share them, and Keras cannot load such a model. Call it "
+                        f"as a layer of its own instead: `{held.name}(layer(x))`."
+                    )

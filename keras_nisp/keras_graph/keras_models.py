@@ -1,0 +1,136 @@
+"""What Keras knows of its models: graph, layers, inputs and outputs."""
+
+import os
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional
+
+from keras_nisp._environment import legacy_keras_hint
+from keras_nisp.keras_graph.keras_layers import operation_class
+
+
+def is_graph(operation: Any) -> bool:
+    """Whether `operation` is a model whose graph of layers is known, and all that it computes."""
+    known = isinstance(operation, (Functional, keras.Sequential))
+    return known and type(operation).call in (Functional.call, keras.Sequential.call)
+
+
+def check_model(model: Any) -> None:
+    """Raises unless `model` is a built functional or sequential model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Expected `model` to be a keras.Model. Received: {model!r} "
+            f"(of type {type(model).__name__}).{_instead(model)}{legacy_keras_hint()}"
+        )
+    if not is_graph(model):
+        raise TypeError(
+            f"Model '{model.name}' is a subclassed model ({type(model).__name__}): its "
+            "graph of layers is not known to Keras, so channels cannot be followed "
+            "through it. Expected a functional or Sequential model: write it out with "
+            "`keras_nisp.as_functional(model, keras.Input(...))`."
+        )
+    if not model.built or (isinstance(model, keras.Sequential) and not model.inputs):
+        raise ValueError(
+            f"Model '{model.name}' is not built: its weights do not exist yet. Start it "
+            "with `keras.Input(shape=...)` or call `model.build(input_shape)` first."
+        )
+    for layer in all_layers(model):
+        if mode := getattr(layer, "quantization_mode", None):
+            raise TypeError(
+                f"Model '{model.name}' was quantized by Keras (`model.quantize('{mode}')`): the "
+                f"kernel of layer '{layer.name}' holds integers and a scale for each channel, "
+                "which can be neither pruned nor exported as they are. Prune and export the "
+                "model as it was before; `keras_nisp.export_tflite` quantizes while it exports."
+            )
+
+
+def _instead(model: Any) -> str:
+    """What to pass instead of what is no model, as far as one can guess."""
+    if hasattr(type(model), "pruned_model"):  # which raises before the end of training
+        return " Pass its `pruned_model`, which it has after `fit`."
+    if model is None:
+        return " `pruned_model` of a NISPPruner is None until `fit` has ended."
+    if isinstance(model, (str, os.PathLike)):
+        return " Load it first: `keras.models.load_model(path)`."
+    return ""
+
+
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+    """The layers of a model, those of nested models and inside layers too."""
+    return [layer for layer in model._flatten_layers() if layer is not model]
+
+
+def body(model: keras.Model) -> Functional:
+    """The functional graph of a functional or sequential model."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def batch_size(model: keras.Model) -> int | None:
+    """The batch size that a model is bound to, or `None`."""
+    sizes = (tensor.shape[0] for tensor in body(model).inputs)
+    return next((size for size in sizes if size is not None), None)
+
+
+def is_open(model: keras.Model) -> bool:
+    """Whether a model leaves sizes of its inputs open, the batch size apart."""
+    check_model(model)
+    return any(None in tensor.shape[1:] for tensor in body(model).inputs)
+
+
+def is_optional(tensor: keras.KerasTensor) -> bool:
+    """Whether a model's input may be left out."""
+    return bool(getattr(tensor._keras_history.operation, "optional", False))
+
+
+def source_name(tensor: keras.KerasTensor) -> str:
+    """Name of the layer or operation that gives a symbolic tensor."""
+    return tensor._keras_history.operation.name
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Names of the model's input layers."""
+    return list(map(source_name, body(model).inputs))
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """Names of the layers that give the model's outputs."""
+    return list(map(source_name, body(model).outputs))
+
+
+def structured_inputs(model: keras.Model, inputs: list) -> Any:
+    """A flat list of inputs in the structure in which the model takes them."""
+    if isinstance(model, keras.Sequential):
+        return inputs[0]
+    return keras.tree.pack_sequence_as(model._inputs_struct, inputs)
+
+
+def input_structure(model: keras.Model) -> Any:
+    """The structure (dict, list, a single one) of the symbolic tensors that the model takes."""
+    return body(model)._inputs_struct
+
+
+def output_structure(model: keras.Model) -> Any:
+    """The structure of the symbolic tensors that the model gives."""
+    return body(model)._outputs_struct
+
+
+def is_half(model: keras.Model) -> bool:
+    """Whether any layer computes in half precision."""
+    return any("16" in layer.compute_dtype for layer in all_layers(model))
+
+
+def ending(model: keras.Model) -> str | None:
+    """`"softmax"` or `"sigmoid"` if the model's first output comes out of one, else `None`."""
+    source = body(model).outputs[0]._keras_history
+    while is_graph(source.operation):
+        source = body(source.operation).outputs[source.tensor_index]._keras_history
+    operation = source.operation
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax"
+    activation = getattr(operation, "activation", None)
+    for name in ("softmax", "sigmoid"):
+        named = getattr(keras.activations, name)
+        if activation is named or isinstance(operation, operation_class(name)):
+            return name
+    return None

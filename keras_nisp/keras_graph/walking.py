@@ -1,0 +1,191 @@
+"""The walk over the calls of a Keras model.
+
+Tracing channels, propagating importance, running a masked model and rebuilding
+are the same walk with another meaning for each layer.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_nisp.keras_graph import masks
+from keras_nisp.keras_graph.arguments import arranged
+from keras_nisp.keras_graph.calling import infer
+from keras_nisp.keras_graph.keras_models import body, is_graph
+from keras_nisp.keras_graph.wrappers import is_wrapper, take_apart
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """One call of one operation in the graph.
+
+    Attributes:
+        operation: the layer or `keras.ops` operation that is called.
+        path: its name, after the names of the nested models that hold it
+            (`"backbone/conv1"`).
+        node_inputs: symbolic input tensors as recorded when the graph was built.
+        node_outputs: symbolic output tensors, likewise.
+    """
+
+    operation: keras.Operation
+    path: str
+    node_inputs: list
+    node_outputs: list
+
+    @property
+    def place(self) -> int | None:
+        """Identifies the call; `None` for one inside a wrapper."""
+        return id(self.node_outputs[0]) if self.node_outputs else None
+
+
+def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
+    """Runs `visit(node, args, kwargs)` over the calls of one model, in order.
+
+    Nested models count as one call; `walk` goes into them.
+
+    Args:
+        model: a functional or sequential model.
+        inputs: values for the model's inputs, in its own structure.
+        visit: returns the value (or list of values) of the call's outputs. Arguments that the
+            call must have come by position, however the graph was written.
+
+    Returns:
+        The values of the model's outputs, in its own structure.
+    """
+    graph = body(model)
+    values = {
+        id(tensor): value
+        for tensor, value in zip(graph.inputs, keras.tree.flatten(inputs), strict=True)
+    }
+    nodes = [
+        node
+        for depth in sorted(graph._nodes_by_depth, reverse=True)
+        for node in graph._nodes_by_depth[depth]
+        if not node.is_input and node.operation
+    ]
+    last = {id(tensor): node for node in nodes for tensor in node.input_tensors}
+    last |= {id(tensor): None for tensor in graph.outputs}  # kept to the end
+    for node in nodes:
+        args, kwargs = node.arguments.fill_in(values)
+        if not isinstance(node.operation, keras.Layer):
+            args, kwargs = _with_array_constants(node, args, kwargs)
+        args, kwargs = arranged(node.operation, args, kwargs)
+        outputs = keras.tree.flatten(visit(node, args, kwargs))
+        del args, kwargs
+        values.update(zip(map(id, node.outputs), outputs, strict=True))
+        del outputs
+        # Activations of large images are too many to keep all of them to the end.
+        for tensor in (*node.input_tensors, *node.outputs):
+            if last.get(id(tensor), node) is node:
+                values.pop(id(tensor), None)
+    outputs = [values[id(tensor)] for tensor in graph.outputs]
+    return keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
+
+
+def _with_array_constants(node, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Constants among the arguments as arrays, so that they cannot be taken for values."""
+    given = (node.arguments.args, node.arguments.kwargs)
+    return keras.tree.map_structure(
+        lambda constant, value: constant.numpy() if isinstance(constant, tf.Tensor) else value,
+        given,
+        (args, kwargs),
+    )
+
+
+def constant_arguments(operation: keras.Operation) -> set[int]:
+    """The `id` of each tensor among the arguments of an operation's calls that is no value of
+    the graph."""
+    return {
+        id(x)
+        for node in operation._inbound_nodes
+        for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        if isinstance(x, tf.Tensor)
+    }
+
+
+def walk(
+    model: keras.Model,
+    inputs: Any,
+    visit: Callable,
+    enter: Callable = lambda model, inputs: None,
+    prefix: str = "",
+) -> Any:
+    """Runs `visit(site, args, kwargs)` over every call, those of nested models too.
+
+    Args:
+        model: a functional or sequential model.
+        inputs: values for the model's inputs.
+        visit: called with a `Site` and the call's arguments, in which values stand
+            for tensors; returns the value (or list of values) of its outputs.
+        enter: called with each nested model and its flat list of inputs.
+        prefix: put before the paths.
+
+    Returns:
+        The values of the model's outputs, in its own structure.
+    """
+
+    def call(operation, path, args, kwargs, inputs=(), outputs=()):
+        if is_graph(operation):
+            nested = keras.tree.flatten(args[0])
+            enter(operation, nested)
+            values = walk(operation, nested, visit, enter, path + "/")
+        elif is_wrapper(operation, kwargs):
+            values = take_apart(operation, path, args, kwargs, call)
+        else:
+            values = visit(Site(operation, path, list(inputs), list(outputs)), args, kwargs)
+            masks.pass_on(operation, args, kwargs, keras.tree.flatten(values))
+        return keras.tree.flatten(values)
+
+    def step(node, args, kwargs):
+        operation = node.operation
+        path = prefix + operation.name
+        return call(operation, path, args, kwargs, node.input_tensors, node.outputs)
+
+    return replay(model, inputs, step)
+
+
+def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> list:
+    """Shapes of a call's outputs without the batch axis.
+
+    Recorded shapes serve unless the call sees other sizes than were recorded: inside
+    a nested model, or where the model's input size is open. Sizes that Keras leaves open although
+    those of the inputs are known are tried out.
+
+    Args:
+        site: the call.
+        args, kwargs: its arguments, with values for tensors.
+        shape_of: gives the shape of a value, or `None` for what is not a tensor.
+    """
+    flat = keras.tree.flatten((args, kwargs))
+    actual = [shape for shape in map(shape_of, flat) if shape is not None]
+    recorded = [tuple(tensor.shape[1:]) for tensor in site.node_inputs]
+
+    def outputs(run, make):
+        dtypes = iter([tensor.dtype for tensor in site.node_inputs])
+
+        def made(value):
+            shape = shape_of(value)
+            return value if shape is None else make(shape, next(dtypes, keras.backend.floatx()))
+
+        given, named = keras.tree.map_structure(made, (args, kwargs))
+        flat = keras.tree.flatten(run(*given, **named))
+        return [tuple(tensor.shape[1:]) for tensor in flat]
+
+    if actual == recorded:
+        shapes = [tuple(tensor.shape[1:]) for tensor in site.node_outputs]
+    else:
+        shapes = outputs(
+            site.operation.compute_output_spec,
+            lambda shape, dtype: keras.KerasTensor((None, *shape), dtype=dtype),
+        )
+    if any(None in shape for shape in shapes):
+        batch = next((tensor.shape[0] for tensor in site.node_inputs), None) or 1
+        shapes = outputs(
+            functools.partial(infer, site.operation),
+            lambda shape, dtype: tf.zeros((batch, *shape), dtype),
+        )
+    return shapes

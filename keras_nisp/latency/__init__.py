@@ -1,0 +1,1 @@
+"""Latency: measured in the TFLite interpreter, and put together from tables of layers."""

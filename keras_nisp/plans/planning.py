@@ -1,0 +1,291 @@
+"""`plan_pruning`: importance and budget in, plan out."""
+
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.cost import Cost, notes
+from keras_nisp.channels.tracing import trace
+from keras_nisp.channels.unit_map import UnitMap
+from keras_nisp.importance.base import Importance, as_importance, checked_scores
+from keras_nisp.keras_graph import keras_models
+from keras_nisp.latency.table import LatencyTable
+from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.plan_rows import CreatorPlan, GroupPlan, LayerPlan, creator_clusters
+from keras_nisp.plans.solver import Solver
+
+
+def plan_pruning(
+    model: keras.Model,
+    importance: Importance | Callable,
+    *,
+    ratio: float | None = None,
+    ratios: Mapping[str, float] | None = None,
+    widths: Mapping[str, int] | keras.Model | None = None,
+    flops_reduction: float | None = None,
+    params_reduction: float | None = None,
+    latency_reduction: float | None = None,
+    latency: LatencyTable | None = None,
+    ranking: str = "local",
+    round_to: int | None = None,
+    target: str | None = None,
+    min_channels: int | float = 1,
+    exclude=(),
+    whole_groups=(),
+    input_shape=None,
+) -> Plan:
+    """Decides which channels to remove. Nothing is built or changed.
+
+    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction`, `params_reduction` and
+    `latency_reduction` is given.
+
+    Args:
+        model: a functional or Sequential model.
+        importance: such as `NISP(calibration)` or `Magnitude()`, or a callable that takes
+            a `ChannelMap` and returns one score per unit.
+        ratio: share of the channels to remove, in [0, 1): of every coupled group, or of
+            the whole with `ranking="global"`.
+        ratios: share by layer name or pattern, `{"conv2": 0.3, "stage3/*": 0.6}`;
+            coupled layers go along, all others stay.
+        widths: channels to keep by layer name or pattern, `{"conv2": 24}`, likewise; a
+            model whose layers have the same names gives the widths of all of them.
+        flops_reduction: share of the FLOPs to remove, met within one channel.
+        params_reduction: share of the parameters to remove, likewise.
+        latency_reduction: share of the latency to remove, by a table of measured layers.
+        latency: the `LatencyTable` for `latency_reduction`; by default float32 on one thread
+            of this machine.
+        ranking: `"local"` takes the same share of each group, `"global"` compares
+            channels of all groups by their score over the mean of their group.
+        round_to: keep multiples of this many channels in every pruned group, the nearest with
+            which the budget is met. A group of no more channels than that stays whole. By default
+            1; for `latency_reduction` what the table measures (`LatencyTable.block`), or finer if
+            the budget cannot be met with that.
+        target: a preset for `round_to`: `"x86"` (16), `"arm"` (8) or `"gpu"` (8), as many
+            channels as kernels there usually compute at once.
+        min_channels: keep at least so many channels of a group; below 1, that share.
+        exclude: names, patterns or layer objects whose channels stay.
+        whole_groups: names or patterns of grouped convolutions whose groups are removed as a
+            whole, with the channels that enter them. By default each group loses as many.
+        input_shape: shape of one sample for which FLOPs are counted, if the model
+            leaves it open; by default that of the importance's data, or an assumed one.
+
+    Returns:
+        A `Plan`.
+
+    Raises:
+        TypeError: the model is not functional or Sequential.
+        ValueError: an argument is wrong, a name matches no layer, the importance does
+            not fit the model (`NoFinalResponseLayerError`), or the reduction cannot be
+            reached (`BudgetError`).
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 3)),
+    ...     keras.layers.Conv2D(16, 3, name="conv"),
+    ...     keras.layers.GlobalAveragePooling2D(),
+    ...     keras.layers.Dense(2, name="head"),
+    ... ])
+    >>> plan = plan_pruning(model, Magnitude(), ratio=0.25)
+    >>> plan.creators[0].kept
+    12
+    """
+    budget = Budget(
+        ratio=ratio,
+        ratios=ratios,
+        widths=widths,
+        flops_reduction=flops_reduction,
+        params_reduction=params_reduction,
+        latency_reduction=latency_reduction,
+        latency=latency,
+        ranking=ranking,
+        round_to=round_to,
+        target=target,
+        min_channels=min_channels,
+        exclude=exclude,
+    )
+    importance = as_importance(importance)
+    keras_models.check_model(model)
+    if input_shape is None:
+        input_shape = importance.input_shapes(model)
+    return make_plan(trace(model, input_shape, whole_groups), importance, budget)
+
+
+def make_plan(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Plan:
+    """A plan for a traced model."""
+    removed, solver, scores = choose(channel_map, importance, budget)
+    unit_map = UnitMap.removing(removed)
+    return describe(channel_map, unit_map, importance.name, budget, solver, scores)
+
+
+def choose(
+    channel_map: ChannelMap,
+    importance: Importance,
+    budget: Budget,
+    removed: np.ndarray | None = None,
+) -> tuple[np.ndarray, Solver, np.ndarray]:
+    """The units that a budget removes, with the solver and the scores that say so.
+
+    Args:
+        channel_map: the traced model.
+        importance: scores its units.
+        budget: what to remove.
+        removed: boolean per unit: removed already, and to stay so.
+    """
+    if not channel_map.groups:
+        raise ValueError(
+            f"Model '{channel_map.model.name}' has no channels that may be removed: all of them "
+            "are inputs, outputs, or touch layers without a rule."
+        )
+    channel_map.check_weights()
+    solver = Solver(channel_map, budget, removed)
+
+    def select(scores):
+        return solver.select(checked_scores(scores, channel_map, importance.name))
+
+    scores = checked_scores(importance.scores(channel_map, select), channel_map, importance.name)
+    return solver.select(scores), solver, scores
+
+
+def describe(channel_map, unit_map, importance, budget, solver, scores, variables=()) -> Plan:
+    """The plan for what becomes of the units, with all that there is to say about it.
+
+    `scores` is `None` if no importance chose them.
+    """
+    keep, costs = unit_map.keep, solver.costs
+    before, after = costs.layers(costs.everything), costs.layers(keep)
+    return Plan(
+        model=channel_map.model.name,
+        fingerprint=channel_map.fingerprint,
+        importance=importance,
+        budget=_budget_text(budget, solver, keep),
+        input_shapes=tuple(channel_map.input_shapes),
+        creators=_creators(channel_map, unit_map, solver, scores),
+        groups=_groups(channel_map, ~keep, scores),
+        layers=_layers(channel_map, keep, before, after),
+        before=sum(before.values(), Cost()),
+        after=sum(after.values(), Cost()),
+        inexact=tuple(inexact_layers(channel_map, ~keep)),
+        variables=variables,
+        whole_groups=channel_map.whole_groups,
+        notes=tuple(notes(channel_map)),
+    )
+
+
+def inexact_layers(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
+    """Paths of the layers that mix channels of which some are removed."""
+    paths = [
+        call.path
+        for call in channel_map.calls
+        if call.mixes_channels and any(removed[t.names].any() for t in call.inputs)
+    ]
+    return list(dict.fromkeys(paths))
+
+
+def _budget_text(budget: Budget, solver: Solver, keep: np.ndarray) -> str:
+    amount = budget.amount
+    if budget.kind == "widths" and len(amount) > 4:
+        amount = f"those of {len(amount)} layers"
+    limits = [f"{budget.kind}={amount}", f"ranking={budget.ranking}"]
+    if budget.latency is not None:
+        limits[0] += f" (table: {budget.latency.change(solver.channel_map, keep)})"
+    if budget.target:
+        limits.append(f"target={budget.target}")
+    if solver.block > 1:
+        limits.append(f"round_to={solver.block}")
+    if budget.min_channels != 1:
+        limits.append(f"min_channels={budget.min_channels}")
+    return ", ".join(limits)
+
+
+def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
+    removed = ~unit_map.keep
+    group_of = {i: g for g, group in enumerate(channel_map.groups) for i in group.creators}
+    rows = []
+    for index, creator in enumerate(channel_map.creators):
+        group = group_of.get(index, -1)
+        kept = creator.units[~removed[creator.units]]
+        reasons = [r for unit in kept.tolist() for r in channel_map.reasons.get(unit, ())]
+        if solver.excluded[kept].any():
+            reasons.append("excluded")
+        if scores is not None and np.isnan(scores[kept]).any() and group >= 0:
+            reasons.append("the importance gives no score")
+        if group >= 0:
+            reasons += _width_reasons(channel_map.groups[group], removed, solver)
+        indices = np.flatnonzero(removed[creator.units]).tolist()
+        rows.append(
+            CreatorPlan(
+                creator.layer,
+                len(creator.units),
+                tuple(indices),
+                group,
+                tuple(dict.fromkeys(reasons)),
+                creator_clusters(creator.units, unit_map),
+            )
+        )
+    return tuple(rows)
+
+
+def _width_reasons(group, removed, solver) -> list[str]:
+    """What the limits on widths had to do with a group's width."""
+    width = len(group.units) - int(removed[group.units].sum())
+    widths = solver.widths(len(group.units))
+    if width == widths[-1]:
+        return [f"the least width that `min_channels` and `round_to` allow is {width}"]
+    if solver.block > 1:
+        return [f"widths are multiples of {solver.block}"]
+    return []
+
+
+def _groups(channel_map, removed, scores) -> tuple[GroupPlan, ...]:
+    group_of = np.full(channel_map.count, -1)
+    for index, group in enumerate(channel_map.groups):
+        group_of[group.units] = index
+    creators = [
+        {channel_map.creators[i].layer: None for i in g.creators} for g in channel_map.groups
+    ]
+    followers = [{} for _ in channel_map.groups]
+    readers = [{} for _ in channel_map.groups]
+    for call in channel_map.calls:
+        for tensors, members in ((call.outputs, followers), (call.inputs, readers)):
+            if members is readers and not call.reads:
+                continue
+            touched = np.unique(np.concatenate([group_of[t.names].ravel() for t in tensors]))
+            for index in touched[touched >= 0].tolist():
+                if members is readers or call.path not in creators[index]:
+                    members[index][call.path] = None
+    return tuple(
+        GroupPlan(
+            tuple(creators[i]),
+            tuple(followers[i]),
+            tuple(readers[i]),
+            len(group.units),
+            int(removed[group.units].sum()),
+            *(() if scores is None else _scores(scores[group.units], removed[group.units])),
+        )
+        for i, group in enumerate(channel_map.groups)
+    )
+
+
+def _scores(scores: np.ndarray, removed: np.ndarray) -> tuple[tuple, tuple]:
+    """Scores of a group's units, and which of them are removed, as plain data.
+
+    Six digits are more than a figure shows, and keep files small.
+    """
+    rounded = (None if np.isnan(score) else float(f"{score:.6g}") for score in scores)
+    return tuple(rounded), tuple(np.flatnonzero(removed).tolist())
+
+
+def _layers(channel_map, keep, before, after) -> tuple[LayerPlan, ...]:
+    rows = {}
+    for call in channel_map.calls:
+        if call.path not in rows:
+            names = call.outputs[0].names
+            channels = (names.size, int(np.count_nonzero(keep[names])))
+            rows[call.path] = LayerPlan(
+                call.path, type(call.layer).__name__, channels, before[call.path], after[call.path]
+            )
+    return tuple(rows.values())

@@ -1,0 +1,266 @@
+"""A plan as one HTML page: what `Plan.report` writes."""
+
+import dataclasses
+import importlib.resources
+import os
+import re
+from typing import TYPE_CHECKING
+
+from keras_nisp import importance
+from keras_nisp.io.files import check_writable, replacing
+from keras_nisp.io.tables import percent
+from keras_nisp.plans import report_figures
+
+if TYPE_CHECKING:
+    from keras_nisp.plans.plan import Plan
+
+LARGEST = 8  # layers that a table of costs names
+OPEN_GROUPS = 12  # so many groups are listed unfolded
+FIGURES = 24  # so many groups show their scores unfolded
+
+
+def write(plan: "Plan", path: str | os.PathLike, command: str | None = None) -> None:
+    """Writes the page; an existing file is replaced as a whole."""
+    check_writable(path)
+    page = render(plan, command)
+    with replacing(path) as temporary:
+        temporary.write_bytes(page.encode())  # the same bytes on every system
+
+
+def render(plan: "Plan", command: str | None = None) -> str:
+    """The page as text. Names of layers are escaped: a plan may come from anywhere."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    filters = {"number": _number, "size": _size, "score": _score, "breakable": _breakable}
+    environment.filters.update(filters)
+    source = importlib.resources.files("keras_nisp.plans") / "templates" / "report.html.j2"
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    marks = _marks(plan)
+    rows = _rows(plan, marks)
+    return template.render(
+        plan=plan,
+        totals=_totals(plan),
+        removable=sum(group.units for group in plan.groups),
+        gone=sum(group.removed for group in plan.groups),
+        changed=sum(group.removed > 0 for group in plan.groups),
+        rows=rows,
+        widest=max((row.before for row in rows if row.main and row.has_bar), default=1),
+        drawing=report_figures.drawing(plan, marks),
+        shares=[_shares(plan, "FLOPs", "flops"), _shares(plan, "parameters", "parameters")],
+        colours=report_figures.colours(plan),
+        figures=report_figures.figures(plan),
+        reasons=_reasons(plan),
+        exactness=plan.exactness(),
+        command=command,
+        sketch=_sketch(plan),
+        open_groups=OPEN_GROUPS,
+        unfolded=FIGURES,
+    )
+
+
+def _number(value: int) -> str:
+    return f"{value:,}"
+
+
+def _size(count: int) -> str:
+    """Bytes, in units of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+
+
+def _score(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}"
+
+
+def _breakable(name: str):
+    """A layer's name that may be broken at its underscores and slashes."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub("([_/])", r"\1<wbr>", str(markupsafe.escape(name))))
+
+
+def _change(before: float, after: float) -> str:
+    return percent(before, after).replace("-", "\N{MINUS SIGN}")
+
+
+# Totals and costs --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """A cost before and after, of a layer or the model, with its shares of the whole.
+
+    Attributes:
+        title: what it is, or whose.
+        before, after: the cost.
+        change: as a percentage.
+        shares: of the whole, before and after, as percentages.
+    """
+
+    title: str
+    before: int
+    after: int
+    change: str = ""
+    shares: tuple[str, str] = ("", "")
+
+    @property
+    def left(self) -> float:
+        """What is left, in per cent."""
+        return round(100 * self.after / self.before, 2) if self.before else 100
+
+
+def _totals(plan: "Plan") -> list[Amount]:
+    titles = {"parameters": "parameters", "flops": "FLOPs", "memory": "activation memory"}
+    rows = [(t, getattr(plan.before, w), getattr(plan.after, w)) for w, t in titles.items()]
+    return [Amount(title, b, a, _change(b, a)) for title, b, a in rows]
+
+
+def _shares(plan: "Plan", title: str, word: str) -> tuple[str, int, list[Amount]]:
+    """The layers that cost most, and all others together; with the scale of their bars."""
+    costs = [(r.layer, getattr(r.before, word), getattr(r.after, word)) for r in plan.layers]
+    costs = sorted((cost for cost in costs if cost[1]), key=lambda cost: -cost[1])
+    named, others = costs[:LARGEST], costs[LARGEST:]
+    scale = max((before for _, before, _ in named), default=1)
+    if others:
+        layers = f"{len(others)} other layer{'s' * (len(others) > 1)}"
+        named.append((layers, *(sum(cost[i] for cost in others) for i in (1, 2))))
+    whole = getattr(plan.before, word), getattr(plan.after, word)
+    rows = [
+        Amount(name, b, a, _change(b, a), (_share(b, whole[0]), _share(a, whole[1])))
+        for name, b, a in named
+    ]
+    return title, scale, rows
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+# Widths ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Width of one layer, or of channels that no tensor shows.
+
+    Attributes:
+        layer, kind: its path and class.
+        before, after: its channels.
+        mark: group of its channels, if it is one.
+        main: whether it creates channels or has FLOPs; others only pass channels on.
+    """
+
+    layer: str
+    kind: str
+    before: int
+    after: int
+    mark: int | None
+    main: bool
+
+    @property
+    def change(self) -> str:
+        return _change(self.before, self.after) if self.after != self.before else ""
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether its width may change: an output of 1,000 classes is no scale for others."""
+        return self.mark is not None or self.after != self.before
+
+
+def _marks(plan: "Plan") -> dict[str, int]:
+    """The group of every layer whose channels are of one group alone."""
+    groups: dict[str, set[int]] = {}
+    for index, group in enumerate(plan.groups):
+        for layer in (*group.creators, *group.followers):
+            groups.setdefault(layer, set()).add(index)
+    return {layer: min(found) for layer, found in groups.items() if len(found) == 1}
+
+
+def _rows(plan: "Plan", marks: dict[str, int]) -> list[Row]:
+    """All layers with channels in the order of the walk, hidden channels behind their layer."""
+    created = {creator.layer for creator in plan.creators}
+    hidden: dict[str, list[Row]] = {}
+    for creator in plan.creators:
+        layer, colon, label = creator.layer.rpartition(":")
+        if colon:
+            row = Row(creator.layer, label, creator.channels, creator.kept, None, True)
+            row = dataclasses.replace(row, mark=marks.get(creator.layer))
+            hidden.setdefault(layer, []).append(row)
+    rows = []
+    for layer in plan.layers:
+        if layer.channels[0]:
+            main = layer.layer in created or layer.before.flops > 0
+            mark = marks.get(layer.layer)
+            rows.append(Row(layer.layer, layer.kind, *layer.channels, mark, main))
+        rows += hidden.get(layer.layer, ())
+    return rows
+
+
+# Words -------------------------------------------------------------------------------
+
+
+def _reasons(plan: "Plan") -> dict[str, list[str]]:
+    """The layers that each reason holds for."""
+    reasons: dict[str, list[str]] = {}
+    for creator in plan.creators:
+        for reason in creator.reasons:
+            reasons.setdefault(reason, []).append(creator.layer)
+    return reasons
+
+
+IMPORTANCES = {
+    "NISP": "NISP(calibration)",
+    "LayerByLayer": "LayerByLayer(calibration)",
+    "Taylor": "Taylor((x, y))",
+}
+CLUSTERINGS = {
+    "k-means on activations": '"activations", calibration=calibration',
+    "k-means on kernels of pacesetters": '"kmeans", owners="pacesetter"',
+    "k-means on kernels": '"kmeans"',
+    "even clusters": '"even"',
+    "imbalanced clusters": '"imbalanced"',
+}
+
+
+def _sketch(plan: "Plan") -> str:
+    """Python code that makes such a plan, as far as the plan says how it was made."""
+    if plan.merges:
+        name, _, seed = plan.importance.partition(" (seed ")
+        arguments = [f"clustering={CLUSTERINGS.get(name, name)}"]
+        arguments += [f"seed={seed[:-1]}"] if seed else []
+    elif name := IMPORTANCES.get(plan.importance):
+        arguments = [f"kn.{name}"]
+    else:
+        known = plan.importance in importance.__all__
+        arguments = [f"kn.{plan.importance}()" if known else plan.importance]
+    arguments += _budget_arguments(plan)
+    if any("excluded" in creator.reasons for creator in plan.creators):
+        arguments.append("exclude=[...]")
+    function = "plan_merging" if plan.merges else "plan_pruning"
+    lines = ["import keras_nisp as kn", "", f"plan = kn.{function}(", "    model,"]
+    return "\n".join([*lines, *(f"    {argument}," for argument in arguments), ")"])
+
+
+def _budget_arguments(plan: "Plan") -> list[str]:
+    """The budget's text as arguments."""
+    pattern = r"(\w+)=(.*), ranking=(local|global)((?:, \w+=[^,=]+)*)"
+    found = re.fullmatch(pattern, plan.budget, re.DOTALL)
+    if not found:
+        return [plan.budget]
+    kind, amount, ranking, limits = found.groups()
+    if amount.startswith("those of"):
+        amount = "{...}"
+    amount = amount.partition(" (table:")[0]  # what the table said is a result
+    arguments = [f"{kind}={amount}"]
+    if ranking != "local":
+        arguments.append(f'ranking="{ranking}"')
+    given = dict(limit.split("=") for limit in limits.split(", ") if limit)
+    if "target" in given:  # which stands for a width to round to
+        given["target"] = f'"{given["target"]}"'
+        given.pop("round_to", None)
+    return arguments + [f"{name}={value}" for name, value in given.items()]

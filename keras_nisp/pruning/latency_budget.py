@@ -1,0 +1,147 @@
+"""Latency budgets, solved with a table and then proven by measuring what was built."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+
+import keras
+
+from keras_nisp.data.random_samples import random_samples
+from keras_nisp.errors import BudgetError, UnknownLayerWarning
+from keras_nisp.export.tflite import convert
+from keras_nisp.importance.base import Importance, as_importance
+from keras_nisp.latency.benchmarking import benchmark
+from keras_nisp.latency.table import LatencyTable
+from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.planning import plan_pruning
+
+TRIES = 3  # after the first
+NOISE = 0.02  # of the latency: as much may be missing, since measurements differ by it
+SAMPLES = 8  # from which int8 takes ranges; time does not depend on them
+
+
+@dataclasses.dataclass(frozen=True)
+class Realised:
+    """What a latency budget came to; `print` it for one line.
+
+    Attributes:
+        plan: the plan.
+        small: the model that it makes.
+        wanted: share of the latency that was to go.
+        estimated: share that is gone by the table.
+        measured: share that is gone, measured end to end.
+        change: the table's latencies, as text.
+        tries: how many plans were built and measured.
+    """
+
+    plan: Plan
+    small: keras.Model
+    wanted: float
+    estimated: float
+    measured: float
+    change: str
+    tries: int = 1
+
+    @property
+    def met(self) -> bool:
+        """Whether as much is gone as was wanted, to what measurements differ by."""
+        return self.measured >= self.wanted - NOISE
+
+    def __str__(self) -> str:
+        text = (
+            f"latency: wanted -{100 * self.wanted:.1f} %, by the table "
+            f"-{100 * self.estimated:.1f} % ({self.change}), measured "
+            f"-{100 * self.measured:.1f} % in {self.tries} "
+        )
+        text += "try" if self.tries == 1 else "tries"
+        return text + ("" if self.met else ": not met, this is the best of them")
+
+
+def realise_latency(
+    model: keras.Model,
+    importance: Importance | Callable,
+    build: Callable[[keras.Model, Plan], keras.Model],
+    *,
+    latency_reduction: float,
+    latency: LatencyTable | None = None,
+    **limits,
+) -> Realised:
+    """Plans, builds and measures; plans again for more while too little is gone.
+
+    The table knows single layers. What they cost together (weights that do not stay in the
+    processor's caches, say) only the whole model shows.
+
+    Args:
+        model: the model to prune.
+        importance: scores its channels, once.
+        build: makes the model of a plan: `rebuild`.
+        latency_reduction: the share of the latency that is to go.
+        latency: the table.
+        **limits: as for `plan_pruning`.
+
+    Returns:
+        The first result that meets the budget, else the fastest of them.
+
+    Raises:
+        BudgetError: by the table it cannot be reached.
+    """
+    table = LatencyTable() if latency is None else latency
+    importance, measure = _Remembered(as_importance(importance)), _stopwatch(model, table)
+    results, amount = [], latency_reduction
+    while len(results) <= TRIES:
+        limits |= {"latency_reduction": amount, "latency": table}
+        try:
+            with warnings.catch_warnings():
+                if results:  # the first plan has warned
+                    warnings.simplefilter("ignore", UnknownLayerWarning)
+                plan = plan_pruning(model, importance, **limits)
+        except BudgetError:
+            if not results:
+                raise
+            break  # more than the table can give: what there is has to do
+        channel_map, small = plan.trace(model), build(model, plan)
+        keep = ~plan.removed_units(channel_map)
+        estimated, change = table.reduction(channel_map, keep), table.change(channel_map, keep)
+        measured = measure(small, plan.input_shapes)
+        results.append(Realised(plan, small, latency_reduction, estimated, measured, change))
+        if results[-1].met:
+            break
+        # What the table says is taken to be proportional to what is measured.
+        amount = 1 - (1 - estimated) * (1 - latency_reduction) / (1 - measured)
+    best = max(results, key=lambda result: result.measured)
+    return dataclasses.replace(best, tries=len(results))
+
+
+def _stopwatch(model: keras.Model, table: LatencyTable) -> Callable:
+    """A function of another model and its input shapes that measures which share of the latency of
+    this one it saves, in turns."""
+    original: list[bytes] = []  # converted once, when the first plan is there
+
+    def content(model: keras.Model, shapes) -> bytes:
+        return convert(model, table.quantization, random_samples(model, shapes, SAMPLES))
+
+    def measure(small: keras.Model, shapes) -> float:
+        if not original:
+            original.append(content(model, shapes))
+        is_open = any(None in tensor.shape[1:] for tensor in model.inputs)
+        settings = {"threads": table.threads, "input_shape": list(shapes) if is_open else None}
+        return 1 - 1 / benchmark(original[0], content(small, shapes), **settings).speedup
+
+    return measure
+
+
+class _Remembered(Importance):
+    """Scores that are computed once, for several budgets."""
+
+    def __init__(self, importance: Importance):
+        self.importance = importance
+        self.known = None
+
+    def scores(self, channel_map, select):
+        if self.known is None:
+            self.known = self.importance.scores(channel_map, select)
+        return self.known
+
+    @property
+    def name(self):
+        return self.importance.name

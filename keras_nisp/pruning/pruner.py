@@ -1,0 +1,395 @@
+"""NISPPruner: pruning while a model trains."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.tracing import trace
+from keras_nisp.channels.unit_map import UnitMap
+from keras_nisp.errors import each_once, warn
+from keras_nisp.importance import NISP
+from keras_nisp.importance.base import Importance, as_importance
+from keras_nisp.keras_graph import keras_training
+from keras_nisp.keras_graph.replicas import check_fit
+from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.planning import choose, describe
+from keras_nisp.pruning.pruner_masks import Masks, trained_again, warn_of_other_weights
+from keras_nisp.pruning.pruner_state import PrunerState
+from keras_nisp.pruning.schedules import ScheduleReader, default_schedule, default_span
+from keras_nisp.surgery.rebuilding import rebuild_traced
+
+
+class NISPPruner(keras.callbacks.Callback):
+    """Prunes a model while it trains, then builds the smaller one.
+
+    At each pruning step of the schedule the channels are scored on the current weights and the
+    least important are masked until the end of training, inside the compiled step: kernels read
+    them as zero, and layers that take statistics over channels or add them up leave them out, in
+    `evaluate` and `predict`, too. What is masked stays masked. After `fit`, `pruned_model` is
+    physically smaller and gives what the trained masked model gives. The model itself is left as
+    it was trained: its kernels hold zeros, and such layers go on leaving removed channels out,
+    until `release`. Files and copies of it know nothing of that: save `pruned_model`.
+
+    A run that is killed and restored by `BackupAndRestore` ends as if nothing had happened:
+    what was removed, and how far the schedule is, lies in the model's checkpoints while it is
+    pruned. For files of `ModelCheckpoint` there is `resume`. Several calls of `fit` with the
+    same pruner go on where the last one ended; for another model it starts from the beginning.
+
+    In a loop of your own, call `set_model(model)`, `on_train_begin()`, `on_train_batch_end(i)`
+    after each batch and `on_train_end()`, with `schedule=` given.
+
+    Callbacks that write logs (`CSVLogger`, `TensorBoard`) go after this one in the list;
+    they then record `channels_removed` and `flops_left` (shares) for each epoch.
+
+    Args:
+        calibration: samples for NISP, as for `keras_nisp.NISP`.
+        ratio, flops_reduction, params_reduction: what to remove in the end, one of them,
+            as for `plan_pruning`.
+        schedule: `step -> amount` or `step -> (should_prune, amount)`, such as
+            `PolynomialSchedule` or the schedules of
+            `tensorflow_model_optimization.sparsity.keras`. A step is a batch; those that the
+            optimizer has seen before count. Amounts are those of the budget that is given (a
+            share of the channels with `ratio`), cut at the target. By default the amount
+            grows by a cubic over the first half of training in ten pruning steps.
+        importance: used instead of NISP, such as `Magnitude()`; needs no `calibration`.
+        ranking, round_to, min_channels, exclude, whole_groups, input_shape: as for
+            `plan_pruning`.
+        verbose: 1 prints a line at each pruning step.
+
+    Attributes:
+        plan: the `Plan`, after training.
+        pruned_model: the smaller model, after training. It is built of the model's weights when
+            it is first asked for.
+
+    Raises:
+        ValueError: the arguments are wrong, or the budget cannot be met; at the start
+            of training, before any step.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> model.compile("sgd", "mse")
+    >>> x, y = np.ones((64, 4)) * np.arange(64)[:, None] / 64, np.ones((64, 3))
+    >>> pruner = NISPPruner(x, ratio=0.5, verbose=0)
+    >>> _ = model.fit(x, y, epochs=4, verbose=0, callbacks=[pruner])
+    >>> pruner.pruned_model.layers[0].units
+    4
+
+    Source: Yu et al., "NISP", CVPR 2018; the gradual schedule is that of Zhu and Gupta,
+    2017.
+    """
+
+    def __init__(
+        self,
+        calibration: Any = None,
+        *,
+        ratio: float | None = None,
+        flops_reduction: float | None = None,
+        params_reduction: float | None = None,
+        schedule: Callable | None = None,
+        importance: Importance | Callable | None = None,
+        ranking: str = "local",
+        round_to: int = 1,
+        min_channels: int | float = 1,
+        exclude=(),
+        whole_groups=(),
+        input_shape=None,
+        verbose: int = 1,
+    ):
+        super().__init__()
+        if (calibration is None) == (importance is None):
+            raise ValueError(
+                "Expected either `calibration` data for NISP or another `importance`. Received "
+                + ("neither." if calibration is None else "both.")
+            )
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"Expected `schedule` to be callable. Received: {schedule!r}")
+        self.importance = as_importance(NISP(calibration) if importance is None else importance)
+        self.budget = Budget(
+            ratio=ratio,
+            flops_reduction=flops_reduction,
+            params_reduction=params_reduction,
+            ranking=ranking,
+            round_to=round_to,
+            min_channels=min_channels,
+            exclude=exclude,
+        )
+        self.whole_groups = whole_groups
+        self.input_shape = input_shape
+        self.schedule = schedule
+        self.verbose = verbose
+        self._map: ChannelMap | None = None
+        self._masks: Masks | None = None
+        self._ended: Masks | None = None  # after training: variables are free, layers are not
+        self._reader: ScheduleReader | None = None
+        self._state = PrunerState()
+        self._plan: Plan | None = None
+        self._pruned_model: keras.Model | None = None
+        self._done = self._epoch = 0  # batches of this epoch, and which one it is
+        self._said: set = set()
+
+    @property
+    def plan(self) -> Plan:
+        """What was removed. Raises `ValueError` before the end of training."""
+        if self._plan is None:
+            raise ValueError(
+                "Expected `plan` and `pruned_model` to be read after training. This pruner has "
+                "not seen the end of a `fit`: it was not in `callbacks=[...]`, or `fit` raised an "
+                "error or was interrupted. Then `pruner.finish()` ends pruning where it is."
+            )
+        return self._plan
+
+    @property
+    def pruned_model(self) -> keras.Model:
+        """The smaller model. Raises `ValueError` before the end of training."""
+        if self.plan and self._pruned_model is None:
+            warn_of_other_weights(self._map, self._state.removed, self._state.epoch)
+            unit_map = UnitMap.removing(self._state.removed)
+            self._pruned_model = rebuild_traced(self._map, unit_map, optimizer_state=True)
+            self._state.detach(self._map.model)
+        return self._pruned_model
+
+    def finish(self) -> keras.Model:
+        """Ends pruning: builds `plan` and `pruned_model`.
+
+        At the end of `fit` variables get their own constraints back, and `pruned_model` is built
+        when it is first asked for. After a `fit` that was interrupted, call this. It builds
+        `pruned_model` again from the
+        weights that the model has now.
+
+        Returns:
+            The pruned model.
+        """
+        if self._state.removed is None or self._map is None:
+            raise ValueError("Expected `finish` after the start of training. Call `fit` first.")
+        if self._masks is not None:
+            self._end()
+        self._pruned_model = None
+        return self.pruned_model
+
+    def release(self) -> None:
+        """Lets layers of the pruned model count removed channels in their statistics again.
+
+        For a model that is to be trained further as a whole, without what was removed.
+        """
+        if self._ended is not None:
+            self._ended.remove()
+            self._ended = None
+
+    def resume(self, model: keras.Model, filepath) -> None:
+        """Loads a checkpoint of a run that ended early, and goes on from there in the next `fit`.
+
+        `BackupAndRestore` needs no call of this.
+
+        Args:
+            model: the model, compiled, of the same structure. Its weights and its optimizer's are
+                loaded, too.
+            filepath: what `ModelCheckpoint` wrote: `.keras` or `.weights.h5`.
+
+        Raises:
+            ValueError: the file holds no state of a pruner.
+        """
+        self.set_model(model)
+        optimizer = keras_training.innermost_optimizer(model)
+        if optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        self._state.restored = False
+        model.load_weights(filepath)
+        if not self._state.restored:
+            raise ValueError(
+                "Expected a checkpoint that was written while a NISPPruner was at work. "
+                f"'{filepath}' holds no state of one, and weights alone do not say what was "
+                "removed, and by when."
+            )
+
+    # What `fit` calls, and loops of the user's own. ---------------------------------
+
+    def set_model(self, model):
+        if self.model is not model:
+            self._map = self._masks = None
+            self._state = PrunerState()
+        super().set_model(model)
+        # Here and not later: other callbacks load weights when training begins.
+        self._state.attach(model)
+
+    def on_train_begin(self, logs=None):
+        self._plan = self._pruned_model = self._reader = None
+        self._said.clear()
+        check_fit(self.model, self)
+        self._check_length()
+        with each_once(self._said):
+            shape = self.input_shape or self.importance.input_shapes(self.model)
+            self._map = self._map or trace(self.model, shape, self.whole_groups)
+        # What is wrong with the data or the budget is said now, not in the middle of training.
+        _, self._solver, self._scores = self._choose(self.budget.amount)
+        if self._masks is not None:
+            self._masks.remove()
+        self.release()
+        self._masks = Masks(self._map)
+        self._state.attach(self.model)
+        self._take_over()
+        if self.schedule is not None:
+            self._prune_if_due()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._done, self._epoch = 0, epoch
+        self._look_after_state()
+        if self.schedule is None:
+            self._lay_schedule(epoch)
+        self._prune_if_due()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._look_after_state()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._look_after_state()
+        steps = (self.params or {}).get("steps")
+        # With `steps_per_execution` the last batch of an epoch may lie beyond its end.
+        done = min(batch + 1, steps) if steps else batch + 1
+        self._state.step += done - self._done if done > self._done else done
+        self._state.batches = self._batches()
+        self._done = done
+        self._hold()
+        self._prune_if_due()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(self._progress())
+
+    def on_train_end(self, logs=None):
+        self._look_after_state()
+        self._end()
+
+    # State and schedule. -------------------------------------------------------------
+
+    def _look_after_state(self) -> None:
+        """Goes on from another state if a callback has loaded one since."""
+        if not self._state.is_of(self.model):
+            raise ValueError(
+                "Expected one NISPPruner for a model. Another one has taken this model over."
+            )
+        if self._state.loaded:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Goes on from the state that is there, which a checkpoint may have brought back."""
+        state = self._state
+        state.loaded = False
+        state.check(self._map, self.budget.kind)
+        if state.removed is None:
+            state.removed, state.scores = np.zeros(self._map.count, bool), self._scores
+            state.fingerprint, state.kind = self._map.fingerprint, self.budget.kind
+        # A checkpoint may be older than our count of its last batch: other callbacks come first.
+        state.step += self._batches() - state.batches
+        state.batches = self._batches()
+        self._masks.update(state.removed)
+        self._check_held = True
+        if self.schedule is not None:
+            self._read(self.schedule)
+        elif state.span is not None:
+            self._read(default_schedule(self.budget.amount, state.span))
+
+    def _batches(self) -> int:
+        """Number of batches that the optimizer has seen."""
+        optimizer = keras_training.innermost_optimizer(self.model)
+        return 0 if optimizer is None else keras_training.batches_seen(optimizer)
+
+    def _read(self, schedule: Callable) -> None:
+        self._reader = ScheduleReader(schedule, self.budget.amount)
+        self._reader.position = self._state.position or (self._state.step, False, 0.0)
+
+    def _check_length(self) -> None:
+        """Raises if there is no schedule, and none can be laid over the length of training."""
+        params = self.params or {}
+        if self.schedule is None and not (params.get("steps") and params.get("epochs")):
+            raise ValueError(
+                "The number of steps of an epoch is unknown, so there is no default schedule. Pass "
+                "`schedule=PolynomialSchedule(...)`, or `steps_per_epoch=` to `fit`."
+            )
+
+    def _lay_schedule(self, epoch: int) -> None:
+        """Lays the default schedule over the epochs that are left, if it is not there yet."""
+        state = self._state
+        left = self.params["steps"] * (self.params["epochs"] - epoch)
+        span = default_span(state.step, left, state.span)
+        if span != state.span:
+            state.span = span
+            self._read(default_schedule(self.budget.amount, span))
+
+    # Pruning. ------------------------------------------------------------------------
+
+    def _choose(self, amount: float) -> tuple:
+        """What to remove for an amount, beside what is removed already."""
+        budget = self.budget.with_amount(amount)
+        with each_once(self._said):
+            return choose(self._map, self.importance, budget, self._state.removed)
+
+    def _prune_if_due(self) -> None:
+        if self._reader is None:
+            raise ValueError(
+                "Expected `on_epoch_begin(epoch)` before the first batch, where the default "
+                "schedule is laid. In a loop of your own call it, or pass `schedule=`."
+            )
+        state = self._state
+        amount = self._reader.due(state.step, state.reached)
+        state.position = self._reader.position
+        if amount is None:
+            return
+        self._check_finite()
+        state.removed, self._solver, state.scores = self._choose(amount)
+        state.reached, state.epoch = amount, self._epoch
+        self._masks.update(state.removed)
+        self._check_held = True
+        if self.verbose:
+            progress = ", ".join(f"{k} {v:.3f}" for k, v in self._progress().items())
+            print(f"\nstep {state.step}: pruned to {self.budget.kind}={amount:.3f}: {progress}")
+
+    def _check_finite(self) -> None:
+        for binding in self._map.bindings.values():
+            if not np.isfinite(np.asarray(binding.variable, np.float32)).all():
+                raise ValueError(
+                    f"Training has diverged by step {self._state.step}: '{binding.layer}' has "
+                    "weights that are not finite, and channels cannot be chosen by them. Train "
+                    "at a smaller learning rate."
+                )
+
+    def _hold(self) -> None:
+        """Applies masks after a step that does not apply the constraints of variables itself."""
+        if self._check_held:
+            self._steps_ignore_constraints = bool(trained_again(self._map, self._state.removed))
+            self._check_held = False
+        if self._steps_ignore_constraints:
+            self._masks.apply()
+
+    def _progress(self) -> dict[str, float]:
+        costs, free, removed = self._solver.costs, self._map.free, self._state.removed
+        left = costs.flops(~removed) / max(costs.flops(costs.everything), 1)
+        return {"channels_removed": float(removed[free].mean()), "flops_left": left}
+
+    def _end(self) -> None:
+        """Lets the variables go, and writes the plan."""
+        state = self._state
+        warn_of_other_weights(self._map, self._state.removed, self._state.epoch)
+        self._masks.apply()  # an average of weights may have been put in their place
+        self._masks.say_what_is_not_held(state.removed, self.verbose)
+        self._masks.end()
+        self._masks, self._ended = None, self._masks
+        if state.reached < self.budget.amount:
+            warn(
+                f"Training ended at {self.budget.kind}={state.reached:g}; the target "
+                f"{self.budget.amount:g} was not reached. Train on with this pruner, or pass a "
+                "schedule that ends sooner."
+            )
+        unit_map = UnitMap.removing(state.removed)
+        budget = self.budget.with_amount(state.reached)
+        self._plan = describe(
+            self._map, unit_map, self.importance.name, budget, self._solver, state.scores
+        )

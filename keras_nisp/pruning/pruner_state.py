@@ -1,0 +1,98 @@
+"""What pruning during training has to remember, where Keras' checkpoints find it."""
+
+import json
+
+import keras
+import numpy as np
+
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.keras_graph import keras_training
+
+ATTRIBUTE = "_nisp_pruner"  # of the model that is pruned
+TEXT = ("fingerprint", "kind", "step", "batches", "reached", "span", "position", "epoch")
+
+
+class PrunerState(keras.Operation):
+    """All that the end of pruning depends on, beside the weights.
+
+    While a model is pruned this is one of its attributes. Keras saves the state of whatever it
+    finds there with the weights, so `BackupAndRestore`, `ModelCheckpoint` and `save_weights` bring
+    it back. It holds no variables and is no layer: the model's weights stay what they are, and
+    files with and without it load into models with and without it.
+
+    Attributes:
+        fingerprint, kind: of the traced model and of the budget, to notice another one.
+        step: number of batches so far, beginning with those that the optimizer had seen.
+        batches: those that the optimizer had seen when `step` was counted.
+        reached: amount removed so far.
+        span: first and last step of the default schedule, once it is laid.
+        position: how far the schedule was read; see `ScheduleReader`.
+        epoch: the one of the last pruning step.
+        removed: boolean per unit, or `None` before training.
+        scores: those by which units were removed last.
+        random_states: what dropout draws next, which Keras does not save by itself.
+        loaded: whether a file was loaded that the pruner has not looked at yet.
+        restored: whether one was loaded that held the state of a pruner.
+    """
+
+    def __init__(self):
+        super().__init__(name="nisp_pruner")
+        self.fingerprint, self.kind = "", ""
+        self.step, self.batches, self.reached, self.epoch = 0, 0, 0.0, 0
+        self.span: tuple[int, int] | None = None
+        self.position: tuple | None = None
+        self.removed: np.ndarray | None = None
+        self.scores: np.ndarray | None = None
+        self.loaded = self.restored = False
+        self.random_states: list[keras.Variable] = []
+
+    def attach(self, model: keras.Model) -> None:
+        setattr(model, ATTRIBUTE, self)
+        self.random_states = keras_training.random_states(model)
+
+    def detach(self, model: keras.Model) -> None:
+        if self.is_of(model):
+            delattr(model, ATTRIBUTE)
+
+    def is_of(self, model: keras.Model) -> bool:
+        """Whether it is this state that the model's checkpoints hold."""
+        return getattr(model, ATTRIBUTE, None) is self
+
+    def save_own_variables(self, store):
+        text = json.dumps({name: getattr(self, name) for name in TEXT})
+        store["text"] = np.frombuffer(text.encode(), np.uint8)
+        for index, state in enumerate(self.random_states):
+            store[f"random_{index}"] = np.asarray(state)
+        if self.removed is not None:
+            store["removed"], store["scores"] = self.removed, self.scores
+
+    def load_own_variables(self, store):
+        self.loaded = True  # whatever it holds, the weights are others now
+        if "text" not in store.keys():  # noqa: SIM118
+            return
+        text = json.loads(np.asarray(store["text"]).tobytes())
+        for name in TEXT:
+            setattr(self, name, text[name])
+        self.removed = self.scores = None
+        if "removed" in store.keys():  # noqa: SIM118
+            self.removed = np.asarray(store["removed"], bool)
+            self.scores = np.asarray(store["scores"], np.float64)
+        for index, state in enumerate(self.random_states):
+            if f"random_{index}" in store.keys():  # noqa: SIM118
+                state.assign(store[f"random_{index}"])
+        self.restored = True
+
+    def check(self, channel_map: ChannelMap, kind: str) -> None:
+        """Raises if the state is that of another model or of a budget of another kind."""
+        if self.removed is None:
+            return
+        if self.fingerprint != channel_map.fingerprint:
+            raise ValueError(
+                f"The checkpoint that was loaded holds the state of a NISPPruner for a model of "
+                f"another structure than '{channel_map.model.name}'. Expected that of the same run."
+            )
+        if self.kind != kind:
+            raise ValueError(
+                "The checkpoint that was loaded holds the state of a NISPPruner with "
+                f"`{self.kind}=`. Expected the budget of the same run. Received: `{kind}=`."
+            )

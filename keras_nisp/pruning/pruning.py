@@ -1,0 +1,107 @@
+"""`prune`: plan, rebuild, prove and repair in one call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.samples import Samples
+from keras_nisp.data.value_range import warn_of_range, warned_once
+from keras_nisp.importance.base import Importance, as_importance
+from keras_nisp.keras_graph import keras_models
+from keras_nisp.plans.planning import plan_pruning
+from keras_nisp.pruning.latency_budget import realise_latency
+from keras_nisp.recovery.compensation import check_compensation
+from keras_nisp.recovery.recalibration import MOST_SAMPLES, recalibrate
+from keras_nisp.surgery.rebuilding import rebuild
+from keras_nisp.surgery.verification import verify_traced
+
+
+def prune(
+    model: keras.Model,
+    importance: Importance | Callable,
+    *,
+    calibration: Any = None,
+    compensate: str | None = "auto",
+    verify: bool = True,
+    verbose: int = 1,
+    **budget,
+) -> keras.Model:
+    """Plans and rebuilds in one step, proves the result, and repairs it.
+
+    Args:
+        model: a functional or Sequential model. It is not changed.
+        importance: such as `NISP(calibration)`.
+        calibration: samples on which to `recalibrate` the result. By default it is left as the
+            surgery made it, and may answer as if by chance until it was fine-tuned.
+        compensate: as for `recalibrate`: besides BatchNormalization statistics, kernels make up
+            for what the kept channels tell of those that were removed (`"linear"`, and `"auto"`
+            if there are `calibration` data), biases for their mean (`"mean"`), or nothing does
+            (`None`).
+        verify: compare the result with the original whose removed channels are zeroed, as the
+            function `verify` does, on samples of `calibration`, else of what the importance has
+            read, else on random ones. It proves the surgery; it says nothing of the accuracy.
+        verbose: 1 prints the outcome in one line, and whether the result was repaired; 0 nothing.
+        **budget: as for `plan_pruning`: `ratio=`, `flops_reduction=` and so on. With
+            `latency_reduction=` both models are measured in the TFLite interpreter, and more is
+            removed (up to three times) if too little latency is gone.
+
+    Returns:
+        The smaller model, as from `rebuild`.
+
+    Raises:
+        TypeError, ValueError: see `plan_pruning`.
+        ExportError: the model, whose latency is to be measured, is none that TFLite takes.
+        VerificationError: the smaller model does not compute what it must.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> small = prune(model, Magnitude(), ratio=0.5, verbose=0)
+    >>> small.count_params()
+    35
+    """
+    check_compensation(compensate, calibration is not None, "`calibration` data")
+    with warned_once():
+        return _prune(model, importance, calibration, compensate, verify, verbose, budget)
+
+
+def _prune(model, importance, calibration, compensate, verify, verbose, budget) -> keras.Model:
+    importance, realised, samples = as_importance(importance), None, None
+    if calibration is not None:
+        samples = collect(calibration, model, MOST_SAMPLES)
+        if not isinstance(calibration, Samples):
+            warn_of_range(model, samples)
+        if budget.get("input_shape") is None and keras_models.is_open(model):
+            budget = {**budget, "input_shape": samples.shapes}
+    if budget.get("latency_reduction") is None:
+        plan = plan_pruning(model, importance, **budget)
+        small = rebuild(model, plan)
+    else:
+        realised = realise_latency(model, importance, rebuild, **budget)
+        plan, small = realised.plan, realised.small
+    text = (
+        f"{model.name}: parameters -{100 * plan.params_reduction:.1f} %, "
+        f"FLOPs -{100 * plan.flops_reduction:.1f} %"
+    )
+    if realised is not None:
+        text += f"; {realised}"
+    if verify:
+        channel_map = plan.trace(model)
+        known = samples or importance.known_samples(model)
+        result = verify_traced(channel_map, plan.unit_map(channel_map), small, known)
+        result.check()
+        text += f"; {result}"
+    if samples is not None:
+        recalibrate(small, samples, model, plan, compensate=compensate)
+        text += f"; repaired on {len(samples):,} samples"
+    elif plan.after != plan.before:
+        text += "; not repaired: pass `calibration`, or call `recalibrate`; then fine-tune"
+    if verbose:
+        print("\n".join([text, *plan.notes]))
+    return small

@@ -1,0 +1,323 @@
+"""`sensitivity`: what a model loses if one coupled group loses channels, for each of them."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from keras_nisp.channels.channel_map import ChannelMap, Group
+from keras_nisp.channels.tracing import trace
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.samples import Samples, outputs_of
+from keras_nisp.errors import PlanFileError
+from keras_nisp.importance.base import Custom, Importance, as_importance
+from keras_nisp.io import schema
+from keras_nisp.io.files import check_writable, replacing
+from keras_nisp.io.tables import Column, render_table
+from keras_nisp.keras_graph import keras_models
+from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.planning import make_plan
+from keras_nisp.pruning.identity import identity
+from keras_nisp.recovery.recalibration import recalibrate
+from keras_nisp.surgery.rebuilding import rebuild
+
+RATIOS = (0.25, 0.5, 0.75)
+MOST_LINES = 10  # groups in a plot of lines; more become a heat map
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """Accuracy against the share of channels removed, for each coupled group alone.
+
+    `print` it for a table, `plot` it for a picture.
+
+    Attributes:
+        model: the model's name.
+        importance: name of the importance that chose the channels.
+        baseline: accuracy of the whole model.
+        groups: for each group the layers that create its channels.
+        channels: for each group how many may be removed.
+        ratios: shares of the channels removed.
+        accuracies: `accuracies[group][i]` belongs to `ratios[i]`.
+    """
+
+    model: str
+    importance: str
+    baseline: float
+    groups: tuple[tuple[str, ...], ...]
+    channels: tuple[int, ...]
+    ratios: tuple[float, ...]
+    accuracies: tuple[tuple[float, ...], ...]
+
+    def __str__(self) -> str:
+        columns = [Column("layers"), Column("channels", True)]
+        columns += [Column(f"-{100 * ratio:g} %", True) for ratio in self.ratios]
+        rows = [
+            (_name(layers), count, *(f"{value:.4f}" for value in values))
+            for layers, count, values in zip(
+                self.groups, self.channels, self.accuracies, strict=True
+            )
+        ]
+        title = f"{self.model}: accuracy {self.baseline:.4f}; with one group pruned by "
+        return render_table(title + self.importance, columns, rows)
+
+    def to_dict(self) -> dict:
+        """The figures as plain data."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Draws accuracy against ratio: a line for each group, or a heat map of many.
+
+        Args:
+            path: of the picture, by whose ending matplotlib chooses a format.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("Plots need matplotlib: `pip install matplotlib`.") from error
+        figure = Figure(layout="constrained", dpi=150)
+        axes = figure.subplots()
+        (_lines if len(self.groups) <= MOST_LINES else _heat_map)(self, figure, axes)
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
+
+
+def _name(layers: tuple[str, ...]) -> str:
+    return layers[0] + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
+
+
+def _lines(result: Sensitivity, figure, axes) -> None:
+    figure.set_size_inches(7, 4.5)
+    axes.axhline(100 * result.baseline, color="black", linestyle=":", linewidth=1)
+    ratios = [0, *(100 * ratio for ratio in result.ratios)]
+    for layers, values in zip(result.groups, result.accuracies, strict=True):
+        points = [100 * result.baseline, *(100 * value for value in values)]
+        axes.plot(ratios, points, marker="o", markersize=3, label=_name(layers))
+    axes.set_xlabel("channels of the group removed, %")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(f"{result.model}, {result.importance}", loc="left", fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _heat_map(result: Sensitivity, figure, axes) -> None:
+    figure.set_size_inches(3 + 0.6 * len(result.ratios), 1.2 + 0.2 * len(result.groups))
+    losses = 100 * (np.array(result.accuracies) - result.baseline)
+    picture = axes.imshow(losses, aspect="auto", cmap="magma", vmax=0)
+    axes.set_xticks(range(len(result.ratios)), [f"{100 * r:g} %" for r in result.ratios])
+    axes.set_yticks(range(len(result.groups)), [_name(layers) for layers in result.groups])
+    axes.tick_params(labelsize="small")
+    axes.set_xlabel("channels removed")
+    axes.set_title(f"{result.model}, {result.importance}", loc="left", fontsize="medium")
+    figure.colorbar(picture, ax=axes, label="change of accuracy, points")
+
+
+def accuracy(model: keras.Model, samples: Samples) -> float:
+    """Share of right answers of a classifier with one output.
+
+    Args:
+        model: gives `(batch, classes)`.
+        samples: with labels: indices of classes, or one-hot.
+
+    Raises:
+        ValueError: outputs or labels are of another kind.
+    """
+    outputs = outputs_of(model, samples)
+    labels = np.asarray(keras.tree.flatten(samples.labels)[0])
+    if labels.ndim == 2 and labels.shape[-1] > 1:
+        labels = labels.argmax(-1)
+    if len(outputs) != 1 or outputs[0].ndim != 2 or labels.size != len(samples):
+        raise ValueError(
+            "Expected a classifier with one output (batch, classes) and a label for each sample. "
+            f"Received outputs {[output.shape for output in outputs]} and labels {labels.shape}. "
+            "For other models, pass `metric=`, a function from a model and samples to a number."
+        )
+    if outputs[0].shape[-1] == 1:
+        likely = outputs[0].ravel() > (
+            0.5 if outputs[0].min() >= 0 and outputs[0].max() <= 1 else 0
+        )
+        return float((likely == labels.ravel()).mean())
+    return float((outputs[0].argmax(-1) == labels.ravel()).mean())
+
+
+def sensitivity(
+    model: keras.Model,
+    importance: Importance | Callable,
+    data: Any,
+    *,
+    ratios: Iterable[float] = RATIOS,
+    calibration: Any = None,
+    metric: Callable[[keras.Model, Samples], float] = accuracy,
+    path: str | os.PathLike | None = None,
+    limit: int = 2048,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sensitivity:
+    """Measures what each coupled group is worth: prunes it alone, by several ratios.
+
+    Args:
+        model: a functional or Sequential model. It is not changed.
+        importance: such as `Magnitude()`; scores the whole model once.
+        data: labelled samples on which accuracy is measured, as `(x, y)` or a dataset.
+        ratios: shares of the channels of a group to remove, in (0, 1).
+        calibration: samples on which BatchNormalization and biases are repaired first, as
+            `recalibrate(compensate="mean")` does; by default nothing is.
+        metric: `metric(model, samples)` gives the figure, by default top-1 accuracy.
+        path: JSON file where results are kept after each measurement; a file of the same model,
+            importance, metric, samples and labels is continued. What a metric reads besides its
+            arguments, constants and closure is not known: give it another path when that changes.
+        limit: number of samples to measure on.
+        seed: for choosing them.
+        progress: called with how many measurements are done, of how many.
+
+    Returns:
+        A `Sensitivity`.
+
+    Raises:
+        TypeError: the model is not functional or Sequential, or data have no labels.
+        ValueError: an argument is wrong, or nothing can be pruned.
+        PlanFileError: `path` holds something else, or results of another model or settings.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> x, y = np.random.rand(32, 4), np.arange(32) % 3
+    >>> result = sensitivity(model, Magnitude(), (x, y), ratios=[0.5])
+    >>> result.groups, result.channels
+    ((('hidden',),), (8,))
+    """
+    ratios = _checked_ratios(ratios)
+    importance = as_importance(importance)
+    if path is not None:
+        check_writable(path)
+    keras_models.check_model(model)
+    channel_map = trace(model, importance.input_shapes(model))
+    if not channel_map.groups:
+        raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
+    channel_map.check_weights()
+    samples = collect(data, model, limit, seed, labels=True)
+    repair = None if calibration is None else collect(calibration, model, limit, seed)
+    known = _Results(path, _settings(model, importance, metric, samples, repair))
+    known.check_baseline(float(metric(model, samples)))
+    scores = importance(channel_map)
+    rows = [(g, i) for g in range(len(channel_map.groups)) for i in range(len(ratios))]
+    found = {}
+    for done, (group, i) in enumerate(rows):
+        plan = _plan(channel_map, group, ratios[i], scores)
+        # By what is removed: another setting of the importance may remove something else.
+        key = f"{group} {ratios[i]:g} {identity([row.removed for row in plan.creators])[:16]}"
+        if key not in known:
+            known[key] = float(metric(_pruned(model, plan, repair), samples))
+        found[group, i] = known[key]
+        if progress:
+            progress(done + 1, len(rows))
+    return Sensitivity(
+        model.name,
+        importance.name,
+        known["baseline"],
+        tuple(_layers(group, channel_map) for group in channel_map.groups),
+        tuple(len(group.units) for group in channel_map.groups),
+        ratios,
+        tuple(
+            tuple(found[group, i] for i in range(len(ratios)))
+            for group in range(len(channel_map.groups))
+        ),
+    )
+
+
+def _checked_ratios(ratios: Iterable[float]) -> tuple[float, ...]:
+    ratios = tuple(sorted({float(ratio) for ratio in ratios}))
+    if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+        raise ValueError(f"Expected `ratios` in (0, 1). Received: {list(ratios)}")
+    return ratios
+
+
+def _layers(group: Group, channel_map: ChannelMap) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(channel_map.creators[i].layer for i in group.creators))
+
+
+def _plan(channel_map: ChannelMap, group: int, ratio: float, scores) -> Plan:
+    """The plan that removes that share of one group's channels."""
+    layer = _layers(channel_map.groups[group], channel_map)[0]
+    return make_plan(channel_map, Custom(lambda _: scores), Budget(ratios={layer: ratio}))
+
+
+def _pruned(model: keras.Model, plan: Plan, repair: Samples | None) -> keras.Model:
+    small = rebuild(model, plan, verbose=0)
+    if repair is not None:  # so many networks: by what takes the least time
+        recalibrate(small, repair, model, plan, compensate="mean")
+    return small
+
+
+def _settings(model, importance, metric, samples: Samples, repair: Samples | None) -> dict:
+    """What all results depend on; what each is measured on besides is in its key."""
+    data = [samples.inputs, keras.tree.flatten(samples.labels), repair and repair.inputs]
+    return {"importance": importance.name, "digest": identity(model, metric, data)}
+
+
+class _Results(dict):
+    """Measurements by key, kept in a file after each."""
+
+    def __init__(self, path: str | os.PathLike | None, settings: dict):
+        super().__init__()
+        self.path, self.settings = path, settings
+        if path is not None and Path(path).exists():
+            super().update(_read(Path(path), settings))
+
+    def check_baseline(self, value: float) -> None:
+        """Keeps the figure of the whole model, which tells whether a metric is still the same."""
+        known = self.get("baseline", value)
+        if not math.isclose(known, value, rel_tol=1e-5, abs_tol=1e-5):
+            raise PlanFileError(
+                f"'{self.path}' holds results of another metric: the whole model has {value:g} "
+                f"now, and had {known:g}. Choose another path, or remove the file to start again."
+            )
+        if "baseline" not in self:
+            self["baseline"] = value
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        if self.path is not None:
+            with replacing(self.path) as temporary:
+                data = {"format": "keras_nisp sensitivity", **self.settings, "results": dict(self)}
+                temporary.write_text(json.dumps(data, indent=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What a file of results holds."""
+
+    __pydantic_config__ = schema.STRICT
+
+    format: Literal["keras_nisp sensitivity"]
+    importance: str
+    digest: str
+    results: dict[str, float]
+
+
+def _read(path: Path, settings: dict) -> dict:
+    try:
+        record = schema.read(_Record, schema.parse(path.read_bytes()))
+    except ValueError as error:
+        raise PlanFileError(f"Expected results of `sensitivity` in '{path}': {error}") from error
+    kept = {"importance": record.importance, "digest": record.digest}
+    if kept != settings:
+        raise PlanFileError(
+            f"'{path}' holds results of another model, importance, metric, data or labels. Choose "
+            "another path, or remove the file to start again."
+        )
+    return record.results

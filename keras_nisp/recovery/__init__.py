@@ -1,0 +1,1 @@
+"""What brings accuracy back: recalibration, compensation, distillation."""

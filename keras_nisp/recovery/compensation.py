@@ -1,0 +1,370 @@
+"""What is left of a pruned network stands in for what was removed: by its mean, or linearly."""
+
+import dataclasses
+import math
+from collections import Counter, defaultdict
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp.channels.call import Call
+from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
+from keras_nisp.channels.rule import is_exactly
+from keras_nisp.channels.unit_map import DROPPED, UnitMap
+from keras_nisp.data.samples import Samples
+from keras_nisp.importance.base import run, spatial_axes
+from keras_nisp.keras_graph.masks import mask_of, spread_mask
+from keras_nisp.plans.plan import Plan
+from keras_nisp.recovery.assigning import assign_finite, check_finite
+from keras_nisp.recovery.batch_statistics import BatchStatistics
+from keras_nisp.recovery.carrier import Carrier
+from keras_nisp.recovery.untrained import untrained
+
+COMPENSATIONS = ("auto", "linear", "mean", None)
+MOST_FEATURES = 4096  # solving for more takes too long
+MOST_SAMPLES = 1024
+MOST_MEMORY = 2 << 30  # bytes of activations that the walk carries along
+MOST_VALUES = 1 << 25  # positions that a regression looks at, times features
+STRENGTHS = np.logspace(-4, 2, 13)  # of the ridge, over the mean variance of a feature
+
+
+def check_compensation(compensate: Any, possible: bool, needed: str) -> None:
+    """Raises unless `compensate` names a way to make up for what was removed that is possible.
+
+    Args:
+        compensate: the user's argument.
+        possible: whether there is all that it takes.
+        needed: what it takes, for the error.
+    """
+    if compensate not in COMPENSATIONS:
+        raise ValueError(
+            "Expected `compensate` to be 'auto', 'linear', 'mean' or None. "
+            f"Received: compensate={compensate!r}"
+        )
+    if compensate in ("linear", "mean") and not possible:
+        raise ValueError(
+            f"Expected {needed} for compensate={compensate!r}. Received none: pass them, or leave "
+            "`compensate` out."
+        )
+
+
+# Readers ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer whose one kernel reads the layer's input as it is.
+
+    Attributes:
+        call: in the original.
+        twin: in the smaller network.
+        kernel: the binding of the original's kernel.
+        values: how many values all calls of the layer give for a sample.
+    """
+
+    call: Call
+    twin: Call
+    kernel: Binding
+    values: int
+
+    @property
+    def biased(self) -> bool:
+        return getattr(self.call.layer, "bias", None) is not None
+
+    @property
+    def units(self) -> np.ndarray:
+        """Units along the axis that the kernel reads."""
+        return self.kernel.axes[next(iter(self.kernel.read))]
+
+    def tap_sums(self) -> np.ndarray:
+        """What an input that is 1 at all positions adds to the outputs: `(inputs, outputs)`.
+
+        The mean over positions, where outputs get different taps, as after a transposed
+        convolution. Padding is left out of account.
+        """
+        (read,), (create,) = self.kernel.read, self.kernel.create
+        weights = np.moveaxis(np.asarray(self.kernel.variable, np.float64), (read, create), (0, 1))
+        sums = weights.reshape(*weights.shape[:2], -1).sum(-1)
+        return sums * self.kernel.positions * sums.shape[1] / self.values
+
+
+def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
+    """All readers, one for each call.
+
+    A layer whose kernel does not read its input directly (depthwise, separable and grouped
+    convolutions, recurrent layers, attention) is passed over.
+    """
+    values = Counter()
+    for call in large.calls:
+        values[call.layer] += sum(t.batch * math.prod(t.shape) for t in call.outputs)
+    pairs = zip(large.calls, small.calls, strict=True)
+    return [
+        Reader(call, twin, kernel, values[call.layer])
+        for call, twin in pairs
+        if (kernel := _plain_kernel(large, call)) is not None
+    ]
+
+
+def _plain_kernel(channel_map: ChannelMap, call: Call) -> Binding | None:
+    """The binding of the one kernel of a layer, if it reads the layer's input."""
+    if not call.reads:
+        return None
+    bindings = [channel_map.bindings.get(id(weight)) for weight in call.weights]
+    kernels = [binding for binding in bindings if binding is not None and binding.positions]
+    if len(kernels) != 1 or kernels[0].low_rank:  # LoRA: the kernel is made of three weights
+        return None
+    if len(kernels[0].read) != 1 or len(kernels[0].create) != 1:
+        return None
+    if len(kernels[0].variable.shape) > 2 and not hasattr(call.layer, "kernel_size"):
+        return None  # an EinsumDense that reads several axes
+    (read,) = kernels[0].read
+    same = np.array_equal(kernels[0].axes[read], call.inputs[0].names.ravel())
+    return kernels[0] if same else None
+
+
+# Means ------------------------------------------------------------------------------
+
+
+def fold_means(
+    small: ChannelMap, large: ChannelMap, plan: Plan, samples: Samples, batch_size: int
+) -> None:
+    """Adds to each bias the mean that removed channels contributed in the original.
+
+    Args:
+        small, large: the pruned model and the original, traced.
+        plan: what was removed.
+        samples: on which means are taken.
+        batch_size: how many of them at a time.
+    """
+    unit_map = plan.unit_map(large)
+    plan.check_result(small, large)
+    readers = _readers(large, small)
+    with untrained(small, readers, unit_map):
+        _fold(large, unit_map, readers, samples, batch_size)
+
+
+def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, batch_size) -> None:
+    removed = unit_map.into == DROPPED
+    folded = {r.call.layer: r for r in readers if r.biased and removed[r.units].any()}
+    if not folded:
+        return
+    sums, counts = defaultdict(float), defaultdict(float)
+
+    def on_read(call, index, tensor):
+        if call.layer in folded:
+            names = call.inputs[index].names
+            axes, mask = spatial_axes(names), mask_of(tensor)
+            tensor = tf.cast(tensor, tf.float32)
+            weights = None if mask is None else spread_mask(mask, tensor)
+            mean = tf.reduce_mean(tensor if weights is None else tensor * weights, axes)
+            sums[call.layer] += np.asarray(tf.reduce_sum(mean, 0), np.float64).ravel()
+            share = 1 if weights is None else float(tf.reduce_mean(weights))
+            counts[call.layer] += share * len(tensor)
+        return tensor
+
+    for inputs, _ in samples.batches(batch_size):
+        run(large, inputs, on_read)
+    for layer, reader in folded.items():
+        missing = np.where(removed[reader.units], sums[layer] / (counts[layer] or 1), 0)
+        (create,) = reader.kernel.create
+        bias = np.asarray(layer.bias, np.float64) + missing @ reader.tap_sums()
+        made = unit_map.own(tf.constant(bias), 0, reader.kernel.axes[create])
+        assign_finite(reader.twin.layer.bias, made, reader.call.path)
+
+
+# Linear maps ------------------------------------------------------------------------
+
+
+def compensate_linearly(
+    small: ChannelMap,
+    large: ChannelMap,
+    plan: Plan,
+    samples: Samples,
+    batch_size: int,
+    ridge: float | None,
+) -> None:
+    """Gives kernels the weights with which the kept channels stand in for all.
+
+    Both networks run side by side, layer by layer. What a layer of the original takes in is
+    regressed on what its twin takes in, which the layers before, repaired by then, made of the
+    same samples. So errors do not add up.
+
+    A layer that is called several times has no one place in that order: the means of what it
+    misses go into its bias.
+
+    Args:
+        small, large, plan, samples, batch_size: as for `fold_means`.
+        ridge: strength of the regularisation over the mean variance of a feature; by default
+            chosen for each layer.
+    """
+    unit_map = plan.unit_map(large)
+    plan.check_result(small, large)
+    if unit_map.keep.all():
+        return
+    readers = _readers(large, small)
+    with untrained(small, readers, unit_map):
+        _compensate(small, large, readers, unit_map, samples, batch_size, ridge)
+
+
+def _compensate(small, large, readers, unit_map, samples, batch_size, ridge) -> None:
+    calls = Counter(call.layer for call in large.calls)
+    shared = [reader for reader in readers if calls[reader.call.layer] > 1]
+    _fold(large, unit_map, shared, samples, batch_size)
+    single = {reader.call: reader for reader in readers if calls[reader.call.layer] == 1}
+    normalised = _normalised(large)
+
+    original, twin = Carrier(large), Carrier(small)
+    samples = _some(samples, original.memory(samples) + twin.memory(samples))
+    original.start(samples, batch_size)
+    twin.start(samples, batch_size)
+    for call, other in zip(large.calls, small.calls, strict=True):
+        if reader := single.get(call):
+            x, z = original.batches(call), twin.batches(other)
+            constant = reader.biased or call.outputs[0] in normalised
+            _repair(reader, unit_map, *_regress(reader, unit_map, x, z, constant, ridge))
+        if is_exactly(other.layer, layers.BatchNormalization):
+            _renew(other.layer, twin)
+        original.step()
+        twin.step()
+
+
+def _normalised(channel_map: ChannelMap) -> set[Traced]:
+    """Tensors out of layers in which BatchNormalization takes up a constant that is missing."""
+    linear = {
+        tensor
+        for call in channel_map.calls
+        if getattr(call.layer, "activation", None) in (None, keras.activations.linear)
+        for tensor in call.outputs
+    }
+    normalised = {
+        tensor
+        for call in channel_map.calls
+        if is_exactly(call.layer, layers.BatchNormalization)
+        for tensor in call.inputs
+    }
+    return linear & normalised
+
+
+def _some(samples: Samples, memory: int) -> Samples:
+    """As many samples as a walk may carry, evenly spaced: data may be sorted by class.
+
+    Args:
+        samples: all.
+        memory: bytes that the walk takes for a sample.
+    """
+    count = max(1, min(MOST_SAMPLES, MOST_MEMORY // memory))
+    step = math.ceil(len(samples) / count)
+    return samples.every(step)
+
+
+def _renew(layer: layers.BatchNormalization, carrier: Carrier) -> None:
+    """Sets the moving statistics to those of what the call that comes next is given."""
+    statistics = BatchStatistics(layer)
+    for args, kwargs in carrier.arguments():
+        statistics.add(*args, **kwargs)
+    statistics.assign()
+
+
+def _regress(reader: Reader, unit_map: UnitMap, x: list, z: list, constant: bool, ridge):
+    """Ridge regression of the original's features on the kept ones.
+
+    Without data the kept features would stand for themselves alone, as after the surgery: the
+    ridge draws towards that, so what is regressed is what this leaves over.
+
+    Args:
+        reader: the layer.
+        unit_map: what became of the units.
+        x, z: batches of what enters the layer and its twin.
+        constant: whether a constant can be added after the kernel.
+        ridge: as for `compensate_linearly`.
+
+    Returns:
+        The map `(kept features, features)`, `None` if there are too many, and a constant for
+        each feature of the original.
+    """
+    axes = [axis for axis, size in enumerate(reader.call.inputs[0].names.shape, 1) if size > 1]
+    x, z = _rows(x, z, axes[0] if axes else None)
+    for rows in (x, z):
+        check_finite(rows, f"What enters layer '{reader.call.path}' is")
+    labels = unit_map.labels(reader.units)
+    residual = x - np.where(labels == DROPPED, 0, z[:, labels])
+    mean_residual, mean_z = residual.mean(0), z.mean(0)
+    if not constant:
+        mean_residual, mean_z = np.zeros_like(mean_residual), np.zeros_like(mean_z)
+    if z.shape[1] > MOST_FEATURES:
+        return None, mean_residual
+    change = _ridge(residual - mean_residual, z - mean_z, ridge)
+    return change, mean_residual - mean_z @ change
+
+
+def _ridge(residual: np.ndarray, z: np.ndarray, ridge: float | None) -> np.ndarray:
+    """Coefficients `(features of z, features of residual)`, without an intercept.
+
+    A Dense layer behind Flatten may have more features than there are samples, and a convolution
+    far fewer than positions: by default generalised cross-validation chooses the strength.
+    """
+    variances, directions = np.linalg.eigh(z.T @ z / len(z))
+    variances = np.maximum(variances, 0)
+    scale = variances.mean()
+    if scale == 0:
+        return np.zeros((z.shape[1], residual.shape[1]))  # what is constant tells nothing
+    along = directions.T @ (z.T @ residual) / len(z)
+    total, parts = (residual**2).sum() / len(z), (along**2).sum(1)
+
+    def expected_error(strength):
+        shrunk = variances + strength
+        left = total - (parts * (shrunk + strength) / shrunk**2).sum()
+        return left / (1 - (variances / shrunk).sum() / len(z)) ** 2
+
+    strengths = scale * (STRENGTHS if ridge is None else np.array([ridge]))
+    best = min(strengths, key=expected_error)
+    return directions @ (along / (variances + best)[:, None])
+
+
+def _rows(x: list, z: list, axis: int | None) -> list[np.ndarray]:
+    """Values along an axis at the same positions of both, some of all: `(positions, features)`.
+
+    Without an axis there is one feature.
+    """
+    rng = np.random.default_rng(0)
+    features = 1 if axis is None else x[0].shape[axis]
+    share = MOST_VALUES // (features * len(x)) + 1
+    rows = ([], [])
+    for pair in zip(x, z, strict=True):
+        flat, mask = [_positions_first(tensor, axis) for tensor in pair], mask_of(pair[0])
+        if mask is not None:  # what is masked does not count later either
+            counts = _positions_first(spread_mask(mask, pair[0]), axis)[:, 0] > 0
+            flat = [tf.boolean_mask(values, counts) for values in flat]
+        if len(flat[0]) > share:
+            chosen = np.sort(rng.choice(len(flat[0]), share, replace=False))
+            flat = [tf.gather(values, chosen) for values in flat]
+        for collected, values in zip(rows, flat, strict=True):
+            collected.append(np.asarray(values, np.float64))
+    return [np.concatenate(collected) for collected in rows]
+
+
+def _positions_first(tensor: tf.Tensor, axis: int | None) -> tf.Tensor:
+    if axis is None:
+        return tf.reshape(tensor, (-1, 1))
+    rank = len(tensor.shape)
+    if axis != rank - 1:
+        tensor = tf.transpose(tensor, [i for i in range(rank) if i != axis] + [axis])
+    return tf.reshape(tensor, (-1, tensor.shape[-1]))
+
+
+def _repair(reader: Reader, unit_map: UnitMap, change: np.ndarray | None, constant) -> None:
+    """Writes the twin's kernel and bias, made of the original's."""
+    (read,), (create,) = reader.kernel.read, reader.kernel.create
+    made = reader.kernel.axes[create]
+    weights = np.asarray(reader.kernel.variable, np.float64)
+    kernel = unit_map.read(tf.constant(weights), read, reader.units)
+    if change is not None:
+        kernel += np.moveaxis(np.tensordot(change, weights, (1, read)), 0, read)
+    twin = reader.twin.layer
+    assign_finite(twin.kernel, unit_map.own(kernel, create, made), reader.call.path)
+    if reader.biased:
+        bias = np.asarray(reader.call.layer.bias, np.float64) + constant @ reader.tap_sums()
+        assign_finite(twin.bias, unit_map.own(tf.constant(bias), 0, made), reader.call.path)

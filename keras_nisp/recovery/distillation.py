@@ -1,0 +1,118 @@
+"""Fine-tuning a smaller classifier with the original as its teacher."""
+
+import keras
+
+from keras_nisp.keras_graph import copying, keras_models
+
+
+def distiller(
+    original: keras.Model,
+    small: keras.Model,
+    temperature: float = 4.0,
+    student_loss_weight: float = 0.5,
+) -> keras.distillation.Distiller:
+    """Trains a pruned classifier on the labels and on what the original says.
+
+    It is `keras.distillation.Distiller` with its pitfalls out of the way: the teacher is a copy,
+    since it gets frozen; what it says enters as probabilities, whether the models end in a softmax
+    or in logits; and the result is built, as `BackupAndRestore` asks for.
+
+    Args:
+        original: the model before pruning. It is not changed.
+        small: the pruned model, which is to be trained. Its one output has classes along the last
+            axis, as logits or behind a softmax.
+        temperature: by which logits are divided; the higher, the more the teacher's second
+            choices count.
+        student_loss_weight: weight of the labels, in [0, 1]; the rest is the teacher's.
+
+    Returns:
+        A `Distiller`: compile it with the optimizer and the loss for the labels, and `fit` it.
+        `small` is trained.
+
+    Raises:
+        TypeError: a model is not functional or Sequential.
+        ValueError: a model does not give logits or a softmax of two or more classes, the models
+            differ in inputs or outputs, or a number is out of range.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> small = rebuild(model, plan_pruning(model, Magnitude(), ratio=0.5))
+    >>> teaching = distiller(model, small)
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> teaching.compile("sgd", loss)
+    >>> _ = teaching.fit(np.ones((8, 4)), np.zeros(8), verbose=0)
+
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015,
+    section 2.
+    """
+    _check(original, small)
+    teacher = copying.copy_model(original)
+    loss = SoftTargets(temperature, keras_models.ending(small) == "softmax")
+    teaching = keras.distillation.Distiller(
+        teacher, small, loss, student_loss_weight=student_loss_weight
+    )
+    teaching.build(small.input_shape)
+    return teaching
+
+
+def _check(original, small) -> None:
+    """Raises unless both models are classifiers of the same kind."""
+    for model in (original, small):
+        keras_models.check_model(model)
+        outputs = keras_models.body(model).outputs
+        if len(outputs) != 1:
+            raise ValueError(
+                f"Expected a classifier with one output. Received '{model.name}' with "
+                f"{len(outputs)}: build a `keras.distillation.Distiller` with a loss for each."
+            )
+        if keras_models.ending(model) == "sigmoid" or outputs[0].shape[-1] == 1:
+            raise ValueError(
+                "Expected a classifier that gives logits or a softmax of two or more classes. "
+                f"Received '{model.name}', whose output {tuple(outputs[0].shape)} is no "
+                "distribution over classes: build a `keras.distillation.Distiller` with a loss "
+                "that fits it."
+            )
+    endings = [keras_models.ending(model) or "logits" for model in (original, small)]
+    if endings[0] != endings[1]:
+        raise ValueError(
+            "Expected `original` and `small` to end alike. Received: "
+            f"'{original.name}' ends in {endings[0]}, '{small.name}' in {endings[1]}. Take both "
+            "before their softmax, or both behind it."
+        )
+
+
+@keras.saving.register_keras_serializable("keras_nisp")
+class SoftTargets(keras.distillation.LogitsDistillation):
+    """The divergence of softened predictions, times the temperature squared.
+
+    Args:
+        temperature: by which logits are divided.
+        probabilities: whether outputs have passed a softmax already.
+    """
+
+    def __init__(self, temperature: float, probabilities: bool):
+        # Keras 3.15 takes "kl_divergence", its default, for a function and gives it logits.
+        super().__init__(temperature, keras.losses.KLDivergence())
+        self.probabilities = probabilities
+
+    def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
+        if self.probabilities:
+            teacher_outputs, student_outputs = map(_logits, (teacher_outputs, student_outputs))
+        return super().compute_loss(teacher_outputs, student_outputs, **kwargs)
+
+    def get_config(self):
+        return {"temperature": self.temperature, "probabilities": self.probabilities}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def _logits(probabilities):
+    """Logits up to a constant, which a softmax does not see."""
+    return keras.ops.log(keras.ops.maximum(probabilities, keras.config.epsilon()))

@@ -1,0 +1,144 @@
+"""Repairs a pruned model on calibration data, without labels and without training."""
+
+import math
+from numbers import Real
+from typing import Any
+
+import keras
+
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.rule import is_exactly
+from keras_nisp.channels.tracing import trace_quietly
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.samples import Samples
+from keras_nisp.data.value_range import warn_of_range
+from keras_nisp.plans.plan import Plan
+from keras_nisp.recovery.assigning import all_or_nothing
+from keras_nisp.recovery.batch_statistics import BatchStatistics
+from keras_nisp.recovery.compensation import check_compensation, compensate_linearly, fold_means
+
+MOST_SAMPLES = 4096
+
+
+def recalibrate(
+    model: keras.Model,
+    calibration: Any,
+    original: keras.Model | None = None,
+    plan: Plan | None = None,
+    max_samples: int = MOST_SAMPLES,
+    batch_size: int = 256,
+    seed: int = 0,
+    verbose: int = 0,
+    *,
+    compensate: str | None = "auto",
+    ridge: float | None = None,
+) -> keras.Model:
+    """Repairs a pruned model in place: BatchNormalization statistics, biases, kernels.
+
+    A pruned channel leaves the sums that later layers were normalised for. New means and
+    variances over a few thousand samples recover much of the accuracy. Give `original` and `plan`
+    for far more: the channels that are left stand in for those that are gone. Each channel of the
+    original is predicted from the kept ones, by ridge regression over samples and positions, and
+    what kernels read of it is added to what they read of those. With `compensate="mean"`, which
+    takes less time, only the mean of what is missing is made up for, in biases, for layers that no
+    BatchNormalization follows, such as the classifier. In a network without any, the signal that
+    is left shrinks from layer to layer, and such means can outweigh it.
+
+    Call it without `original` once more after a short fine-tuning: moving means and variances
+    follow training slowly (Keras' momentum is 0.99, that of some networks 0.999), and after a few
+    hundred steps may still be far from what the trained weights make of the data.
+
+    Args:
+        model: the pruned model. Its moving means and variances are replaced; with `original` (and
+            if it was not trained since) biases are too, and with `compensate="linear"` kernels;
+            nothing else changes, and nothing at all if something goes wrong.
+        calibration: samples, as for `NISP`.
+        original: the model it was pruned from. It is not changed.
+        plan: the plan that it was pruned by.
+        max_samples: how many samples are used. `"linear"` keeps what both networks make of all
+            samples in memory, layer by layer: it takes 1,024 of them at most, and fewer where
+            that would need more than 2 GiB (some 100 images of 224 x 224 pixels in a ResNet-50).
+        batch_size: each batch is normalised by its own statistics on its way through.
+        seed: for sampling calibration data.
+        verbose: 1 shows a progress bar while data are read.
+        compensate: what makes up for the channels that are gone: `"linear"` or `"mean"`, which
+            take `original` and `plan`, or `None` for nothing. `"auto"` is `"linear"` if these two
+            are given, and nothing otherwise. Passed over are layers whose
+            kernel does not read its input directly (depthwise, separable and grouped
+            convolutions, recurrent layers, attention), and by `"mean"` those without a bias.
+            `"linear"` gives layers that are called several times, or read more than 4,096 kept
+            features, the mean only.
+        ridge: for `"linear"`: what is added to the variance of each kept channel, over the mean of
+            these variances. The larger it is, the closer kernels stay to what they were. By
+            default generalised cross-validation chooses it for each layer.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: an argument is wrong, calibration data are empty, do not fit or are not
+            finite, `original` or `plan` is missing, the model was trained since and `compensate`
+            is not `None`, or what it would get is not finite.
+        PlanMismatchError: `plan` is not for `original`, or `model` is not its result.
+
+    Example: a network whose channels depend on each other loses nothing.
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((2,)),
+    ...     keras.layers.Dense(8),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> x = np.random.default_rng(0).normal(size=(512, 2)).astype("float32")
+    >>> plan = plan_pruning(model, Magnitude(), ratio=0.5)
+    >>> small = rebuild(model, plan)
+    >>> _ = recalibrate(small, x, model, plan, ridge=1e-9)
+    >>> np.allclose(small(x), model(x), atol=1e-4)
+    True
+
+    Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
+    reconstructs what a layer gives by least squares, too: there its outputs are fitted, here its
+    inputs, with one map for all taps and outputs of a kernel.
+    """
+    _check(original, plan, compensate, ridge)
+    samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
+    if not isinstance(calibration, Samples):
+        warn_of_range(original or model, samples)
+    channel_map = trace_quietly(model, samples.shapes) if plan is None else plan.trace(model)
+    with all_or_nothing(model):
+        if original is not None and compensate is not None:
+            large = plan.trace(original)
+            if compensate == "mean":
+                fold_means(channel_map, large, plan, samples, batch_size)
+            else:
+                compensate_linearly(channel_map, large, plan, samples, batch_size, ridge)
+        _renew_statistics(channel_map, samples, batch_size)
+    return model
+
+
+def _check(original, plan, compensate, ridge) -> None:
+    """Raises unless the arguments of `recalibrate` fit together."""
+    if (original is None) != (plan is None):
+        raise ValueError(
+            "Expected `original` and `plan` together: the model before pruning, and what was "
+            "removed from it. Received only one of them."
+        )
+    check_compensation(compensate, original is not None, "`original` and `plan`")
+    if ridge is not None and not (isinstance(ridge, Real) and 0 < ridge < math.inf):
+        raise ValueError(
+            f"Expected `ridge` to be a positive number or None. Received: ridge={ridge!r}"
+        )
+
+
+def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int) -> None:
+    known: dict[keras.layers.Layer, BatchStatistics] = {}
+
+    def visit(call, args, kwargs):
+        if not is_exactly(call.layer, keras.layers.BatchNormalization):
+            return call.infer(*args, **kwargs)
+        statistics = known.setdefault(call.layer, BatchStatistics(call.layer))
+        return statistics.normalised(*args, **kwargs)
+
+    for inputs, _ in samples.batches(batch_size):
+        channel_map.walk(inputs, visit)
+    for statistics in known.values():
+        statistics.assign()

@@ -1,0 +1,212 @@
+"""Layers and operators that bring tensors together, element by element or side by side."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.rule import Rule, absolute, register_operations, register_rule
+from keras_nisp.keras_graph import keras_layers
+from keras_nisp.keras_graph.wrappers import PairDirections
+
+
+def join(call, operands):
+    """Position by position, the names of broadcast operands become one.
+
+    Args:
+        call: the `Call`.
+        operands: tensors, constant arrays and numbers, in the order of the arguments.
+    """
+    tensors = [x for x in operands if isinstance(x, Traced)]
+    rank = tensors[0].rank
+    if any(tensor.rank != rank for tensor in tensors):
+        return call.block("which joins tensors of different ranks")
+    names, shape = _join_tensors(call, tensors)
+    for position, operand in enumerate(operands):
+        if isinstance(operand, keras.Variable):
+            return call.block("which uses a variable outside of layers")
+        if not isinstance(operand, Traced) and np.size(operand) > 1:
+            axes = _constant_axes(call, np.shape(operand), Traced(names, shape))
+            if axes is None:
+                return call.block("which holds a constant for each sample")
+            if axes:
+                call.hold(position, operand, axes)
+    return names
+
+
+def _join_tensors(call, tensors):
+    """The common names of tensors of the same rank, and their shape."""
+    shape = np.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    joined = []
+    for tensor in tensors:
+        others = np.broadcast_shapes(*(t.names.shape for t in tensors if t is not tensor))
+        others = (1,) * (tensor.rank - len(others)) + others
+        # One value that serves many channels (a spatial gate) is none of them.
+        if any(tensor.shape[i] == 1 < shape[i] and others[i] > 1 for i in range(tensor.rank)):
+            call.fix(tensor.names, f"serves many channels in '{call.path}'")
+        else:
+            joined.append(tensor.names)
+    for names in joined[1:]:
+        call.join(joined[0], names)
+    return (np.broadcast_arrays(*joined)[0] if joined else tensors[0].names), shape
+
+
+def _constant_axes(call, shape, tensor) -> dict[int, np.ndarray] | None:
+    """The names along the axes of a constant of this shape that meets a tensor.
+
+    `None` if the constant has entries for single samples.
+    """
+    axes, offset = {}, tensor.rank - len(shape)
+    for axis, size in enumerate(shape):
+        if size == 1:
+            continue
+        if axis + offset < 0:
+            return None
+        if tensor.shape[axis + offset] == 1:
+            call.fix(tensor.names, f"serves many channels in '{call.path}'")
+        elif tensor.names.shape[axis + offset] > 1:
+            axes[axis] = call.along(tensor, axis + offset)
+    return axes
+
+
+def _sum(tensors):
+    """The bound of an element-wise combination: every operand gets the whole score."""
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total
+
+
+@register_rule(
+    layers.Add,
+    layers.Subtract,
+    layers.Multiply,
+    layers.Average,
+    layers.Maximum,
+    layers.Minimum,
+)
+class Joining(Rule):
+    """Element by element. A product passes the score to both factors; an average divides it."""
+
+    does = "joins"
+
+    def trace(self, call, tensors):
+        return join(call, tensors)
+
+    def absolute(self, call, tensors):
+        total = _sum(tensors)
+        return total / len(tensors) if isinstance(call.layer, layers.Average) else total
+
+
+@register_rule(keras_layers.CustomScaleLayer)
+class ScaledSum(Joining):
+    """`x + scale * y`, in InceptionResNetV2."""
+
+    def absolute(self, call, tensors):
+        return tensors[0] + abs(call.layer.scale) * tensors[1]
+
+
+PRODUCTS = {keras_layers.operation_class("multiply")}
+CHOICE = keras_layers.operation_class("where")
+QUOTIENTS = {
+    keras_layers.operation_class(name) for name in ("divide", "true_divide", "divide_no_nan")
+}
+
+
+@register_operations(
+    *("add", "subtract", "multiply", "divide", "true_divide", "divide_no_nan", "floor_divide"),
+    *("maximum", "minimum", "fmax", "fmin", "power", "mod", "fmod", "arctan2", "hypot"),
+    *("logaddexp", "logaddexp2", "heaviside", "ldexp", "nextafter", "gcd", "lcm"),
+    *("copysign", "float_power", "gammainc"),
+    *("equal", "not_equal", "greater", "greater_equal", "less", "less_equal", "isclose"),
+    *("logical_and", "logical_or", "logical_xor", "left_shift", "right_shift"),
+    *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift"),
+    "where",
+)
+class Operator(Rule):
+    """Element by element, with tensors, numbers or constant arrays (which shrink as well).
+
+    Every operand gets the whole score; a constant factor multiplies it.
+    """
+
+    does = "joins"
+
+    def trace(self, call, *operands, **settings):
+        return join(call, operands)
+
+    def absolute(self, call, *operands, **settings):
+        tensors = [x for x in operands if tf.is_tensor(x)]
+        kind = type(call.layer)
+        if kind is CHOICE and len(tensors) > 1 and tensors[0] is operands[0]:
+            tensors = tensors[1:]  # the condition is no term
+        total = _sum(tensors)
+        for constant in (x for x in operands if x is not None and not tf.is_tensor(x)):
+            factor = np.abs(np.asarray(constant, np.float32))
+            if kind in PRODUCTS:
+                total = total * factor
+            elif kind in QUOTIENTS and tf.is_tensor(operands[0]):
+                total = tf.math.divide_no_nan(total, factor)
+        return total
+
+
+@register_rule(keras_layers.LayerScale)
+class LayerScale(Rule):
+    """One learnt factor for each channel, in ConvNeXt."""
+
+    def trace(self, call, x):
+        call.bind(call.layer.gamma, own={0: call.along(x, -1)})
+        return x.names
+
+    def resize(self, call, config, kept):
+        return {**config, "projection_dim": kept(call.outputs[0].line(-1))}
+
+    def absolute(self, call, x):
+        return x * absolute(call.layer.gamma)
+
+
+@register_rule(PairDirections)
+class PairedDirections(Rule):
+    """Keras takes both directions of a `Bidirectional` to be equally wide."""
+
+    does = "joins"
+
+    def trace(self, call, forward, backward):
+        call.join(forward.names, backward.names)
+        return [forward.names, backward.names]
+
+    def absolute(self, call, forward, backward):
+        return [forward, backward]
+
+
+@register_rule(layers.Concatenate)
+@register_operations("concatenate")
+class Concatenate(Rule):
+    """Names side by side. Constants that stand among the tensors stay whole."""
+
+    does = "moves"
+
+    def trace(self, call, tensors):
+        tensors = [t if isinstance(t, Traced) else _constant(call, t) for t in tensors]
+        rank = tensors[0].rank
+        axis = call.layer.axis % (rank + 1) - 1
+        if axis < 0:
+            return call.block("which joins samples")
+        extents = [list(tensor.names.shape) for tensor in tensors]
+        for extent, tensor in zip(extents, tensors, strict=True):
+            extent[axis] = tensor.shape[axis]
+        common = [max(extent[i] for extent in extents) for i in range(rank)]
+        parts = [
+            np.broadcast_to(t.names, [*common[:axis], t.shape[axis], *common[axis + 1 :]])
+            for t in tensors
+        ]
+        return np.concatenate(parts, axis)
+
+    def absolute(self, call, tensors):
+        tensors = [tf.cast(tensor, tf.float32) for tensor in tensors]
+        return tf.concat(tensors, call.layer.axis)
+
+
+def _constant(call, array) -> Traced:
+    shape = np.shape(array)[1:]
+    return Traced(call.fresh(shape, f"is a constant in '{call.path}'"), shape)

@@ -1,0 +1,243 @@
+"""Products of tensors that add up over channels: `Dot`, matmul, einsum, attention without weights.
+
+Both factors lose the same channels. In the absolute network the other factor stands for the
+weights, at a mean of 1: a product passes the score to both.
+"""
+
+import string
+
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.rule import Rule, register_operations, register_rule, spread, zeroed
+
+
+def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """The letters of each operand's axes and of the result's, ellipses written out.
+
+    Args:
+        equation: an einsum equation with an arrow.
+        ranks: of the operands, batch axis counted.
+    """
+    equation = equation.replace(" ", "")
+    inputs, output = equation.split("->")
+    free = [c for c in string.ascii_uppercase if c not in equation]
+    missing = [
+        rank - len(term.replace("...", ""))
+        for term, rank in zip(inputs.split(","), ranks, strict=True)
+        if "..." in term
+    ]
+    more = "".join(free[: max(missing, default=0)])
+    terms = []
+    for term, rank in zip(inputs.split(","), ranks, strict=True):
+        count = rank - len(term.replace("...", ""))
+        terms.append(term.replace("...", more[len(more) - count :]))
+    return terms, output.replace("...", more)
+
+
+def hat(x):
+    """A factor as weights of the other one: no gradient, and a mean of 1."""
+    return tf.stop_gradient(tf.math.divide_no_nan(x, tf.reduce_mean(x)))
+
+
+def contract(call, operands, equation: str):
+    """Names through an einsum of tensors and constants."""
+    ranks = [x.rank + 1 if isinstance(x, Traced) else np.ndim(x) for x in operands]
+    terms, output = parse(equation, ranks)
+    tensors = [(x, t) for x, t in zip(operands, terms, strict=True) if isinstance(x, Traced)]
+    if any(term[0] != output[0] or len(set(term)) < len(term) for _, term in tensors):
+        return call.block("which sums over samples or takes a diagonal")
+    sizes = {}
+    for x, term in zip(operands, terms, strict=True):
+        shape = (None, *x.shape) if isinstance(x, Traced) else np.shape(x)
+        for letter, size in zip(term, shape, strict=True):
+            sizes.setdefault(letter, set()).add(size)
+    if any(len(found) > 1 for letter, found in sizes.items() if letter != output[0]):
+        return call.block("which repeats entries in a product")
+    varying = {c for x, t in tensors for c, n in zip(t[1:], x.names.shape, strict=True) if n > 1}
+    lines = {}
+    for letter in sorted(varying):
+        found = [call.along(x, t.index(letter) - 1) for x, t in tensors if letter in t[1:]]
+        for other in found[1:]:
+            call.join(found[0], other)
+        lines[letter] = found[0]
+    for position, (x, term) in enumerate(zip(operands, terms, strict=True)):
+        held = {term.index(c): lines[c] for c in varying if c in term}
+        if held and not isinstance(x, Traced):
+            call.hold(position, x, held)
+    summed = [c for c in varying if c not in output]
+    call.sums_channels = call.reads = bool(summed)
+    through = [c for c in output if c in varying]
+    if len(through) > 1:
+        for letter in through:
+            call.fix(lines[letter], f"'{call.path}' multiplies each channel with each other")
+    if len(through) == 1:
+        return spread(lines[through[0]], output.index(through[0]) - 1, len(output) - 1)
+    return call.single(f"comes from a product, '{call.path}'")
+
+
+class _Contraction(Rule):
+    does = "joins"
+    sums_channels = True
+
+    def equation(self, call, ranks: list[int]) -> str | None:
+        """What the operation does as an einsum equation; `None` for what is none.
+
+        Args:
+            ranks: of the operands, batch axis counted.
+        """
+        raise NotImplementedError
+
+    def trace(self, call, *operands):
+        ranks = [x.rank + 1 if isinstance(x, Traced) else np.ndim(x) for x in operands]
+        equation = self.equation(call, ranks)
+        if equation is None:
+            return call.block("which is no product over one axis")
+        return contract(call, operands, equation)
+
+    def absolute(self, call, *operands):
+        equation = self.equation(call, [np.ndim(x) for x in operands])
+        if sum(map(tf.is_tensor, operands)) == 1:
+            factors = [x if tf.is_tensor(x) else np.abs(x).astype("float32") for x in operands]
+            return tf.einsum(equation, *factors)
+        return sum(
+            tf.einsum(equation, *(x if i == j else hat(x) for j, x in enumerate(operands)))
+            for i in range(len(operands))
+        )
+
+
+@register_operations("einsum")
+class Einsum(_Contraction):
+    def equation(self, call, ranks):
+        return call.layer.subscripts if "->" in call.layer.subscripts else None
+
+
+@register_operations("matmul")
+class Matmul(_Contraction):
+    """Batches of matrices, or a matrix that is a constant."""
+
+    def equation(self, call, ranks):
+        first, second = ranks
+        lead = string.ascii_lowercase[: first - 2]
+        if first == second and first > 2:
+            return f"{lead}xy,{lead}yz->{lead}xz"
+        lead = string.ascii_lowercase[: first - 1]
+        return f"{lead}y,yz->{lead}z" if second == 2 else None
+
+
+@register_rule(layers.Dot)
+class Dot(_Contraction):
+    """Along one axis of each tensor. (The norm of what is kept is that of all with zeros.)"""
+
+    def trace(self, call, tensors):
+        names = super().trace(call, *tensors)
+        call.mixes_channels = call.sums_channels and call.layer.normalize
+        return names
+
+    def equation(self, call, ranks):
+        axes = call.layer.axes
+        axes = (axes, axes) if isinstance(axes, int) else axes
+        letters = iter(string.ascii_lowercase[1:])
+        first = ["a", *(next(letters) for _ in range(ranks[0] - 1))]
+        second = ["a", *(next(letters) for _ in range(ranks[1] - 1))]
+        second[axes[1] % ranks[1]] = first[axes[0] % ranks[0]]
+        summed = first[axes[0] % ranks[0]]
+        output = "".join(c for c in (*first, *second[1:]) if c != summed)
+        return f"{''.join(first)},{''.join(second)}->{output}"
+
+    def absolute(self, call, tensors):
+        y = super().absolute(call, *tensors)
+        # Two vectors for each sample give one value, on an axis of its own.
+        return tf.reshape(y, [-1, *call.output_shape])
+
+
+def attend(query, key, value):
+    """The bound of an attention in the absolute network.
+
+    Values are averaged over their positions, as by even attention; the products of queries
+    and keys pass their scores to both, and the softmax counts as the identity.
+
+    Args:
+        query, key: tensors `(..., positions, channels)`.
+        value: a tensor of the same rank.
+
+    Returns:
+        A tensor `(..., 1, channels of value)`.
+    """
+    query, key, value = (tf.reduce_mean(x, -2, keepdims=True) for x in (query, key, value))
+    product = tf.reduce_sum(query * hat(key) + hat(query) * key, -1, keepdims=True)
+    return value + product * hat(value)
+
+
+@register_operations("dot_product_attention")
+class DotProductAttention(Rule):
+    """Queries and keys lose the same channels if the scale is given; heads stay."""
+
+    does = "joins"
+    sums_channels = True
+
+    def trace(self, call, query, key, value, bias=None, mask=None, scale=None, **settings):
+        tensors = [query, key, value]
+        if not all(isinstance(x, Traced) and x.rank == 3 for x in tensors):
+            return call.block("whose operands are no feature maps of heads")
+        if any(x.names.shape[1] > 1 for x in tensors):
+            return call.block("whose heads are channels")
+        first = call.along(query, -1)
+        for other in (key, value):  # Keras takes all three to be equally wide
+            call.join(first, call.along(other, -1))
+        if scale is None and getattr(call.layer, "scale", None) is None:
+            call.fix(first, f"'{call.path}' scales by the number of these channels")
+        call.sums_channels = call.reads = True
+        return spread(first, -1, 3)
+
+    def absolute(self, call, query, key, value, bias=None, mask=None, scale=None, **settings):
+        heads = (tf.transpose(x, [0, 2, 1, 3]) for x in (query, key, value))
+        y = tf.transpose(attend(*heads), [0, 2, 1, 3])
+        return tf.broadcast_to(y, (query.shape[0], *call.output_shape))
+
+    def masked(self, call, keep, query, key, value, *others, **settings):
+        tensors = [zeroed(x, k) for x, k in zip((query, key, value), keep, strict=False)]
+        return call.infer(*tensors, *others, **settings)
+
+
+@register_rule(layers.Attention)
+class Attention(Rule):
+    """Queries and keys lose the same channels; the output has those of the values."""
+
+    does = "joins"
+    sums_channels = True
+
+    def trace(self, call, tensors, mask=None, return_attention_scores=False, use_causal_mask=False):
+        query, value, key = (*tensors, tensors[1])[:3]
+        names = call.along(query, -1)
+        call.join(names, call.along(key, -1))
+        self.bind_scale(call, names)
+        call.sums_channels = call.reads = True
+        outputs = [spread(call.along(value, -1), -1, value.rank)]
+        if return_attention_scores:
+            outputs.append(call.single(f"is a weight of '{call.path}'"))
+        return outputs
+
+    def bind_scale(self, call, names):
+        call.bind(call.layer.scale)
+        call.bind(getattr(call.layer, "concat_score_weight", None))
+
+    def absolute(self, call, tensors, mask=None, **settings):
+        query, value, key = (*tensors, tensors[1])[:3]
+        y = tf.broadcast_to(attend(query, key, value), (query.shape[0], *call.output_shape))
+        others = [tf.zeros((query.shape[0], *out.shape)) for out in call.outputs[1:]]
+        return [y, *others]
+
+    def masked(self, call, keep, tensors, **settings):
+        tensors = [zeroed(x, k) for x, k in zip(tensors, keep, strict=False)]
+        return call.infer(tensors, **settings)
+
+
+@register_rule(layers.AdditiveAttention)
+class AdditiveAttention(Attention):
+    """A sum over channels with a weight for each; tanh of removed ones is zero."""
+
+    def bind_scale(self, call, names):
+        call.bind(call.layer.scale, read={0: names})

@@ -1,0 +1,92 @@
+"""The oracle: what a model gives without channels that are removed, and with merged ones equal."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels.call import Call
+from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
+from keras_nisp.channels.rule import meaningful
+from keras_nisp.channels.unit_map import DROPPED, UnitMap
+from keras_nisp.keras_graph.masks import carry_mask, pass_on
+
+
+class Oracle:
+    """Runs the calls of the original at its width as if dropped units were not there, and merged
+    ones equal.
+
+    Kernel slices that read dropped units are zero; what belongs to merged units has the mean of
+    its cluster; statistics over channels are taken over those that are kept.
+
+    Args:
+        channel_map: the traced model.
+        unit_map: what becomes of its units.
+    """
+
+    def __init__(self, channel_map: ChannelMap, unit_map: UnitMap):
+        self.map = channel_map
+        self.units = unit_map
+        self.keep = unit_map.into != DROPPED
+
+    def run(self, call: Call, args: tuple, kwargs: dict) -> Any:
+        """The outputs of a call; states of its layer stay as they are."""
+        statistics = call.mixes_channels or call.sums_channels
+        if statistics and any(not self.keep[t.names].all() for t in call.inputs):
+            kept = [tf.constant(self.keep[t.names][None], tf.float32) for t in call.inputs]
+            with keras.StatelessScope():
+                outputs = call.ask("masked", kept, *args, **meaningful(kwargs))
+            pass_on(call.layer, args, kwargs, keras.tree.flatten(outputs))
+            return outputs
+        changed = []
+        for weight in call.weights:
+            binding = self.map.bindings.get(id(weight))
+            if binding is not None:
+                changed.append((weight, self._as_if(binding)))
+        with keras.StatelessScope(state_mapping=changed):
+            return call.infer(*args, **kwargs)
+
+    def positions(self, traced: Traced) -> tuple[int, np.ndarray] | None:
+        """The axis (batch axis included) of a tensor of which only some positions are kept, and
+        these; `None` if all are."""
+        for axis, size in enumerate(traced.names.shape):
+            if size > 1:
+                keep = self.units.keep[traced.line(axis)]
+                return None if keep.all() else (axis + 1, np.flatnonzero(keep))
+        return None
+
+    def possible(self, value: tf.Tensor, traced: Traced) -> tf.Tensor:
+        """A tensor of any values with merged channels equal."""
+        for axis, size in enumerate(traced.names.shape):
+            if size > 1 and self.units.merged[traced.line(axis)].any():
+                return self.units.level(value, axis + 1, traced.line(axis))
+        return value
+
+    def _as_if(self, binding: Binding) -> tf.Tensor:
+        """A variable's value."""
+        value = tf.convert_to_tensor(binding.variable)
+        for axis, units in binding.axes.items():
+            if axis not in binding.read and self.units.merged[units].any():
+                value = self.units.level(value, axis, units)
+        if any(not self.keep[binding.axes[axis]].all() for axis in binding.read):
+            value *= read_mask(binding, self.keep)
+        return value
+
+
+def read_mask(binding: Binding, keep: np.ndarray) -> tf.Tensor:
+    """0 where a kernel reads a removed unit, 1 elsewhere; broadcasts to the kernel."""
+    rank = len(binding.variable.shape)
+    mask = np.ones((1,) * rank, np.float32)
+    for axis in binding.read:
+        shape = [-1 if i == axis else 1 for i in range(rank)]
+        mask = mask * keep[binding.axes[axis]].reshape(shape)
+    return tf.constant(mask, binding.variable.dtype)
+
+
+def taken(value: tf.Tensor, positions: tuple[int, np.ndarray] | None) -> tf.Tensor:
+    """A tensor at these positions of an axis, with its Keras mask."""
+    if positions is None:
+        return value
+    axis, indices = positions
+    return carry_mask(value, tf.gather(value, indices, axis=axis))

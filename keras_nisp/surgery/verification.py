@@ -1,0 +1,252 @@
+"""Proves a rebuilt model: it must give what the original gives without the channels."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.unit_map import UnitMap
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.random_samples import random_samples
+from keras_nisp.data.samples import Samples
+from keras_nisp.errors import VerificationError
+from keras_nisp.keras_graph import calling
+from keras_nisp.keras_graph.rounding import Difference, allowed, default_tolerance, difference
+from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.planning import inexact_layers
+from keras_nisp.surgery.layerwise import LayerDifference, Layerwise
+from keras_nisp.surgery.masked_calls import plain_calls
+from keras_nisp.surgery.oracle import Oracle
+
+# A merge is lossless up to this relative deviation and this relative change of the outputs.
+LOSSLESS = 1e-3
+SAMPLES = 2  # that are compared
+MOST_NAMED = 3  # layers in a line
+ZEROED = "the original with the removed channels zeroed"
+LEVELLED = "the original with clusters at their means"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The outcome of a comparison; `print` it for one line.
+
+    Attributes:
+        difference: largest absolute difference of any output.
+        scale: largest absolute value of that output.
+        tolerance: for `difference / scale`.
+        inexact: layers that mix channels of which some are removed; they were given the
+            statistics of the kept channels.
+        reference: what the model was compared with.
+        layer: the layer that differs most over its own tolerance, each on what the original's
+            layers before it give, or `None` if outputs alone were compared.
+        silent: layers that gave nothing to compare: whatever came in, their outputs did not depend
+            on their weights.
+        undefined: what was not a number in the original, as text; empty if all were.
+    """
+
+    difference: float
+    scale: float
+    tolerance: float
+    inexact: tuple[str, ...]
+    reference: str = ZEROED
+    layer: LayerDifference | None = None
+    silent: tuple[str, ...] = ()
+    undefined: str = ""
+
+    @property
+    def relative(self) -> float:
+        """Largest difference over the scale of the outputs."""
+        return Difference(self.difference, self.scale).relative
+
+    @property
+    def ok(self) -> bool:
+        """Whether the models agree, in their outputs and layer by layer."""
+        layers = self.layer is None or self.layer.ok
+        return bool(self.relative <= self.tolerance and layers and not self.undefined)
+
+    def __str__(self) -> str:
+        if self.undefined:
+            return f"NOT verified: {self.undefined}"
+        word = "verified" if self.ok else "NOT verified"
+        text = f"{word}: outputs differ by {self.relative:.1e} of their scale from {self.reference}"
+        if self.inexact:
+            text += f" (and left out of the statistics of {len(self.inexact)} layers)"
+        if self.layer is not None and self.layer.ok:
+            text += f"; layers by {self.layer.relative:.1e} at most ('{self.layer.layer}')"
+        elif self.layer is not None:
+            text += f"; layer {self.layer}"
+        if self.silent:
+            count, more = len(self.silent), ", ..." if len(self.silent) > MOST_NAMED else ""
+            word = "layer" if count == 1 else "layers"
+            names = ", ".join(self.silent[:MOST_NAMED]) + more
+            text += f"; {count} {word} gave nothing to compare: {names}"
+        return text
+
+    def check(self) -> None:
+        """Raises `VerificationError` unless the models agree."""
+        if self.undefined:
+            raise VerificationError(f"The rebuilt model cannot be verified: {self.undefined}")
+        if self.ok:
+            return
+        layer = self.layer
+        if layer is None or layer.ok:
+            what, limit, ours = str(self), self.tolerance, True
+        else:
+            what, limit, ours = f"layer {layer}", layer.tolerance, layer.ours
+        advice = (
+            "Unless its weights were changed since `rebuild`, this is an error in keras_nisp; "
+            "please report it."
+            if ours
+            else "Its rule was registered outside of keras_nisp: correct it (docs/custom_layers.md "
+            "shows how), or leave it out, and the channels stay as they are."
+        )
+        raise VerificationError(
+            f"The rebuilt model is wrong: {what}, more than {limit:g}, compared with "
+            f"{self.reference}. {advice}"
+        )
+
+
+def verify(
+    model: keras.Model,
+    small: keras.Model,
+    plan: Plan,
+    data: Any = None,
+    tolerance: float | None = None,
+) -> Verification:
+    """Compares a rebuilt model with its oracle, layer by layer and as a whole.
+
+    The oracle is the original model with every kernel slice that reads a removed channel
+    set to zero, and what belongs to merged channels at the mean of its cluster; layers that mix
+    channels take their statistics over the kept ones. Each layer of the rebuilt model gets what the
+    oracle's layers before it gave, and must give what the oracle's gives; layers with weights
+    are tried on random values, too. So an error shows wherever it is, even if the outputs hardly
+    depend on it (behind a saturated softmax, in a network that was never trained).
+
+    Args:
+        model: the original.
+        small: from `rebuild(model, plan)`, not trained since.
+        plan: the plan.
+        data: samples to compare on, as calibration data, of which two are taken; random ones by
+            default.
+        tolerance: allowed difference over the scale of the outputs, and of those of each layer.
+            Defaults to 1e-4 for outputs and 1e-5 for layers, 0.05 for half precision; where
+            rounding errors are amplified, to ten times what a change of the inputs by 1e-6 does
+            to the outputs, up to 0.05.
+
+    Returns:
+        A `Verification`; `verification.check()` raises if it failed.
+
+    Raises:
+        PlanMismatchError: the plan is for a model of another structure, or `small` is not what
+            it makes of this one.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan = plan_pruning(model, Magnitude(), ratio=0.5)
+    >>> verify(model, rebuild(model, plan), plan).ok
+    True
+    """
+    channel_map = plan.trace(model)
+    samples = None if data is None else collect(data, model, limit=SAMPLES)
+    return verify_traced(channel_map, plan.unit_map(channel_map), small, samples, tolerance)
+
+
+def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples) -> Verification:
+    """Compares the outputs of a merged model with those of the traced one as it is."""
+    inputs = _first(samples)
+    expected = channel_map.walk(inputs, Oracle(channel_map, _unchanged(channel_map)).run)
+    limit = max(LOSSLESS, default_tolerance(channel_map.model))
+    worst = _largest(expected, calling.answer(small, inputs))
+    if worst.relative > limit:
+        limit = allowed(small, inputs, limit)
+    return Verification(worst.absolute, worst.scale, limit, ())
+
+
+def check_layers(oracle: Oracle, other: keras.Model, samples: Samples) -> None:
+    """Raises `VerificationError` unless another model gives, call by call and as a whole, what an
+    oracle says."""
+    inputs = _first(samples)
+    layers = Layerwise(oracle, other)
+    worst = _largest(layers.run(inputs), calling.answer(other, inputs))
+    limit = max(LOSSLESS, default_tolerance(oracle.map.model))
+    if limit < worst.relative < np.inf:
+        limit = allowed(other, inputs, limit)
+    undefined = _undefined(oracle.map, layers.undefined, random=True)
+    Verification(
+        worst.absolute, worst.scale, limit, (), "the original", layers.worst, (), undefined
+    ).check()
+
+
+def _unchanged(channel_map: ChannelMap) -> UnitMap:
+    return UnitMap(np.arange(channel_map.count))
+
+
+@plain_calls()
+def verify_traced(
+    channel_map: ChannelMap,
+    unit_map: UnitMap,
+    small: keras.Model,
+    samples: Samples | None = None,
+    tolerance: float | None = None,
+) -> Verification:
+    """`verify` for a traced model and what becomes of its units."""
+    inputs = _first(samples or random_samples(channel_map.model, channel_map.input_shapes))
+    layers = Layerwise(Oracle(channel_map, unit_map), small, tolerance)
+    expected = layers.run(inputs)
+    try:
+        worst = _largest(expected, calling.answer(small, inputs))
+    except (ValueError, tf.errors.OpError):
+        if layers.worst.ok:
+            raise
+        worst = Difference(np.inf, 1.0)  # what is wrong with a layer is not taken by the next
+    limit = default_tolerance(channel_map.model) if tolerance is None else tolerance
+    if tolerance is None and limit < worst.relative < np.inf:
+        limit = allowed(small, inputs, limit)
+    return Verification(
+        worst.absolute,
+        worst.scale,
+        limit,
+        tuple(inexact_layers(channel_map, ~unit_map.keep)),
+        LEVELLED if unit_map.merged.any() else ZEROED,
+        layers.worst,
+        layers.silent,
+        _undefined(channel_map, layers.undefined, random=samples is None),
+    )
+
+
+def _first(samples: Samples) -> list[tf.Tensor]:
+    """The first samples as inputs of a model."""
+    inputs, _ = next(samples.first(SAMPLES).batches())
+    return inputs
+
+
+def _largest(expected: Any, received: Any) -> Difference:
+    """The difference of the output that differs most over its scale."""
+    pairs = zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True)
+    return max((difference(*pair) for pair in pairs), key=lambda found: found.relative)
+
+
+def _undefined(channel_map: ChannelMap, path: str | None, random: bool) -> str:
+    """What made a call of the original give NaN."""
+    if path is None:
+        return ""
+    (layer, *_) = (call.layer for call in channel_map.calls if call.path == path)
+    broken = [
+        weight.path
+        for weight in getattr(layer, "weights", ())
+        if "float" in weight.dtype and not np.isfinite(np.asarray(weight, np.float64)).all()
+    ]
+    text = f"layer '{path}' gives NaN in the original '{channel_map.model.name}'"
+    if broken:
+        return f"{text}: its weight '{broken[0]}' is not finite. Mend the original first."
+    if random:
+        return f"{text} on random samples. Pass calibration data like those of training."
+    return f"{text} on these samples. Pass data that it takes."
