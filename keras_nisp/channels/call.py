@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, Traced, rows
-from keras_nisp.channels.rule import Barrier, rule_for
+from keras_nisp.channels.rule import Barrier, Rule, rule_for
 from keras_nisp.errors import RuleError
 from keras_nisp.keras_graph import calling, keras_layers
 
@@ -38,10 +38,10 @@ class Call:
 
     layer: keras.Operation
     path: str
-    rule: object
+    rule: Rule
     inputs: list[Traced]
     output_shapes: list[tuple[int, ...]]
-    tracer: "Tracer | None"
+    tracer: "Tracer" = dataclasses.field(repr=False)  # while the trace runs
     outputs: list[Traced] = dataclasses.field(default_factory=list)
     reads: bool = False
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
@@ -50,7 +50,7 @@ class Call:
     whole_groups: bool = False
     samples: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.mixes_channels = self.rule.mixes_channels
         self.sums_channels = self.rule.sums_channels
         self.batch = max((tensor.batch for tensor in self.inputs), default=1)
@@ -60,7 +60,7 @@ class Call:
         """The weights of the layer; an operation has none."""
         return getattr(self.layer, "weights", [])
 
-    def ask(self, method: str, *args, **kwargs) -> Any:
+    def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Runs a method of the rule for this call: `call.ask("absolute", x)`.
 
         Raises:
@@ -102,10 +102,10 @@ class Call:
             reason: for `plan.explain`, after the name of the layer.
             unknown: whether users are to be told that channels stay for want of a rule.
         """
-        self.rule = Barrier(reason, unknown)
+        self.rule = barrier = Barrier(reason, unknown)
         self.mixes_channels = self.sums_channels = self.reads = False
         self.constants, self.hidden = {}, {}
-        return self.rule.trace(self)
+        return barrier.trace(self)
 
     def fresh(self, shape: tuple[int, ...], reason: str) -> np.ndarray:
         """Names along the last axis of a tensor for values that may not be removed."""
@@ -226,7 +226,7 @@ class Call:
         axes = {axis % array.ndim: names for axis, names in axes.items()}
         self.constants[position] = Binding(array, self.path, axes)
 
-    def infer(self, *args, **kwargs) -> Any:
+    def infer(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer, in inference mode."""
         return calling.infer(self.layer, *args, **kwargs)
 
@@ -237,7 +237,9 @@ class Call:
         return tensor
 
 
-def resized_arguments(call: Call, args: tuple, kwargs: dict, positions: Callable):
+def resized_arguments(
+    call: Call, args: tuple, kwargs: dict, positions: Callable
+) -> tuple[tuple, dict]:
     """The arguments of a call after a removal: constants and sizes change with the channels.
 
     Args:
@@ -245,10 +247,14 @@ def resized_arguments(call: Call, args: tuple, kwargs: dict, positions: Callable
         args, kwargs: with tensors of the new sizes.
         positions: gives, for each new position of an axis with these units, the old one.
     """
-    args = list(args)
+    changed = list(args)
     for place, binding in call.constants.items():
         if isinstance(place, int):
-            args[place] = binding.variable
+            changed[place] = binding.variable
             for axis, units in binding.axes.items():
-                args[place] = args[place].take(positions(units), axis)
-    return call.ask("arguments", tuple(args), kwargs, lambda units: len(positions(units.ravel())))
+                changed[place] = changed[place].take(positions(units), axis)
+
+    def kept(units: np.ndarray) -> int:
+        return len(positions(units.ravel()))
+
+    return call.ask("arguments", tuple(changed), kwargs, kept)

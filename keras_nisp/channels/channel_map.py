@@ -11,6 +11,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -19,6 +20,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from keras_nisp.keras_graph import calling, walking
+
+if TYPE_CHECKING:
+    from keras_nisp.channels.call import Call
+    from keras_nisp.channels.tracing import Tracer
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,7 +67,7 @@ class Binding:
         low_rank: of a kernel with LoRA the two factors that are added to it, and their scale.
     """
 
-    variable: keras.Variable | np.ndarray
+    variable: Any
     layer: str
     axes: dict[int, np.ndarray]
     read: frozenset[int] = frozenset()
@@ -119,7 +124,15 @@ class ChannelMap:
         model_inputs: by `id` of a nested model, the `Traced` inputs of its first call.
     """
 
-    def __init__(self, model, tracer, calls, inputs, outputs, model_inputs):
+    def __init__(
+        self,
+        model: keras.Model,
+        tracer: "Tracer",
+        calls: "list[Call]",
+        inputs: list[Traced],
+        outputs: list[Traced],
+        model_inputs: dict[int, list[Traced]],
+    ) -> None:
         units = tracer.units()
         self.model = model
         self.calls = calls
@@ -205,7 +218,7 @@ class ChannelMap:
             np.add.at(signatures, units, rng.integers(2**63, dtype=np.uint64))
         return signatures
 
-    def walk(self, inputs, visit: Callable):
+    def walk(self, inputs: list, visit: Callable) -> Any:
         """Walks the model again, with the `Call` of each site at hand.
 
         Args:

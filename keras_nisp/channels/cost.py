@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.tracing import trace
+from keras_nisp.channels.tracing import InputShape, trace
 from keras_nisp.io.tables import Column, render_table
 
 MOST_NAMED = 8  # layers in a note
@@ -43,7 +43,7 @@ class CostModel:
         channel_map: the traced model.
     """
 
-    def __init__(self, channel_map: ChannelMap):
+    def __init__(self, channel_map: ChannelMap) -> None:
         self.channel_map = channel_map
         self._bindings = list(channel_map.bindings.values())
         self._factors = [
@@ -134,7 +134,7 @@ class Profile:
         return "\n".join([render_table(title, columns, rows, [total]), *self.notes])
 
 
-def profile(model: keras.Model, input_shape=None) -> Profile:
+def profile(model: keras.Model, input_shape: InputShape | None = None) -> Profile:
     """Counts parameters, FLOPs and activation memory of each layer.
 
     FLOPs are multiply-adds of convolutions and dense layers for one sample, as the

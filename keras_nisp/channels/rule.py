@@ -3,6 +3,8 @@
 import functools
 import inspect
 import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import keras
 import numpy as np
@@ -11,8 +13,15 @@ import tensorflow as tf
 from keras_nisp.keras_graph import keras_layers
 from keras_nisp.keras_graph.masks import carry_mask
 
+if TYPE_CHECKING:
+    from keras_nisp.channels.call import Call
+    from keras_nisp.channels.channel_map import Traced
+
 WITHOUT_RULE = "a layer without a rule"
 _RULES: dict[type, "Rule"] = {}
+
+RuleClass = TypeVar("RuleClass", bound="type[Rule]")
+Kept = Callable[[np.ndarray], int]
 
 
 class Rule:
@@ -53,7 +62,7 @@ class Rule:
     sums_channels = False
     warns = False
 
-    def trace(self, call, *args, **kwargs):
+    def trace(self, call: "Call", *args: Any, **kwargs: Any) -> np.ndarray | list[np.ndarray]:
         """Says what happens to names.
 
         Args:
@@ -64,7 +73,7 @@ class Rule:
         """
         raise NotImplementedError("the rule has no `trace`, which says what becomes of channels.")
 
-    def absolute(self, call, *args, **kwargs):
+    def absolute(self, call: "Call", *args: Any, **kwargs: Any) -> tf.Tensor | list[tf.Tensor]:
         """The layer in the absolute network, in which NISP propagates.
 
         Weights count with their absolute value, biases as 0, activations as identity;
@@ -78,7 +87,7 @@ class Rule:
             "importance that does not propagate, such as `Magnitude()`."
         )
 
-    def resize(self, call, config: dict, kept) -> dict:
+    def resize(self, call: "Call", config: dict, kept: Kept) -> dict:
         """The layer's config after a removal.
 
         Args:
@@ -91,7 +100,7 @@ class Rule:
         """
         return config
 
-    def arguments(self, call, args: tuple, kwargs: dict, kept) -> tuple[tuple, dict]:
+    def arguments(self, call: "Call", args: tuple, kwargs: dict, kept: Kept) -> tuple[tuple, dict]:
         """The arguments of a call after a removal, for operations that take sizes there.
 
         Args:
@@ -101,7 +110,9 @@ class Rule:
         """
         return args, kwargs
 
-    def convert(self, call, variable, value, kept):
+    def convert(
+        self, call: "Call", variable: keras.Variable, value: tf.Tensor, kept: Kept
+    ) -> tf.Tensor:
         """A variable's new value, for layers that compute with the number of channels.
 
         Args:
@@ -112,12 +123,14 @@ class Rule:
         """
         return value
 
-    def indices(self, call) -> int | None:
+    def indices(self, call: "Call") -> int | None:
         """How many rows of a table the layer looks up by what it takes in: `verify` tries all of
         them. `None` if it takes no indices."""
         return None
 
-    def masked(self, call, keep: list, *args, **kwargs):
+    def masked(
+        self, call: "Call", keep: list[tf.Tensor], *args: Any, **kwargs: Any
+    ) -> tf.Tensor | list[tf.Tensor]:
         """The layer on the original width, with removed channels left out of statistics.
 
         Only for rules with `mixes_channels` or `sums_channels`. Where no channel is removed it
@@ -140,10 +153,10 @@ class PassThrough(Rule):
     `keras_nisp.register_rule(MyLayer)(keras_nisp.PassThrough)`.
     """
 
-    def trace(self, call, x):
+    def trace(self, call: "Call", x: "Traced") -> np.ndarray:
         return x.names
 
-    def absolute(self, call, x):
+    def absolute(self, call: "Call", x: tf.Tensor) -> tf.Tensor:
         return x
 
 
@@ -152,11 +165,11 @@ class Barrier(Rule):
 
     does = "fixes"
 
-    def __init__(self, reason: str = WITHOUT_RULE, warns: bool = False):
+    def __init__(self, reason: str = WITHOUT_RULE, warns: bool = False) -> None:
         self.reason = reason
         self.warns = warns
 
-    def trace(self, call, *args, **kwargs):
+    def trace(self, call: "Call", *args: Any, **kwargs: Any) -> list[np.ndarray]:
         unknown = f"'{call.path}' ({type(call.layer).__name__})" if self.warns else None
         for tensor in call.inputs:
             call.fix(tensor.names, f"enters '{call.path}', {self.reason}", unknown)
@@ -164,7 +177,7 @@ class Barrier(Rule):
         outputs = [call.tracer.fresh_last(shape) for shape in call.output_shapes]
         return [call.fix(names, reason, unknown) for names in outputs]
 
-    def absolute(self, call, *args, **kwargs):
+    def absolute(self, call: "Call", *args: Any, **kwargs: Any) -> list[tf.Tensor]:
         # Nothing is known of where importance comes from: spread it evenly.
         tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
         mean = tf.add_n([tf.reduce_mean(x) for x in tensors])
@@ -174,7 +187,7 @@ class Barrier(Rule):
 BARRIER = Barrier(warns=True)
 
 
-def register_rule(*classes: type):
+def register_rule(*classes: type) -> Callable[[RuleClass], RuleClass]:
     """Registers the rule for layer classes (or `keras.Operation` classes).
 
     Args:
@@ -194,7 +207,7 @@ def register_rule(*classes: type):
                 f"`@register_rule(MyLayer)`. Received: {cls!r}"
             )
 
-    def register(rule):
+    def register(rule: RuleClass) -> RuleClass:
         if not (isinstance(rule, type) and issubclass(rule, Rule)):
             raise TypeError(f"Expected a subclass of keras_nisp.Rule. Received: {rule!r}")
         for cls in classes:
@@ -264,7 +277,7 @@ def overridden(cls: type, base: type) -> list[str]:
 @functools.cache
 def _named_in_code(cls: type) -> set[str]:
     """All names in the code of a class of layers, short of `keras.Layer`."""
-    names = set()
+    names: set[str] = set()
     for base in itertools.takewhile(lambda c: c not in (keras.Layer, keras.Operation), cls.__mro__):
         for value in vars(base).values():
             for function in (value, *(getattr(value, key, None) for key in ("fget", "__func__"))):
@@ -275,7 +288,8 @@ def _named_in_code(cls: type) -> set[str]:
 
 def is_exactly(layer: keras.Operation, base: type) -> bool:
     """Whether a layer computes what layers of this class do."""
-    return isinstance(layer, base) and not overridden(type(layer), base)
+    kind: type = type(layer)
+    return isinstance(layer, base) and not overridden(kind, base)
 
 
 def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None = None) -> Rule:

@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -19,6 +20,11 @@ from keras_nisp.keras_graph.keras_layers import check_shared
 MOST_NAMED = 8  # layers in a warning
 # For axes whose size the model leaves open, by the rank of a sample: of sequences, images, volumes.
 ASSUMED_SIZES = {1: 128, 2: 128, 3: 224, 4: 32}
+
+# The shape of one sample without the batch axis, or a list of them for several inputs.
+InputShape = Sequence[int | None] | Sequence[Sequence[int | None]]
+# Names or patterns of grouped convolutions; inside, indices of their calls.
+WholeGroups = str | Iterable[str | int]
 
 
 class Tracer:
@@ -136,7 +142,7 @@ class Tracer:
 
     def follow(self, model: keras.Model, inputs: list[Traced]) -> tuple[list[Traced], list[Call]]:
         """The outputs of a graph that a layer holds inside, and its calls."""
-        calls = []
+        calls: list[Call] = []
 
         def visit(site, args, kwargs):
             calls.append(self.call(site, args, kwargs))
@@ -154,7 +160,11 @@ class Tracer:
         return connected_components(pairs, directed=False)[1]
 
 
-def trace(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
+def trace(
+    model: keras.Model,
+    input_shape: InputShape | None = None,
+    whole_groups: WholeGroups = (),
+) -> ChannelMap:
     """Names every channel of a model.
 
     Args:
@@ -187,10 +197,16 @@ def trace(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
     return channel_map
 
 
-def trace_quietly(model: keras.Model, input_shape=None, whole_groups=()) -> ChannelMap:
+def trace_quietly(
+    model: keras.Model,
+    input_shape: InputShape | None = None,
+    whole_groups: WholeGroups = (),
+) -> ChannelMap:
     """`trace` without the warning of layers that have no rule, for what comes after a plan."""
     keras_models.check_model(model)
-    tracer, calls, model_inputs = Tracer(keras_models.batch_size(model) or 1), [], {}
+    tracer = Tracer(keras_models.batch_size(model) or 1)
+    calls: list[Call] = []
+    model_inputs: dict[int, list[Traced]] = {}
     wanted = (whole_groups,) if isinstance(whole_groups, str) else tuple(whole_groups)
     inputs, assumed = _traced_inputs(model, input_shape, tracer)
 
@@ -223,7 +239,7 @@ def trace_quietly(model: keras.Model, input_shape=None, whole_groups=()) -> Chan
     check_shared([call.layer for call in calls])
     _fix_what_is_called_otherwise(calls, tracer)
     for call in calls:
-        call.tracer = None
+        del call.tracer  # and with it all that only the trace needs
     _check_grouped(model, calls, wanted)
     channel_map = ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
     channel_map.assumed = assumed
@@ -271,7 +287,7 @@ def _traced_inputs(model, input_shape, tracer) -> tuple[list[Traced], tuple[str,
                 f"Expected `input_shape` to fit input '{tensor.name}' of shape {declared} "
                 f"(without the batch axis). Received: {shape}"
             )
-        size = ASSUMED_SIZES[min(len(shape), max(ASSUMED_SIZES))] if shape else None
+        size = ASSUMED_SIZES[min(max(len(shape), 1), max(ASSUMED_SIZES))]
         full = tuple(size if n is None else int(n) for n in shape)
         if None in shape:
             assumed.append(f"{full} for input '{tensor.name}'")
@@ -361,7 +377,7 @@ def _warn_of_unknown(channel_map: ChannelMap) -> None:
     created = np.zeros(channel_map.count, bool)
     for creator in channel_map.creators:
         created[creator.units] = True
-    holding = set()
+    holding: set[str] = set()
     for unit in np.flatnonzero(created & ~channel_map.free).tolist():
         reasons = channel_map.reasons[unit]
         if all(reason in channel_map.unknown for reason in reasons):

@@ -43,7 +43,7 @@ def takes_training(layer: keras.Operation) -> bool:
     return getattr(layer, "_call_has_training_arg", False)
 
 
-def projection(attention: keras.Layer, which: str) -> keras.layers.EinsumDense | None:
+def projection(attention: keras.Layer, which: str) -> Any:
     """The layer inside an attention layer that makes its queries, keys, values or gates, or its
     output; `None` if there is none."""
     return getattr(attention, f"_{which}_dense", None)

@@ -49,7 +49,7 @@ def contract(call, operands, equation: str):
     tensors = [(x, t) for x, t in zip(operands, terms, strict=True) if isinstance(x, Traced)]
     if any(term[0] != output[0] or len(set(term)) < len(term) for _, term in tensors):
         return call.block("which sums over samples or takes a diagonal")
-    sizes = {}
+    sizes: dict[str, set] = {}
     for x, term in zip(operands, terms, strict=True):
         shape = (None, *x.shape) if isinstance(x, Traced) else np.shape(x)
         for letter, size in zip(term, shape, strict=True):
