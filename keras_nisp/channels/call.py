@@ -41,7 +41,7 @@ class Call:
     rule: Rule
     inputs: list[Traced]
     output_shapes: list[tuple[int, ...]]
-    tracer: "Tracer" = dataclasses.field(repr=False)  # while the trace runs
+    tracer: "Tracer" = dataclasses.field(repr=False)
     outputs: list[Traced] = dataclasses.field(default_factory=list)
     reads: bool = False
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)

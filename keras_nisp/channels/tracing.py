@@ -238,8 +238,6 @@ def trace_quietly(
         tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
     check_shared([call.layer for call in calls])
     _fix_what_is_called_otherwise(calls, tracer)
-    for call in calls:
-        del call.tracer  # and with it all that only the trace needs
     _check_grouped(model, calls, wanted)
     channel_map = ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
     channel_map.assumed = assumed
