@@ -10,7 +10,12 @@ OLDEST = "keras==3.12.0" "tensorflow==2.18.*" "tf_keras==2.18.*" "tensorflow-ser
 # (Warnings that only the nightly gives are named in conftest.py.)
 NIGHTLY_EXCEPTIONS =
 
-.PHONY: demo demo-centripetal test test-slow test-oldest test-nightly lint format clean
+# Tests run in this many processes, which need up to 3 GB each: `make test WORKERS=8`.
+WORKERS ?= 2
+PYTEST = python -m pytest -n $(WORKERS) --dist loadfile
+FAST = -m "not slow and not bridges"
+
+.PHONY: demo demo-centripetal test test-bridges test-slow test-oldest test-nightly lint format clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -19,16 +24,19 @@ demo-centripetal: $(VENV)/.examples
 	$(BIN)/python examples/centripetal.py $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/$(PYTEST) $(FAST) $(ARGS)
+
+test-bridges: $(VENV)/.test
+	$(BIN)/$(PYTEST) -m "bridges and not slow" $(ARGS)
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/$(PYTEST) -m slow $(ARGS)
 
 test-oldest: .venv-oldest/.test
-	.venv-oldest/bin/python -m pytest -m "not slow" $(ARGS)
+	.venv-oldest/bin/$(PYTEST) -m "not slow" $(ARGS)
 
 test-nightly: .venv-nightly/.test
-	.venv-nightly/bin/python -m pytest -m "not slow" $(NIGHTLY_EXCEPTIONS:%=--deselect %) $(ARGS)
+	.venv-nightly/bin/$(PYTEST) -m "not slow" $(NIGHTLY_EXCEPTIONS:%=--deselect %) $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

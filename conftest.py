@@ -1,8 +1,14 @@
 """Shared by all tests."""
 
 import os
+import resource
+import sys
+from collections import Counter
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and what they start, share the cores
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 
 import keras
 import numpy as np
@@ -19,9 +25,52 @@ NIGHTLY_WARNINGS = [
 ]
 
 
+# Tests that `make test` leaves out, by their marker, and what runs them.
+LEFT_TO = {"slow": "make test-slow", "bridges": "make test-bridges"}
+left_out = Counter()
+peaks = {}
+
+
 def pytest_configure(config):
     for line in NIGHTLY_WARNINGS * (".dev" in keras.__version__):
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_deselected(items):
+    for item in items:
+        left_out.update([name for name in LEFT_TO if item.get_closest_marker(name)][:1])
+
+
+def pytest_sessionfinish(session):
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput.update(left_out=dict(left_out), peak=peak)
+    elif session.config.getoption("dist", "no") == "no":
+        peaks["this process"] = peak
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """What a worker of pytest-xdist found; each of them collects, and leaves out, all tests."""
+    output = getattr(node, "workeroutput", {})
+    if "peak" in output:
+        left_out.update(Counter(output["left_out"]) - left_out)
+        peaks[node.gateway.id] = output["peak"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    for name, count in left_out.items():
+        terminalreporter.write_line(f"{count} tests marked `{name}` are left to `{LEFT_TO[name]}`")
+    memory = ", ".join(f"{name} {peak:.1f} GB" for name, peak in sorted(peaks.items()))
+    terminalreporter.write_line(f"peak memory: {memory}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_given_back():
+    """Graphs of one file do not pile up in the next."""
+    yield
+    keras.backend.clear_session()
 
 
 @pytest.fixture(autouse=True)

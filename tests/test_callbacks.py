@@ -263,6 +263,7 @@ def test_polynomial_schedule_by_hand():
     assert restored.get_config() == schedule.get_config()
 
 
+@pytest.mark.bridges
 def test_tfmot_schedules():
     """They are called, not imported by us; their last pruning comes before the last value."""
     tfmot = kn.import_tfmot()

@@ -310,13 +310,23 @@ def test_open_sizes_stay_open(tmp_path, rng):
     model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
     kn.export_tflite(model, tmp_path / "net.tflite", verbose=0)
     kn.export_serving(model, tmp_path / "net", verbose=0)
-    kn.export_onnx(model, tmp_path / "net.onnx", verbose=0)
     run = runner(tmp_path / "net.tflite")
     for size in ((2, 9, 8, 3), (3, 20, 31, 3)):
         photos = rng.normal(size=size).astype("float32")
         np.testing.assert_allclose(
             run({"photo": photos})["output_0"], model(photos), rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.bridges
+def test_open_sizes_stay_open_in_onnx(tmp_path):
+    import onnxruntime
+
+    inputs = keras.Input((None, None, 3), name="photo")
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
+    kn.export_onnx(model, tmp_path / "net.onnx", verbose=0)
+    (given,) = onnxruntime.InferenceSession(str(tmp_path / "net.onnx")).get_inputs()
+    assert all(isinstance(size, str) for size in given.shape[:3])
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -440,6 +450,7 @@ np.testing.assert_allclose(got, data["want"], rtol=1e-3, atol=1e-4)
 """
 
 
+@pytest.mark.bridges
 @pytest.mark.parametrize("build", [residual, squeeze_excite])
 def test_onnx_files_run_without_tensorflow(build, tmp_path):
     model = pruned(build)
@@ -451,6 +462,7 @@ def test_onnx_files_run_without_tensorflow(build, tmp_path):
     in_fresh_process(ONNX, export.path, tmp_path / "data.npz", without=without)
 
 
+@pytest.mark.bridges
 def test_normalization_survives_onnx(tmp_path, rng):
     """tf2onnx turns its constants into inputs, so a `Rescaling` stands in its place."""
     model = keras.Sequential(
@@ -465,6 +477,7 @@ def test_normalization_survives_onnx(tmp_path, rng):
     assert export.agreement.relative < 1e-5
 
 
+@pytest.mark.bridges
 @pytest.mark.skipif(keras.__version__ < "3.13", reason="Keras 3.12 cannot build it")
 def test_constants_that_onnx_loses_are_named(tmp_path):
     along_rows = keras.Sequential(

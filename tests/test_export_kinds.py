@@ -22,7 +22,10 @@ EXPORTS = {
         model, folder / "net.onnx", verbose=0, **data
     ),
 }
-every_export = pytest.mark.parametrize("export", EXPORTS.values(), ids=EXPORTS)
+MARKS = {"ONNX": [pytest.mark.bridges]}
+every_export = pytest.mark.parametrize(
+    "export", [pytest.param(e, marks=MARKS.get(name, ()), id=name) for name, e in EXPORTS.items()]
+)
 
 
 def flat(batch_size=None):
@@ -61,13 +64,23 @@ def test_a_fixed_batch_size_is_kept_everywhere(tmp_path, rng):
     signature = tf.saved_model.load(str(saved.path)).signatures["serving_default"]
     assert signature.structured_input_signature[1]["input"].shape == (2, 6, 6, 3)
     _check_requests(saved.path, x)
+    assert kn.benchmark(small, done.path, rounds=1, repeats=1).batch_size == 2
+
+
+@pytest.mark.bridges
+def test_batch_sizes_cross_the_bridges(tmp_path, rng):
     import onnxruntime
 
-    kn.export_onnx(small, tmp_path / "net.onnx", check_data=x, verbose=0)
-    (given,) = onnxruntime.InferenceSession(str(tmp_path / "net.onnx")).get_inputs()
-    assert given.shape == [2, 6, 6, 3]
-    assert kn.benchmark(small, done.path, rounds=1, repeats=1).batch_size == 2
-    assert kn.to_tf_keras(small).input_shape == (2, 6, 6, 3)
+    def shape_in_file():
+        (given,) = onnxruntime.InferenceSession(str(tmp_path / "net.onnx")).get_inputs()
+        return given.shape
+
+    x = rng.normal(size=(5, 6, 6, 3)).astype("float32")
+    kn.export_onnx(flat(2), tmp_path / "net.onnx", check_data=x, verbose=0)
+    assert shape_in_file() == [2, 6, 6, 3]
+    kn.export_onnx(flat(), tmp_path / "net.onnx", batch_size=3, verbose=0)
+    assert shape_in_file() == [3, 6, 6, 3]
+    assert kn.to_tf_keras(flat(2)).input_shape == (2, 6, 6, 3)
 
 
 def _check_requests(folder, x):
@@ -91,7 +104,6 @@ def test_a_batch_size_can_be_asked_for(tmp_path, rng):
         done = kn.export_tflite(model, tmp_path / "one.tflite", kind, x, batch_size=1, verbose=0)
         assert done.batch_size == 1
         assert not SHAPES & set(done.operations)
-    kn.export_onnx(model, tmp_path / "net.onnx", batch_size=3, verbose=0)
     with pytest.raises(ValueError, match="Expected `batch_size` 2, to which"):
         kn.export_tflite(flat(2), tmp_path / "net.tflite", batch_size=1)
     with pytest.raises(ValueError, match="`batch_size` to be an integer of at least 1"):
@@ -100,11 +112,10 @@ def test_a_batch_size_can_be_asked_for(tmp_path, rng):
         kn.benchmark(tmp_path / "one.tflite", batch_size=4)
 
 
-def test_a_reshape_bound_to_its_batch_is_exported(tmp_path):
+@every_export
+def test_a_reshape_bound_to_its_batch_is_exported(export, tmp_path):
     x = keras.Input((4, 3), batch_size=2)
-    model = keras.Model(x, layers.Dense(2)(ops.reshape(x, (x.shape[0], -1))))
-    for export in EXPORTS.values():
-        export(model, tmp_path)
+    export(keras.Model(x, layers.Dense(2)(ops.reshape(x, (x.shape[0], -1)))), tmp_path)
 
 
 # States ----------------------------------------------------------------------------
@@ -343,13 +354,18 @@ def test_diverged_weights_are_refused(value, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outputs_that_are_not_finite_are_refused(tmp_path):
+@every_export
+def test_outputs_that_are_not_finite_are_refused(export, tmp_path):
     x = keras.Input((4,))
     model = keras.Model(x, ops.log(ops.relu(layers.Dense(3)(x))))
+    with pytest.raises(kn.ExportError, match="is not finite on the samples"):
+        export(model, tmp_path)
+    assert not any(p.is_file() for p in tmp_path.rglob("*"))
+
+
+def test_weights_too_large_for_float16_are_refused(tmp_path):
+    x = keras.Input((4,))
     large = keras.Model(x, 1e5 * layers.Dense(3, use_bias=False)(x))
-    for export in EXPORTS.values():
-        with pytest.raises(kn.ExportError, match="is not finite on the samples"):
-            export(model, tmp_path)
     large.layers[1].kernel.assign(1e6 * large.layers[1].kernel)
     with pytest.raises(kn.ExportError, match="does not compute what the Keras"):
         kn.export_tflite(large, tmp_path / "net.tflite", "float16")

@@ -125,10 +125,19 @@ def test_siamese(tmp_path):
     kn.export_tflite(model, tmp_path / "siamese.tflite", check_data=x, verbose=0)
 
 
+def _cbam(folder):
+    return tuned(showcases.cbam, folder, kn.NISP(showcases.cbam()[1]), flops_reduction=0.4)
+
+
 def test_cbam(tmp_path):
-    model, x = tuned(showcases.cbam, tmp_path, kn.NISP(showcases.cbam()[1]), flops_reduction=0.4)
+    model, x = _cbam(tmp_path)
     done = kn.export_tflite(model, tmp_path / "cbam.tflite", check_data=x, verbose=0)
     assert done.agreement.top1 == 1
+
+
+@pytest.mark.bridges
+def test_cbam_in_onnx(tmp_path):
+    model, x = _cbam(tmp_path)
     kn.export_onnx(model, tmp_path / "cbam.onnx", check_data=x, verbose=0)
 
 

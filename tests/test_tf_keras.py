@@ -21,6 +21,8 @@ tf_keras = pytest.importorskip("tf_keras")
 if importlib.util.find_spec("tensorflow_model_optimization") is None:
     pytest.skip("needs TFMOT", allow_module_level=True)
 
+pytestmark = pytest.mark.bridges
+
 ACTIVATIONS = [
     *("linear", "relu", "elu", "selu", "gelu", "mish", "softmax", "sigmoid", "tanh", "silu"),
     *("softplus", "softsign", "exponential", "relu6", "leaky_relu", "hard_sigmoid", "hard_silu"),
