@@ -10,7 +10,8 @@ from keras_nisp.centripetal.deviation import deviation  # noqa: E402
 from keras_nisp.centripetal.merging import plan_merging  # noqa: E402
 from keras_nisp.centripetal.monitor import CentripetalMonitor  # noqa: E402
 from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD  # noqa: E402
-from keras_nisp.channels.channel_map import ChannelMap  # noqa: E402
+from keras_nisp.channels.call import Call  # noqa: E402
+from keras_nisp.channels.channel_map import ChannelMap, Traced  # noqa: E402
 from keras_nisp.channels.cost import profile  # noqa: E402
 from keras_nisp.channels.tracing import trace  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
@@ -62,6 +63,7 @@ from keras_nisp.surgery.widening import widen  # noqa: E402
 __all__ = [
     "BNScale",
     "BudgetError",
+    "Call",
     "Centripetal",
     "CentripetalMonitor",
     "CentripetalSGD",
@@ -89,6 +91,7 @@ __all__ = [
     "RuleError",
     "Sensitivity",
     "Taylor",
+    "Traced",
     "UnknownLayerWarning",
     "VerificationError",
     "as_functional",

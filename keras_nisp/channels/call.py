@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, Traced, rows
 from keras_nisp.channels.rule import Barrier, Rule, rule_for
-from keras_nisp.errors import RuleError
+from keras_nisp.errors import RuleError, warn
 from keras_nisp.keras_graph import calling, keras_layers
 
 if TYPE_CHECKING:
@@ -18,22 +18,34 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """One call of one layer; what rules work with.
+    """One call of one layer: what the methods of a `Rule` are given, to read and to say things.
+
+    A rule's `trace` says through it what happens to channels (`along`, `create`, `join`, `fix`,
+    `fix_all`, `hide`, `bind`, `bind_constant`); its other methods read what was said. Names are
+    integers: equal ones are the same channel.
 
     Attributes:
-        layer: the layer or operation.
-        path: its name, after the names of the models that hold it.
+        layer: the layer or operation that is called.
+        path: its name, after the names of the models that hold it: `"backbone/conv1"`.
         rule: the rule that knows its family.
-        inputs, outputs: `Traced` tensors, flat.
-        reads: whether a kernel reads the inputs: they are consumption edges, where
-            NISP reads its scores (the tensor that a kernel takes in).
-        mixes_channels, sums_channels: whether this call does; see `Rule`.
-        constants: arrays among the arguments that hold channels, by their position.
-        hidden: channels that no tensor shows (heads of an attention), by label.
-        place: identifies the call in the graph.
-        whole_groups: whether whole groups of a grouped convolution are removed.
-        samples: how many samples go through a layer at once where it is tried out: the batch size
-            that the model is bound to, or 1.
+        inputs: a `Traced` for each tensor among the arguments, flat.
+        output_shapes: shapes of the outputs without their batch axis, flat.
+        outputs: a `Traced` for each output, flat; empty while `trace` runs.
+        batch: how many entries of the batch axis one sample takes in the outputs: that of the
+            inputs, unless `trace` assigns another.
+        reads: whether a kernel reads the inputs, so that NISP reads the scores of their channels
+            here. `bind` sets it where there is a `read`; a product of two tensors sets it itself.
+        mixes_channels, sums_channels: whether this call does; see `Rule`. `trace` may assign.
+        hidden: names that no tensor shows, by the label that `hide` was given.
+        constants: bindings of constant arrays among the arguments, by the position of the
+            argument; see `bind_constant`.
+
+    For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
+    which identifies the call in the graph, `whole_groups`, whether a grouped convolution loses
+    whole groups, `samples`, how many samples go through a layer at once where it is tried out,
+    and the methods `ask`, `error`, `inside`, `fresh` and `single`.
+
+    Example: see `Rule`, and docs/custom_layers.md.
     """
 
     layer: keras.Operation
@@ -46,7 +58,7 @@ class Call:
     reads: bool = False
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
     hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    place: int | None = None
+    node: int | None = None
     whole_groups: bool = False
     samples: int = 1
 
@@ -85,27 +97,42 @@ class Call:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
+        """The shape of the first output, without its batch axis."""
         return self.output_shapes[0]
 
     def create(self, count: int, label: str = "") -> np.ndarray:
-        """Names for `count` channels that this layer creates (1-D).
+        """Makes names for channels that this layer creates, as a kernel's outputs are.
 
-        A layer that is called again creates the same channels again. A layer that
-        creates on several axes tells them apart by `label`.
+        A layer that is called again creates the same channels again.
+
+        Args:
+            count: how many.
+            label: tells the channels of several axes apart, where a layer creates on several.
+
+        Returns:
+            1-D array of names.
         """
         return self.tracer.create(self, count, label)
 
-    def block(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
+    def fix_all(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
         """Says that the rule does not reach this call: nothing it touches may be removed.
 
         Args:
-            reason: for `plan.explain`, after the name of the layer.
+            reason: for `plan.explain`, after the name of the layer: "which sorts channels".
             unknown: whether users are to be told that channels stay for want of a rule.
+
+        Returns:
+            The names of the outputs, for `trace` to return.
         """
         self.rule = barrier = Barrier(reason, unknown)
         self.mixes_channels = self.sums_channels = self.reads = False
         self.constants, self.hidden = {}, {}
         return barrier.trace(self)
+
+    def block(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
+        """The old name of `fix_all`."""
+        warn("`call.block(reason)` is now called `call.fix_all(reason)`.", DeprecationWarning)
+        return self.fix_all(reason, unknown)
 
     def fresh(self, shape: tuple[int, ...], reason: str) -> np.ndarray:
         """Names along the last axis of a tensor for values that may not be removed."""
@@ -128,9 +155,17 @@ class Call:
         return self.fix(names, reason)
 
     def hide(self, count: int, label: str) -> np.ndarray:
-        """Names for `count` channels that the layer creates and no tensor shows (1-D).
+        """Makes names for channels that the layer creates and no tensor shows: heads, say.
 
-        In `absolute`, `call.tap(label, tensor, axis)` says where their scores are read.
+        `call.hidden[label]` has them from then on. In `absolute`, `call.tap(label, tensor, axis)`
+        says where their scores are read.
+
+        Args:
+            count: how many.
+            label: what they are called; `plan.explain("attention:heads")` finds them by it.
+
+        Returns:
+            1-D array of names.
         """
         self.hidden[label] = self.create(count, f":{label}")
         return self.hidden[label]
@@ -143,6 +178,9 @@ class Call:
             reason: for `plan.explain`.
             unknown: where it is only that nothing is known of what happens to them: what it is
                 that nothing is known of, for a warning.
+
+        Returns:
+            The names, as they came.
         """
         self.tracer.fixed.append((np.unique(names), reason))
         if unknown:
@@ -150,14 +188,27 @@ class Call:
         return names
 
     def join(self, first: np.ndarray, second: np.ndarray) -> None:
-        """Says that names are, position by position, those of the same channels."""
+        """Says that names are, position by position, those of the same channels.
+
+        They are then removed together, or not at all.
+
+        Args:
+            first, second: arrays of names that broadcast to each other.
+        """
         self.tracer.join(first, second)
 
     def along(self, tensor: Traced, axis: int) -> np.ndarray:
-        """The names along one axis of a tensor (1-D, one per position).
+        """The names along one axis of a tensor.
 
         Positions that differ in other axes become one channel. If the names vary only
         along other axes, this one carries no channels, and all are fixed.
+
+        Args:
+            tensor: what `trace` was given.
+            axis: of it, the batch axis not counted; -1 is the last.
+
+        Returns:
+            1-D array, one name for each position along the axis.
         """
         names = np.moveaxis(tensor.names, axis, -1)
         size = tensor.shape[axis]
@@ -214,7 +265,7 @@ class Call:
         held, taken = ({1: axes[last]} if last in axes else {} for axes in parts)
         self.bind(second, own=held, read=taken)
 
-    def hold(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
+    def bind_constant(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
         """Says which names lie along the axes of a constant array among the arguments.
 
         Args:
@@ -227,34 +278,46 @@ class Call:
         self.constants[position] = Binding(array, self.path, axes)
 
     def infer(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer, in inference mode."""
+        """Calls the layer itself, in inference mode, on tensors of its own size.
+
+        For `absolute`, where the layer is linear and has no weights, and for `masked`.
+        """
         return calling.infer(self.layer, *args, **kwargs)
 
     # What a rule's `absolute` may say. ---------------------------------------------
 
     def tap(self, label: str, tensor: Any, axis: int) -> Any:
-        """Reads the scores of hidden channels here: those along one axis of a tensor."""
+        """Reads the scores of hidden channels here: those along one axis of a tensor.
+
+        Args:
+            label: that of `hide`.
+            tensor: where the channels are, in the absolute network.
+            axis: along which they lie in it, the batch axis counted.
+
+        Returns:
+            The tensor, to be used in the place of the one that came.
+        """
         return tensor
 
 
 def resized_arguments(
-    call: Call, args: tuple, kwargs: dict, positions: Callable
+    call: Call, args: tuple, kwargs: dict, sources: Callable
 ) -> tuple[tuple, dict]:
     """The arguments of a call after a removal: constants and sizes change with the channels.
 
     Args:
         call: the call.
         args, kwargs: with tensors of the new sizes.
-        positions: gives, for each new position of an axis with these units, the old one.
+        sources: gives, for each new position of an axis with these units, the old one.
     """
     changed = list(args)
-    for place, binding in call.constants.items():
-        if isinstance(place, int):
-            changed[place] = binding.variable
+    for position, binding in call.constants.items():
+        if isinstance(position, int):
+            changed[position] = binding.variable
             for axis, units in binding.axes.items():
-                changed[place] = changed[place].take(positions(units), axis)
+                changed[position] = changed[position].take(sources(units), axis)
 
-    def kept(units: np.ndarray) -> int:
-        return len(positions(units.ravel()))
+    def width(units: np.ndarray) -> int:
+        return len(sources(units.ravel()))
 
-    return call.ask("arguments", tuple(changed), kwargs, kept)
+    return call.ask("arguments", tuple(changed), kwargs, width)

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(eq=False)
 class Traced:
-    """A tensor as the trace sees it.
+    """A tensor as the trace sees it: what a rule's `trace` is given for each tensor.
 
     Attributes:
-        names: integer array that broadcasts to `shape`.
+        names: integer array that broadcasts to `shape`; equal integers are one channel. Of a
+            feature map with channels along its last axis it has the shape `(1, 1, channels)`.
         shape: the tensor's shape without the batch axis.
         batch: how many entries of the batch axis one sample takes: more than one where
             positions were moved into it (windows, time steps).
@@ -43,10 +44,21 @@ class Traced:
 
     @property
     def rank(self) -> int:
+        """The number of axes, the batch axis not counted."""
         return len(self.shape)
 
     def line(self, axis: int) -> np.ndarray:
-        """The names along one axis, at the first position of all others: one per position."""
+        """The names along one axis, at the first position of all others.
+
+        For `resize` and what else reads names; in `trace`, `call.along` also makes sure that they
+        are the same at the other positions.
+
+        Args:
+            axis: the batch axis not counted; -1 is the last.
+
+        Returns:
+            1-D array, one name for each position along the axis.
+        """
         names = np.moveaxis(self.names, axis, -1)
         return np.broadcast_to(rows(names)[0], (self.shape[axis],))
 

@@ -21,7 +21,7 @@ WITHOUT_RULE = "a layer without a rule"
 _RULES: dict[type, "Rule"] = {}
 
 RuleClass = TypeVar("RuleClass", bound="type[Rule]")
-Kept = Callable[[np.ndarray], int]
+Width = Callable[[np.ndarray], int]
 
 
 class Rule:
@@ -87,31 +87,34 @@ class Rule:
             "importance that does not propagate, such as `Magnitude()`."
         )
 
-    def resize(self, call: "Call", config: dict, kept: Kept) -> dict:
+    def resize(self, call: "Call", config: dict, width: Width) -> dict:
         """The layer's config after a removal.
 
         Args:
             call: the first `Call` of the layer, with names in `inputs` and `outputs`.
             config: from `layer.get_config()`; may be changed.
-            kept: `kept(names)` gives how many of an array's names stay.
+            width: `width(names)` gives how many of these names are left: the new size of an axis
+                along which they lie.
 
         Returns:
             The config for `layer.from_config`.
         """
         return config
 
-    def arguments(self, call: "Call", args: tuple, kwargs: dict, kept: Kept) -> tuple[tuple, dict]:
+    def arguments(
+        self, call: "Call", args: tuple, kwargs: dict, width: Width
+    ) -> tuple[tuple, dict]:
         """The arguments of a call after a removal, for operations that take sizes there.
 
         Args:
             call: the `Call`.
             args, kwargs: with symbolic tensors of the new sizes.
-            kept: as for `resize`.
+            width: as for `resize`.
         """
         return args, kwargs
 
     def convert(
-        self, call: "Call", variable: keras.Variable, value: tf.Tensor, kept: Kept
+        self, call: "Call", variable: keras.Variable, value: tf.Tensor, width: Width
     ) -> tf.Tensor:
         """A variable's new value, for layers that compute with the number of channels.
 
@@ -119,7 +122,7 @@ class Rule:
             call: the first `Call` of the layer.
             variable: the original variable.
             value: its value at the new size.
-            kept: as for `resize`.
+            width: as for `resize`.
         """
         return value
 

@@ -131,7 +131,7 @@ class Tracer:
         flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
         shapes = walking.output_shapes(site, args, kwargs, _shape_of)
         rule = rule_for(site.operation, args, kwargs)
-        call = Call(site.operation, site.path, rule, flat, shapes, self, place=site.place)
+        call = Call(site.operation, site.path, rule, flat, shapes, self, node=site.place)
         call.samples = self.samples
         call.whole_groups = whole_groups is not None and whole_groups(call)
         names = _trace_call(call, args, kwargs)
@@ -308,7 +308,7 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
         if is_registered(type(call.layer)):
             raise
         # A subclass that builds other variables than its base, say.
-        names = call.block("whose class is not what the rule of its base expects", unknown=True)
+        names = call.fix_all("whose class is not what the rule of its base expects", unknown=True)
     if isinstance(call.rule, Barrier):
         return names
     unbound = [

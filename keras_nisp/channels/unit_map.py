@@ -45,13 +45,13 @@ class UnitMap:
         keep = self.keep[units]
         if not self.merged[units].any():
             return np.where(keep, np.cumsum(keep) - 1, DROPPED)
-        turn = occurrences(units)
-        turns = turn.max() + 1
-        kept = np.flatnonzero(keep)
-        keys = units[kept] * turns + turn[kept]
+        nth = occurrences(units)
+        times = nth.max() + 1
+        staying = np.flatnonzero(keep)
+        keys = units[staying] * times + nth[staying]
         order = np.argsort(keys)
-        wanted = self.into[units] * turns + turn
-        found = order[np.searchsorted(keys, wanted, sorter=order).clip(0, len(kept) - 1)]
+        wanted = self.into[units] * times + nth
+        found = order[np.searchsorted(keys, wanted, sorter=order).clip(0, len(staying) - 1)]
         return np.where(self.into[units] == DROPPED, DROPPED, found)
 
     def own(self, value: tf.Tensor, axis: int, units: np.ndarray) -> tf.Tensor:
@@ -95,9 +95,9 @@ def occurrences(units: np.ndarray) -> np.ndarray:
     """How many times each unit was met before: 0, 1, 2..."""
     order = np.argsort(units, kind="stable")
     ordered = units[order]
-    turn = np.empty(len(units), np.int64)
-    turn[order] = np.arange(len(units)) - np.searchsorted(ordered, ordered)
-    return turn
+    nth = np.empty(len(units), np.int64)
+    nth[order] = np.arange(len(units)) - np.searchsorted(ordered, ordered)
+    return nth
 
 
 def _along(vector: tf.Tensor, axis: int, rank: int) -> tf.Tensor:

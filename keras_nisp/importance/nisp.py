@@ -141,11 +141,11 @@ class Ranking:
     def cotangent(self, count: int) -> np.ndarray:
         """The scores laid over the tensor, shared evenly by the positions of a unit."""
         names = self.final.tensor.names
-        places = np.bincount(names.ravel(), minlength=count) * (
+        positions = np.bincount(names.ravel(), minlength=count) * (
             np.prod(self.final.tensor.shape) / names.size
         )
         by_unit = np.zeros(count)
-        by_unit[self.units] = self.scores / places[self.units]
+        by_unit[self.units] = self.scores / positions[self.units]
         return by_unit[names]
 
 

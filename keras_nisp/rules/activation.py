@@ -149,7 +149,7 @@ class Elementwise(PassThrough):
     def trace(self, call, x, *settings, **others):
         bounds = (getattr(call.layer, key, None) for key in ("x_min", "x_max"))
         if any(np.size(value) > 1 for value in (*settings, *others.values(), *bounds)):
-            return call.block("which has a setting for each element")
+            return call.fix_all("which has a setting for each element")
         return x.names
 
     def absolute(self, call, x, *settings, **others):
@@ -164,15 +164,15 @@ class Rescaling(PassThrough):
         for key in ("scale", "offset"):
             value = getattr(call.layer, key)
             if np.ndim(value) > 1:
-                return call.block("which has a constant for each position")
+                return call.fix_all("which has a constant for each position")
             if np.size(value) > 1:
-                call.hold(key, value, {0: call.along(x, -1)})
+                call.bind_constant(key, value, {0: call.along(x, -1)})
         return x.names
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         for key, binding in call.constants.items():
             units = binding.axes[0]
-            counts = [kept(units[i : i + 1]) for i in range(len(units))]
+            counts = [width(units[i : i + 1]) for i in range(len(units))]
             config[key] = np.repeat(np.ravel(config[key]), counts).tolist()
         return config
 

@@ -36,7 +36,7 @@ class _Projected(Rule):
     ):
         layer = call.layer
         if len(projection(layer, "output").kernel.shape) != 3:
-            return call.block("whose output has several axes")
+            return call.fix_all("whose output has several axes")
         query_line, value_line = call.along(query, -1), call.along(value, -1)
         key_line = value_line if key is None else call.along(key, -1)
         heads, pairs, keys, values = self.hide(call)
@@ -71,13 +71,13 @@ class _Projected(Rule):
     def couple(self, call, query, value, output) -> None:
         """What holds between the channels of query, value and output."""
 
-    def convert(self, call, variable, value, kept):
+    def convert(self, call, variable, value, width):
         dense, keys = projection(call.layer, "query"), call.hidden["key"]
         if not any(variable is weight for weight in dense.weights):
             return value
         if variable is getattr(dense, "lora_kernel_b", None):
             return value  # a factor of a product whose other factor is multiplied
-        return value * math.sqrt(kept(keys) / len(keys))
+        return value * math.sqrt(width(keys) / len(keys))
 
     def absolute(self, call, query, value, key=None, return_attention_scores=False, **settings):
         key = value if key is None else key
@@ -110,11 +110,11 @@ class MultiHeadAttention(_Projected):
         heads = call.hide(layer.num_heads, "heads")
         return heads, heads, call.hide(layer.key_dim, "key"), call.hide(layer.value_dim, "value")
 
-    def resize(self, call, config, kept):
-        config["num_heads"] = kept(call.hidden["heads"])
-        config["key_dim"] = kept(call.hidden["key"])
-        config["value_dim"] = kept(call.hidden["value"])
-        return {**config, "output_shape": (kept(call.outputs[0].line(-1)),)}
+    def resize(self, call, config, width):
+        config["num_heads"] = width(call.hidden["heads"])
+        config["key_dim"] = width(call.hidden["key"])
+        config["value_dim"] = width(call.hidden["value"])
+        return {**config, "output_shape": (width(call.outputs[0].line(-1)),)}
 
 
 @register_rule(layers.GroupQueryAttention)
@@ -132,10 +132,10 @@ class GroupQueryAttention(_Projected):
         call.join(query, value)
         call.join(query, output)
 
-    def resize(self, call, config, kept):
-        heads = kept(call.hidden["heads"])
+    def resize(self, call, config, width):
+        heads = width(call.hidden["heads"])
         config["num_query_heads"] = heads * call.layer.num_repeats
-        return {**config, "num_key_value_heads": heads, "head_dim": kept(call.hidden["key"])}
+        return {**config, "num_key_value_heads": heads, "head_dim": width(call.hidden["key"])}
 
     def _mean(self, call, word, x):
         x = super()._mean(call, word, x)

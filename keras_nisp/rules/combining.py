@@ -21,17 +21,17 @@ def join(call, operands):
     tensors = [x for x in operands if isinstance(x, Traced)]
     rank = tensors[0].rank
     if any(tensor.rank != rank for tensor in tensors):
-        return call.block("which joins tensors of different ranks")
+        return call.fix_all("which joins tensors of different ranks")
     names, shape = _join_tensors(call, tensors)
     for position, operand in enumerate(operands):
         if isinstance(operand, keras.Variable):
-            return call.block("which uses a variable outside of layers")
+            return call.fix_all("which uses a variable outside of layers")
         if not isinstance(operand, Traced) and np.size(operand) > 1:
             axes = _constant_axes(call, np.shape(operand), Traced(names, shape))
             if axes is None:
-                return call.block("which holds a constant for each sample")
+                return call.fix_all("which holds a constant for each sample")
             if axes:
-                call.hold(position, operand, axes)
+                call.bind_constant(position, operand, axes)
     return names
 
 
@@ -158,8 +158,8 @@ class LayerScale(Rule):
         call.bind(call.layer.gamma, own={0: call.along(x, -1)})
         return x.names
 
-    def resize(self, call, config, kept):
-        return {**config, "projection_dim": kept(call.outputs[0].line(-1))}
+    def resize(self, call, config, width):
+        return {**config, "projection_dim": width(call.outputs[0].line(-1))}
 
     def absolute(self, call, x):
         return x * absolute(call.layer.gamma)
@@ -191,7 +191,7 @@ class Concatenate(Rule):
         rank = tensors[0].rank
         axis = call.layer.axis % (rank + 1) - 1
         if axis < 0:
-            return call.block("which joins samples")
+            return call.fix_all("which joins samples")
         extents = [list(tensor.names.shape) for tensor in tensors]
         for extent, tensor in zip(extents, tensors, strict=True):
             extent[axis] = tensor.shape[axis]

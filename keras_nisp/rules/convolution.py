@@ -35,8 +35,8 @@ class _Convolution(Rule):
         """
         raise NotImplementedError
 
-    def resize(self, call, config, kept):
-        return {**config, "filters": kept(_line(call, call.outputs[0]))}
+    def resize(self, call, config, width):
+        return {**config, "filters": width(_line(call, call.outputs[0]))}
 
     def absolute(self, call, x):
         # TensorFlow's convolutions are differentiable on a CPU in channels_last only.
@@ -141,11 +141,11 @@ class Convolution(_Convolution):
         """Whether whole groups are removed."""
         return call.layer.groups > 1 and (call.whole_groups or call.layer.kernel.shape[-2] == 1)
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         if self.drops_groups(call):
             depth = call.layer.kernel.shape[-2]
-            config["groups"] = kept(_line(call, call.inputs[0])) // depth
-        return super().resize(call, config, kept)
+            config["groups"] = width(_line(call, call.inputs[0])) // depth
+        return super().resize(call, config, width)
 
     def convolve(self, layer, x):
         kernel, settings = absolute(layer.kernel), _settings(layer)
@@ -173,7 +173,7 @@ class DepthwiseConvolution(_Convolution):
         call.bind(layer.bias, own={0: names})
         return names
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         return config
 
     def convolve(self, layer, x):

@@ -31,8 +31,8 @@ class Dense(Rule):
         call.bind(layer.bias, own={0: outputs})
         return activated(call, spread(outputs, -1, x.rank))
 
-    def resize(self, call, config, kept):
-        return {**config, "units": kept(call.outputs[0].line(-1))}
+    def resize(self, call, config, width):
+        return {**config, "units": width(call.outputs[0].line(-1))}
 
     def absolute(self, call, x):
         return tf.tensordot(x, absolute(call.layer.kernel), 1)
@@ -50,9 +50,9 @@ class EinsumDense(Rule):
         made = [letter for letter in output if letter in kernel and letter not in tensor]
         shared = [c for c in kernel if c in tensor and c in output]
         if not made or tensor[0] != output[0] or tensor[0] in kernel:
-            return call.block("whose equation creates no channels")
+            return call.fix_all("whose equation creates no channels")
         if any(x.names.shape[tensor.index(c) - 1] > 1 for c in (*shared, *_passed(tensor, kernel))):
-            return call.block("whose equation keeps channels apart")
+            return call.fix_all("whose equation keeps channels apart")
         names = call.create(layer.kernel.shape[kernel.index(made[-1])])
         read = {
             kernel.index(c): call.along(x, tensor.index(c) - 1)
@@ -69,13 +69,13 @@ class EinsumDense(Rule):
         call.bind(layer.bias, own={own - min(biased): names} if own in biased else {})
         return activated(call, spread(names, output.index(made[-1]) - 1, len(output) - 1))
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         output = call.outputs[0]
         shape = list(call.layer.partial_output_shape)
         for axis, size in enumerate(output.names.shape):
-            place = len(shape) - output.rank + axis  # the shape may begin at a later axis
-            if size > 1 and place >= 0 and shape[place] is not None:
-                shape[place] = kept(output.line(axis))
+            entry = len(shape) - output.rank + axis  # the shape may begin at a later axis
+            if size > 1 and entry >= 0 and shape[entry] is not None:
+                shape[entry] = width(output.line(axis))
         return {**config, "output_shape": tuple(shape)}
 
     def absolute(self, call, x):
@@ -99,8 +99,8 @@ class Embedding(Rule):
         call.bind(call.layer.embeddings, create={1: names})
         return spread(names, -1, x.rank + 1)
 
-    def resize(self, call, config, kept):
-        return {**config, "output_dim": kept(call.outputs[0].line(-1))}
+    def resize(self, call, config, width):
+        return {**config, "output_dim": width(call.outputs[0].line(-1))}
 
     def indices(self, call):
         looked_up = call.outputs[0].rank > call.inputs[0].rank
@@ -127,8 +127,8 @@ class ReversibleEmbedding(Embedding):
         call.sums_channels = call.reads = True
         return call.single(f"'{call.path}' gives one value for each index")
 
-    def resize(self, call, config, kept):
-        return {**config, "output_dim": kept(call.hidden["embedding"])}
+    def resize(self, call, config, width):
+        return {**config, "output_dim": width(call.hidden["embedding"])}
 
     def absolute(self, call, x, reverse=False):
         if not reverse:

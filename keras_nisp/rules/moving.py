@@ -42,7 +42,7 @@ def move(call, args, kwargs) -> list[np.ndarray]:
     for output, shape in zip(outputs, call.output_shapes, strict=True):
         bound = output.shape[1:] == shape and len(output) % call.samples == 0
         if not bound or (output != output[:1]).any():
-            return call.block("which moves channels into the batch axis")
+            return call.fix_all("which moves channels into the batch axis")
     call.batch = len(outputs[0]) // call.samples
     return [output[0] for output in outputs]
 
@@ -62,7 +62,7 @@ class Repeat(Movement):
 
     def trace(self, call, x):
         if np.size(call.layer.repeats) > 1:
-            return call.block("which repeats entries unequally")
+            return call.fix_all("which repeats entries unequally")
         return move(call, (x,), {})
 
 
@@ -73,7 +73,7 @@ class Stack(Movement):
     def trace(self, call, tensors):
         axis = call.layer.axis % (tensors[0].rank + 2) - 1
         if axis < 0 or not all(isinstance(x, Traced) for x in tensors):
-            return call.block("which stacks samples or constants")
+            return call.fix_all("which stacks samples or constants")
         for other in tensors[1:]:
             call.join(tensors[0].names, other.names)
         return np.expand_dims(tensors[0].names, axis)
@@ -84,25 +84,25 @@ class Stack(Movement):
 class Reshape(Movement):
     """The new target shape is measured: along axes on which names vary, what is kept."""
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         (key,) = {"target_shape", "newshape", "shape"} & set(config)
         output, target = call.outputs[0], list(config[key])
         batch = len(target) - output.rank  # operations count the batch axis
         for axis, size in enumerate(output.names.shape):
             if size > 1 and target[axis + batch] not in (-1, None):
-                target[axis + batch] = kept(output.line(axis))
+                target[axis + batch] = width(output.line(axis))
         return {**config, key: tuple(target)}
 
 
 @register_operations("split", "array_split")
 class Split(Movement):
-    """Where channels are split, the new places are given one by one."""
+    """Where channels are split, the new indices are given one by one."""
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         axis = config["axis"] % (call.inputs[0].rank + 1)
         if not varies(call.inputs[0], axis):
             return config
-        widths = [kept(out.line(axis - 1)) for out in call.outputs]
+        widths = [width(out.line(axis - 1)) for out in call.outputs]
         return {**config, "indices_or_sections": np.cumsum(widths)[:-1].tolist()}
 
 
@@ -112,7 +112,7 @@ class Unstack(Movement):
 
     def trace(self, call, x):
         if varies(x, call.layer.axis):
-            return call.block("which takes channels apart")
+            return call.fix_all("which takes channels apart")
         return move(call, (x,), {})
 
 
@@ -123,33 +123,33 @@ class Roll(Movement):
     def trace(self, call, x):
         axes = call.layer.axis
         if axes is None or any(varies(x, axis) for axis in np.ravel(axes)):
-            return call.block("which rolls channels")
+            return call.fix_all("which rolls channels")
         return x.names
 
 
 @register_operations("take")
 class Take(Movement):
-    """Channels at constant places: the new places are counted."""
+    """Channels at constant indices: the new indices are counted."""
 
     def trace(self, call, x, indices):
         if not isinstance(x, Traced) or isinstance(indices, Traced) or call.layer.axis is None:
-            return call.block("which looks values up")
+            return call.fix_all("which looks values up")
         if np.ndim(indices) > 1 and varies(x, call.layer.axis):
-            return call.block("which takes channels into several axes")
+            return call.fix_all("which takes channels into several axes")
         if np.ndim(indices) == 0 and varies(x, call.layer.axis):
             axis = call.layer.axis % (x.rank + 1) - 1
             call.fix(np.take(x.names, indices, axis), f"is taken alone by '{call.path}'")
         return move(call, (x, indices), {})
 
-    def arguments(self, call, args, kwargs, kept):
+    def arguments(self, call, args, kwargs, width):
         x, indices = args
         traced = call.inputs[0]
         if not varies(traced, call.layer.axis):
             return args, kwargs
         names = traced.line(call.layer.axis % (traced.rank + 1) - 1)
         indices = np.asarray(indices) % len(names)
-        places = np.cumsum([0, *(kept(names[i : i + 1]) for i in range(len(names)))])
-        new = [np.arange(places[i], places[i + 1]) for i in np.ravel(indices)]
+        starts = np.cumsum([0, *(width(names[i : i + 1]) for i in range(len(names)))])
+        new = [np.arange(starts[i], starts[i + 1]) for i in np.ravel(indices)]
         return (x, int(new[0][0]) if indices.ndim == 0 else np.concatenate(new)), kwargs
 
 
@@ -160,27 +160,29 @@ class GetItem(Movement):
     def trace(self, call, x, key):
         for axis, entry in _entries(key, x.rank + 1):
             if not isinstance(entry, (int, slice, np.integer)):
-                return call.block("which is indexed by an array")
+                return call.fix_all("which is indexed by an array")
             if not varies(x, axis):
                 continue
             if not isinstance(entry, slice):
                 chosen = np.take(x.names, entry, axis - 1)
                 call.fix(chosen, f"is taken alone by '{call.path}'")
             elif entry.step not in (None, 1) and entry != slice(None, None, -1):
-                return call.block("which takes channels in steps")
+                return call.fix_all("which takes channels in steps")
         return move(call, (x, key), {})
 
-    def arguments(self, call, args, kwargs, kept):
+    def arguments(self, call, args, kwargs, width):
         x, key = args
         traced, changed = call.inputs[0], list(_key(key))
-        for place, (axis, entry) in zip(_places(key), _entries(key, traced.rank + 1), strict=True):
+        for index, (axis, entry) in zip(
+            _taking_axes(key), _entries(key, traced.rank + 1), strict=True
+        ):
             if varies(traced, axis) and entry not in (slice(None), slice(None, None, -1)):
                 names = traced.line(axis - 1)
                 if isinstance(entry, slice):
                     start, stop, _ = entry.indices(len(names))
-                    changed[place] = slice(kept(names[:start]), kept(names[:stop]))
+                    changed[index] = slice(width(names[:start]), width(names[:stop]))
                 else:
-                    changed[place] = kept(names[: entry % len(names)])
+                    changed[index] = width(names[: entry % len(names)])
         return (x, tuple(changed)), kwargs
 
 
@@ -189,17 +191,17 @@ def _key(given) -> tuple:
     return tuple(given) if isinstance(given, (tuple, list)) else (given,)
 
 
-def _places(key) -> list[int]:
-    """Where in an index the entries stand that take an axis of the tensor."""
+def _taking_axes(key) -> list[int]:
+    """Which entries of an index take an axis of the tensor."""
     return [i for i, e in enumerate(_key(key)) if e is not Ellipsis and e is not None]
 
 
 def _entries(key, rank: int) -> list[tuple]:
-    """Axis and entry for each of `_places`."""
-    key, places, found = _key(key), _places(key), []
-    for index, place in enumerate(places):
-        after = any(entry is Ellipsis for entry in key[:place])
-        found.append((rank - len(places) + index if after else index, key[place]))
+    """Axis and entry for each of `_taking_axes`."""
+    key, taking, found = _key(key), _taking_axes(key), []
+    for count, index in enumerate(taking):
+        after = any(entry is Ellipsis for entry in key[:index])
+        found.append((rank - len(taking) + count if after else count, key[index]))
     return found
 
 
@@ -211,22 +213,22 @@ class Pad(Movement):
         names = x.names
         for axis, (before, after) in enumerate(_pad_widths(call.layer.pad_width, x.rank + 1)):
             if (before or after) and axis == 0:
-                return call.block("which pads the batch axis")
+                return call.fix_all("which pads the batch axis")
             if (before or after) and varies(x, axis):
                 if call.layer.mode != "constant":
-                    return call.block("which pads channels with others")
+                    return call.fix_all("which pads channels with others")
                 ends = [call.tracer.fresh(count) for count in (before, after)]
                 left, right = (spread(end, axis - 1, x.rank) for end in ends)
                 names = np.concatenate([left, names, right], axis - 1)
         return names
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         output = call.outputs[0]
         widths = _pad_widths(config["pad_width"], output.rank + 1)
         for axis, (before, after) in enumerate(widths):
             if (before or after) and varies(output, axis):
                 row = output.line(axis - 1)
-                widths[axis] = [kept(row[:before]), kept(row[len(row) - after :])]
+                widths[axis] = [width(row[:before]), width(row[len(row) - after :])]
         return {**config, "pad_width": widths}
 
     def absolute(self, call, x, constant_values=None):

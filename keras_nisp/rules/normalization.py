@@ -128,10 +128,10 @@ class GroupNormalization(_Statistics):
             call.bind(variable, own={0: names})
         return spread(names, axis, x.rank)
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         x = call.inputs[0]
         names = x.line(self.axes(call, x.rank)[0])
-        return {**config, "groups": kept(names)} if config["groups"] == len(names) else config
+        return {**config, "groups": width(names)} if config["groups"] == len(names) else config
 
     def masked(self, call, keep, x):
         axis, groups = self.axes(call, call.inputs[0].rank)[0] + 1, call.layer.groups
@@ -172,7 +172,7 @@ class SpectralNormalization(Rule):
         kernel = call.tracer.bindings.get(id(call.layer.kernel))
         last = len(call.layer.kernel.shape) - 1
         if kernel is None or last not in kernel.axes:
-            return call.block("whose kernel has no outputs on its last axis")
+            return call.fix_all("whose kernel has no outputs on its last axis")
         call.bind(call.layer.vector_u, own={1: kernel.axes[last]})
         return names
 
@@ -182,9 +182,9 @@ class SpectralNormalization(Rule):
         inner.outputs = call.outputs
         return inner
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         inner, wrapped = self.inner(call), config["layer"]
-        wrapped["config"] = inner.rule.resize(inner, wrapped["config"], kept)
+        wrapped["config"] = inner.rule.resize(inner, wrapped["config"], width)
         return config
 
     def absolute(self, call, *args, **kwargs):

@@ -37,25 +37,25 @@ def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:
     return terms, output.replace("...", more)
 
 
-def hat(x):
+def as_weights(x):
     """A factor as weights of the other one: no gradient, and a mean of 1."""
     return tf.stop_gradient(tf.math.divide_no_nan(x, tf.reduce_mean(x)))
 
 
-def contract(call, operands, equation: str):
+def trace_product(call, operands, equation: str):
     """Names through an einsum of tensors and constants."""
     ranks = [x.rank + 1 if isinstance(x, Traced) else np.ndim(x) for x in operands]
     terms, output = parse(equation, ranks)
     tensors = [(x, t) for x, t in zip(operands, terms, strict=True) if isinstance(x, Traced)]
     if any(term[0] != output[0] or len(set(term)) < len(term) for _, term in tensors):
-        return call.block("which sums over samples or takes a diagonal")
+        return call.fix_all("which sums over samples or takes a diagonal")
     sizes: dict[str, set] = {}
     for x, term in zip(operands, terms, strict=True):
         shape = (None, *x.shape) if isinstance(x, Traced) else np.shape(x)
         for letter, size in zip(term, shape, strict=True):
             sizes.setdefault(letter, set()).add(size)
     if any(len(found) > 1 for letter, found in sizes.items() if letter != output[0]):
-        return call.block("which repeats entries in a product")
+        return call.fix_all("which repeats entries in a product")
     varying = {c for x, t in tensors for c, n in zip(t[1:], x.names.shape, strict=True) if n > 1}
     lines = {}
     for letter in sorted(varying):
@@ -66,7 +66,7 @@ def contract(call, operands, equation: str):
     for position, (x, term) in enumerate(zip(operands, terms, strict=True)):
         held = {term.index(c): lines[c] for c in varying if c in term}
         if held and not isinstance(x, Traced):
-            call.hold(position, x, held)
+            call.bind_constant(position, x, held)
     summed = [c for c in varying if c not in output]
     call.sums_channels = call.reads = bool(summed)
     through = [c for c in output if c in varying]
@@ -78,7 +78,7 @@ def contract(call, operands, equation: str):
     return call.single(f"comes from a product, '{call.path}'")
 
 
-class _Contraction(Rule):
+class _Product(Rule):
     does = "joins"
     sums_channels = True
 
@@ -94,8 +94,8 @@ class _Contraction(Rule):
         ranks = [x.rank + 1 if isinstance(x, Traced) else np.ndim(x) for x in operands]
         equation = self.equation(call, ranks)
         if equation is None:
-            return call.block("which is no product over one axis")
-        return contract(call, operands, equation)
+            return call.fix_all("which is no product over one axis")
+        return trace_product(call, operands, equation)
 
     def absolute(self, call, *operands):
         equation = self.equation(call, [np.ndim(x) for x in operands])
@@ -103,19 +103,19 @@ class _Contraction(Rule):
             factors = [x if tf.is_tensor(x) else np.abs(x).astype("float32") for x in operands]
             return tf.einsum(equation, *factors)
         return sum(
-            tf.einsum(equation, *(x if i == j else hat(x) for j, x in enumerate(operands)))
+            tf.einsum(equation, *(x if i == j else as_weights(x) for j, x in enumerate(operands)))
             for i in range(len(operands))
         )
 
 
 @register_operations("einsum")
-class Einsum(_Contraction):
+class Einsum(_Product):
     def equation(self, call, ranks):
         return call.layer.subscripts if "->" in call.layer.subscripts else None
 
 
 @register_operations("matmul")
-class Matmul(_Contraction):
+class Matmul(_Product):
     """Batches of matrices, or a matrix that is a constant."""
 
     def equation(self, call, ranks):
@@ -128,7 +128,7 @@ class Matmul(_Contraction):
 
 
 @register_rule(layers.Dot)
-class Dot(_Contraction):
+class Dot(_Product):
     """Along one axis of each tensor. (The norm of what is kept is that of all with zeros.)"""
 
     def trace(self, call, tensors):
@@ -167,8 +167,8 @@ def attend(query, key, value):
         A tensor `(..., 1, channels of value)`.
     """
     query, key, value = (tf.reduce_mean(x, -2, keepdims=True) for x in (query, key, value))
-    product = tf.reduce_sum(query * hat(key) + hat(query) * key, -1, keepdims=True)
-    return value + product * hat(value)
+    product = tf.reduce_sum(query * as_weights(key) + as_weights(query) * key, -1, keepdims=True)
+    return value + product * as_weights(value)
 
 
 @register_operations("dot_product_attention")
@@ -181,9 +181,9 @@ class DotProductAttention(Rule):
     def trace(self, call, query, key, value, bias=None, mask=None, scale=None, **settings):
         tensors = [query, key, value]
         if not all(isinstance(x, Traced) and x.rank == 3 for x in tensors):
-            return call.block("whose operands are no feature maps of heads")
+            return call.fix_all("whose operands are no feature maps of heads")
         if any(x.names.shape[1] > 1 for x in tensors):
-            return call.block("whose heads are channels")
+            return call.fix_all("whose heads are channels")
         first = call.along(query, -1)
         for other in (key, value):  # Keras takes all three to be equally wide
             call.join(first, call.along(other, -1))

@@ -40,7 +40,7 @@ class Recurrent(Rule):
     def trace(self, call, x, initial_state=None, mask=None):
         cells = _cells(call.layer)
         if any(type(cell) not in GATES for cell in cells):
-            return call.block("whose cell is not one of Keras", unknown=True)
+            return call.fix_all("whose cell is not one of Keras", unknown=True)
         axis = _channel_axis(call.layer, x.rank)
         names, states = call.along(x, axis), []
         for index, cell in enumerate(cells):
@@ -57,7 +57,7 @@ class Recurrent(Rule):
             elif isinstance(state, keras.Variable):
                 call.bind(state, own={_channel_axis(call.layer, len(state.shape) - 1) + 1: own})
             else:
-                return call.block("whose initial state is a constant")
+                return call.fix_all("whose initial state is a constant")
         lines = [names, *states]
         ranks = [len(shape) for shape in call.output_shapes]
         return [
@@ -79,14 +79,14 @@ class Recurrent(Rule):
             activated(call, spread(names, axis, len(state)), state, key, cell)
         return names
 
-    def resize(self, call, config, kept):
+    def resize(self, call, config, width):
         if "cell" not in config:
-            return _resize_cell(config, kept(call.hidden["units"]))
+            return _resize_cell(config, width(call.hidden["units"]))
         configs = [config["cell"]["config"]]
         if isinstance(call.layer.cell, layers.StackedRNNCells):
             configs = [entry["config"] for entry in configs[0]["cells"]]
         for entry, names in zip(configs, call.hidden.values(), strict=True):
-            _resize_cell(entry, kept(names))
+            _resize_cell(entry, width(names))
         return config
 
     def absolute(self, call, x, initial_state=None, mask=None):

@@ -30,11 +30,11 @@ class _Reduction(Rule):
         axes = reduced_axes(call, x)
         call.mixes_channels = call.sums_channels = False
         if axes is None:
-            return call.block("which reduces the batch axis")
+            return call.fix_all("which reduces the batch axis")
         if holds_channels(x, axes):
             reason = self.over_channels(call)
             if reason:
-                return call.block(reason)
+                return call.fix_all(reason)
             call.reads = True
             return call.single(f"is computed from all channels by '{call.path}'")
         if getattr(call.layer, "keepdims", False):
@@ -105,7 +105,9 @@ class PositionsOnly(_Reduction):
 
     def trace(self, call, x, *others):
         return (
-            super().trace(call, x) if not others else call.block("which takes more than one tensor")
+            super().trace(call, x)
+            if not others
+            else call.fix_all("which takes more than one tensor")
         )
 
 
@@ -119,7 +121,7 @@ class Softmax(Rule):
     def trace(self, call, x, mask=None):
         axes = reduced_axes(call, x)
         if axes is None:
-            return call.block("which runs along the batch axis")
+            return call.fix_all("which runs along the batch axis")
         # A copy of a channel counts again in the sum.
         call.mixes_channels = call.sums_channels = holds_channels(x, axes)
         return x.names
@@ -140,7 +142,7 @@ class AlongAxis(PassThrough):
     def trace(self, call, x):
         axes = reduced_axes(call, x)
         if axes is None or holds_channels(x, axes):
-            return call.block("which mixes channels")
+            return call.fix_all("which mixes channels")
         return x.names
 
     def absolute(self, call, x):

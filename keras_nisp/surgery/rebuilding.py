@@ -147,7 +147,7 @@ class Surgeon:
         self.map = channel_map
         self.positions = positions
         self.calls = {id(call.layer): call for call in reversed(channel_map.calls)}
-        self.places = {call.place: call for call in reversed(channel_map.calls)}
+        self.by_node = {call.node: call for call in reversed(channel_map.calls)}
         self.clones: dict[int, keras.Operation] = {}
         self.models: list[tuple[keras.Model, keras.Model]] = []
 
@@ -167,7 +167,7 @@ class Surgeon:
 
     def _arguments(self, node, args, kwargs):
         """What to call a clone with: constants and sizes change with the channels."""
-        call = self.places.get(id(node.outputs[0]))
+        call = self.by_node.get(id(node.outputs[0]))
         if call is None:
             return args, kwargs
         return resized_arguments(call, args, kwargs, self.positions)
