@@ -58,7 +58,7 @@ class ExportError(ValueError):
     """A model that cannot be exported, or whose export does not compute the same."""
 
 
-def warn(message: str, category: type[Warning] = UserWarning) -> None:
+def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
     """Warns of a line of the user's: the one from which this package was entered."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(HOME):

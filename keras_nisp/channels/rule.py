@@ -220,7 +220,7 @@ def register_rule(*classes: type) -> Callable[[RuleClass], RuleClass]:
     return register
 
 
-def operations(*names: str) -> list[type]:
+def operations(*names: str) -> list[Any]:
     """The classes behind functions of `keras.ops`; those that this Keras lacks are left out."""
     classes = (keras_layers.operation_class(name) for name in names)
     return [cls for cls in classes if cls is not None]

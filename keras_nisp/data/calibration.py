@@ -1,5 +1,6 @@
 """Calibration data of an importance: read once, and looked at once."""
 
+import functools
 from typing import Any
 
 import keras
@@ -22,14 +23,16 @@ class Calibration:
 
     def __init__(self, data: Any, limit: int, seed: int, labels: bool = False, verbose: int = 0):
         self.data = data
-        self.arguments = {"limit": limit, "seed": seed, "labels": labels, "verbose": verbose}
+        self._collect = functools.partial(
+            collect, data, limit=limit, seed=seed, labels=labels, verbose=verbose
+        )
         self._read: list[tuple[tuple, Samples]] = []
 
     def samples(self, model: keras.Model) -> Samples:
         """The samples for a model."""
         samples = self.known(model)
         if samples is None:
-            samples = collect(self.data, model, **self.arguments)
+            samples = self._collect(model=model)
             if not isinstance(self.data, Samples):  # else it was looked at where it was read
                 warn_of_range(model, samples)
             self._read.append((_signature(model), samples))

@@ -121,7 +121,7 @@ class _Reader:
                 f"Expected calibration data for {len(self.tensors)} model inputs. Received "
                 f"{len(x)} arrays."
             )
-        return [_array(part, *row) for part, *row in zip(x, self.known, self.optional, strict=True)]
+        return [_array(*row) for row in zip(x, self.known, self.optional, strict=True)]
 
     def _by_name(self, x: dict) -> list:
         if isinstance(self.structure, dict) and set(self.structure) <= set(x):

@@ -100,7 +100,7 @@ def compare(
     """
     # As `predict` runs it: eagerly, some preprocessing layers of Keras round to integers.
     reference = tf.function(signature.original)
-    outputs = {name: ([], []) for name in signature.outputs}
+    outputs: dict[str, tuple[list, list]] = {name: ([], []) for name in signature.outputs}
     # Two batches at least show whether a state is kept.
     size = signature.batch_size or min(16, -(-len(samples) // 2))
     for inputs, _ in samples.batches(size):

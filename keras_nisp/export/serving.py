@@ -110,7 +110,7 @@ def export_serving(
     """
     check_exportable(model)
     served = signature = Signature(model)
-    others = {}
+    others: dict[str, tuple[Callable, list]] = {}
     if preprocessing is not None:
         served = _Preprocessed(preprocessing, signature)
         others = {"model": (signature, signature.specs)}

@@ -118,7 +118,7 @@ class Signature:
 
 
 def write_saved_model(
-    folder: Path, signatures: dict[str, tuple[Callable, list]], layers: Iterable[keras.Layer]
+    folder: Path, signatures: Mapping[str, tuple[Callable, list]], layers: Iterable[keras.Layer]
 ) -> None:
     """Writes a SavedModel.
 

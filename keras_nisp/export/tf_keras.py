@@ -212,7 +212,7 @@ class _Converter:
         check_layer(layer, path)
         kind = type(layer).__name__
         settings = settings_of(layer, path, accepted_by(getattr(self.keras_2.layers, kind)))
-        activation = settings.get("activation")
+        activation = settings.get("activation", "linear")
         if isinstance(layer, layers.Activation):
             return self.activation(activation, path)
         if activation not in COMPOSED:

@@ -1,6 +1,6 @@
 """What stands in tf_keras for a layer, a setting, an activation or an operation of Keras 3."""
 
-import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,6 +9,7 @@ from keras import layers
 
 from keras_nisp.errors import ConversionError
 from keras_nisp.keras_graph import copying, keras_layers
+from keras_nisp.keras_graph.arguments import constructor_parameters
 from keras_nisp.keras_graph.keras_layers import operation_class
 
 INSTEAD = (
@@ -65,7 +66,7 @@ def check_layer(layer: keras.Layer, path: str) -> None:
 
 def settings_of(layer: keras.Layer, path: str, accepted: set[str]) -> dict:
     """The layer's settings as its counterpart takes them; none is dropped that means something."""
-    defaults = inspect.signature(type(layer).__init__).parameters
+    defaults = constructor_parameters(type(layer))
     settings = {}
     for key, value in copying.layer_config(layer).items():
         new_key = RENAMED.get((type(layer), key), key)
@@ -113,8 +114,8 @@ def _object_setting(layer: keras.Layer, path: str, key: str, value: Any) -> Any:
 
 def accepted_by(cls: type) -> set[str]:
     """The settings that a tf_keras layer takes."""
-    signatures = [inspect.signature(c.__init__).parameters for c in cls.__mro__[:-1]]
-    return {"trainable", *(name for parameters in signatures for name in parameters)} - {"kwargs"}
+    names = {name for c in cls.__mro__[:-1] for name in constructor_parameters(c)}
+    return {"trainable", *names} - {"kwargs"}
 
 
 def as_layer(operation: keras.Operation, path: str, args: tuple) -> tuple[str, dict, tuple]:
@@ -146,6 +147,8 @@ def _binary(kind: str, x: Any, y: Any) -> tuple | None:
     constant = np.asarray(constant, np.float32)
     if constant.ndim > len(tensor.shape):
         return None
+    scale: float | np.ndarray
+    offset: float | np.ndarray
     if kind == "Add":
         scale, offset = 1.0, constant
     elif kind == "Subtract":
@@ -193,7 +196,7 @@ BINARY = {
     },
     operation_class("true_divide"): "Divide",
 }
-OPERATIONS = {
+OPERATIONS: dict[type, Callable] = {
     **{
         cls: lambda op, x: (
             "ReLU",

@@ -39,7 +39,11 @@ from keras_nisp.keras_graph.rounding import LARGEST_TOLERANCE, default_tolerance
 
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
 # Of the outputs' scale. Integers lose what the data decide: there, only the report tells.
-TOLERANCES = {"float16": LARGEST_TOLERANCE, "dynamic": np.inf, "int8": np.inf}
+TOLERANCES: dict[str | None, float] = {
+    "float16": LARGEST_TOLERANCE,
+    "dynamic": np.inf,
+    "int8": np.inf,
+}
 LEAST_TOP1 = 0.9  # of quantized files; less is said aloud
 MOST_CHANGED = 0.5  # of the scale of outputs without top-1; more is said aloud
 REPRESENTATIVE = 200  # samples from which the converter takes the ranges of activations
@@ -264,7 +268,7 @@ def _configure(converter, quantization, signature: Signature, samples: Samples |
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if quantization == "int8":
+    if samples is not None:  # for int8
         converter.representative_dataset = lambda: (
             dict(zip(signature.inputs, inputs, strict=True))
             for inputs, _ in samples.batches(signature.batch_size or 1)

@@ -189,7 +189,7 @@ class _Writer:
         self.sizes = sizes
         self.models: dict[int, tuple] = {}
         self.composites: dict[int, list[tuple[Any, _Written | None]]] = {}
-        self.reasons: dict[int, str] = {}
+        self.reasons: dict[int, tuple[str, keras.Layer]] = {}
 
     def graph(self, model: keras.Model) -> keras.Model:
         """A functional or sequential model with its composites written out."""

@@ -62,8 +62,9 @@ def modes(inference: keras.Function, training: keras.Function) -> dict[int, str]
         NotAGraphError: they compute something else.
     """
     inputs = [_Value(-1, index) for index, _ in enumerate(inference.inputs)]
-    known = collections.defaultdict(list)
-    count, found = 0, {}
+    known: dict[type, list[_Call]] = collections.defaultdict(list)
+    found: dict[int, str] = {}
+    count = 0
 
     def look_up(operation, arguments, on) -> _Call | None:
         for call in known[type(operation)]:
@@ -160,7 +161,9 @@ def _enclosed(function) -> list:
     return [cell.cell_contents for cell in function.__closure__ or ()]
 
 
-def one_graph(traced: keras.Function, found: dict[int, str], batches: list, probe) -> list:
+def one_graph(
+    traced: keras.Function, found: dict[int, str], batches: list, probe: int | None
+) -> tuple[list, list]:
     """Replays the graph of training so that each call is in its mode.
 
     Args:

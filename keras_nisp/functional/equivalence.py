@@ -72,19 +72,19 @@ def check_same(model: keras.Model, layer: keras.Layer, args, kwargs, sizes=()) -
 def _first_that_fits(model, layer, tensors, original: Callable, sizes):
     """Samples that the original takes, and what it gives in inference."""
     is_open = any(None in tensor.shape[1:] for tensor in tensors)
-    reason = None
+    reasons: list[Exception] = []
     for size in (*sizes, *SIZES) if is_open else SIZES[:1]:
         values = _samples(model, tensors, size)
         try:
             return values, _outcome(layer, original, False, values)
         except Exception as error:  # whatever code of users raises
-            reason = reason or error
+            reasons.append(error)
     if not is_open:
-        raise reason
+        raise reasons[0]
     raise NotAGraphError(
         f"sizes of its inputs are open, {[t.shape for t in tensors]}: say which ones it takes by "
-        f"`input_shape`. It takes none of {[*sizes, *SIZES]} ({reason_of(reason)})"
-    ) from reason
+        f"`input_shape`. It takes none of {[*sizes, *SIZES]} ({reason_of(reasons[0])})"
+    ) from reasons[0]
 
 
 def _samples(model: keras.Model, tensors: list, size: int) -> list:

@@ -12,7 +12,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows: what kills leave stays
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 SCRATCH = ".part"  # how names of unfinished work end
 

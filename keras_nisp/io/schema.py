@@ -50,7 +50,8 @@ def read(kind: type[Row], data: Any) -> Row:
     from pydantic import ValidationError  # not when the package is imported
 
     try:
-        return _adapter(kind).validate_json(json.dumps(data, allow_nan=False))
+        schema: type = kind  # mypy takes a class of a type variable for not hashable
+        return _adapter(schema).validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as error:
         first, *others = error.errors(include_url=False, include_context=False)
         place = ".".join(map(str, first["loc"]))
@@ -63,7 +64,7 @@ def read(kind: type[Row], data: Any) -> Row:
 
 
 @functools.cache
-def _adapter(kind: type):
+def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

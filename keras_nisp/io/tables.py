@@ -29,8 +29,9 @@ def render_table(title: str, columns: Sequence[Column], rows, footer=()) -> str:
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        justify = "right" if column.number else "left"
-        table.add_column(column.title, justify=justify, overflow="fold")
+        table.add_column(
+            column.title, justify="right" if column.number else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*map(_cell, row))
     if footer:
@@ -39,11 +40,18 @@ def render_table(title: str, columns: Sequence[Column], rows, footer=()) -> str:
         table.add_row(*map(_cell, row))
     width = max(shutil.get_terminal_size().columns, 160)  # wrapped numbers cannot be read
     # Text wherever it is shown: no escape codes on a terminal, no HTML in a notebook.
-    settings = {"force_terminal": False, "force_jupyter": False, "color_system": None}
-    console = Console(width=width, file=io.StringIO(), highlight=False, **settings)
+    text = io.StringIO()
+    console = Console(
+        width=width,
+        file=text,
+        highlight=False,
+        force_terminal=False,
+        force_jupyter=False,
+        color_system=None,
+    )
     console.print(table, markup=False)
     # A title of the table itself would be wrapped at its width.
-    return "\n".join([title, *(line.rstrip() for line in console.file.getvalue().splitlines())])
+    return "\n".join([title, *(line.rstrip() for line in text.getvalue().splitlines())])
 
 
 def _cell(value) -> str:

@@ -1,6 +1,7 @@
-"""The arguments of a call in one form, however its author wrote them."""
+"""The arguments of a call in one form, however its author wrote them; those of constructors."""
 
 import inspect
+from typing import Any
 
 import keras
 
@@ -23,6 +24,11 @@ def arranged(operation: keras.Operation, args: tuple, kwargs: dict) -> tuple[tup
             break
         placed.append(named.pop(name))
     return tuple(placed), named
+
+
+def constructor_parameters(kind: Any) -> dict[str, inspect.Parameter]:
+    """What the `__init__` of a class takes beside `self`, by name."""
+    return dict(list(inspect.signature(kind.__init__).parameters.items())[1:])
 
 
 def as_written(

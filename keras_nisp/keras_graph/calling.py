@@ -54,7 +54,7 @@ def on_data(layer: keras.Operation):
 def noted_updates():
     """Variables keep their values in it; gives the list of what would have changed, filled at
     the end."""
-    noted = []
+    noted: list[str] = []
     with keras.StatelessScope(collect_losses=True) as scope:
         yield noted
     noted += ["a variable or random seed"] * bool(scope.state_mapping)
@@ -88,7 +88,9 @@ def intercepted_calls(call: Callable):
         _interception.reset(token)
 
 
-_interception = contextvars.ContextVar("interception", default=None)
+_interception: contextvars.ContextVar[Callable | None] = contextvars.ContextVar(
+    "interception", default=None
+)
 
 
 class _Interceptor:

@@ -1,6 +1,5 @@
 """Copies of layers and models."""
 
-import inspect
 import re
 import types
 import warnings
@@ -13,7 +12,7 @@ import tensorflow as tf
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from keras_nisp.keras_graph import layer_state
-from keras_nisp.keras_graph.arguments import as_written
+from keras_nisp.keras_graph.arguments import as_written, constructor_parameters
 from keras_nisp.keras_graph.keras_layers import is_of_keras
 from keras_nisp.keras_graph.keras_models import body, is_graph, structured_inputs
 from keras_nisp.keras_graph.model_class import of_class
@@ -84,13 +83,14 @@ def copy_model(
                 originals.append(operation)
         return copies[id(operation)]
 
-    originals, models = [], []
+    originals: list[keras.Operation] = []
+    models: list[keras.Model] = []
     copy = copied(model)
     for layer in originals:
         if type(copies[id(layer)]) is type(layer):
             layer_state.carry(layer, copies[id(layer)])
-    for model in models:
-        layer_state.carry_own(model, copies[id(model)], set(copies))
+    for graph in models:
+        layer_state.carry_own(graph, copies[id(graph)], set(copies))
     return copy
 
 
@@ -179,15 +179,14 @@ def _own_functions(layer: keras.Operation, config: dict) -> dict:
 
 def _taken(kind: type, arguments: dict) -> dict:
     """Arguments without what a class cannot be given but what can be set on any layer."""
-    parameters = inspect.signature(kind.__init__).parameters
+    parameters = constructor_parameters(kind)
     if _takes_any(kind):
         return arguments
     return {k: v for k, v in arguments.items() if k in parameters or k not in SETTABLE}
 
 
 def _takes_any(kind: type) -> bool:
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return any(p.kind is p.VAR_KEYWORD for p in constructor_parameters(kind).values())
 
 
 def _without_unexpected(layer: keras.Layer, config: dict) -> keras.Layer:
@@ -307,7 +306,7 @@ def _config_without_lambdas(layer: keras.Operation) -> dict:
 def _settings(operation: keras.Operation) -> dict:
     """The settings of an operation that was given arrays, which Keras does not write down."""
     config = {}
-    for name in list(inspect.signature(type(operation).__init__).parameters)[1:]:
+    for name in constructor_parameters(type(operation)):
         value = getattr(operation, name, getattr(operation, f"_{name}", None))
         is_array = isinstance(value, np.ndarray) or tf.is_tensor(value)
         config[name] = np.asarray(value).tolist() if is_array else value

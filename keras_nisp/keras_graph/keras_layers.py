@@ -18,14 +18,15 @@ ACTIVATIONS = [
 ]
 
 
-def operation_class(name: str) -> type | None:
-    """The class behind a function of `keras.ops`, which stands in a graph in its place."""
+def operation_class(name: str) -> Any:
+    """The class behind a function of `keras.ops`, which stands in a graph in its place; `None`
+    where this Keras has none."""
     function = keras.ops
     for part in name.split("."):
         function = getattr(function, part, None)
     function = inspect.unwrap(function) if function is not None else None
-    for used in getattr(getattr(function, "__code__", None), "co_names", ()):
-        found = function.__globals__.get(used)
+    named = getattr(getattr(function, "__code__", None), "co_names", ())
+    for found in [getattr(function, "__globals__", {}).get(used) for used in named]:
         if inspect.isclass(found) and issubclass(found, keras.Operation):
             return found
     return None

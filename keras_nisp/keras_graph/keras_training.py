@@ -43,14 +43,17 @@ def innermost_optimizer(model: keras.Model) -> keras.optimizers.Optimizer | None
     """The optimizer that updates weights, under loss scaling and other wrappers; `None` if the
     model has none, or something that is no optimizer of Keras."""
     optimizer = getattr(model, "optimizer", None)
-    while isinstance(getattr(optimizer, "inner_optimizer", None), keras.optimizers.Optimizer):
-        optimizer = optimizer.inner_optimizer
+    while isinstance(
+        inner := getattr(optimizer, "inner_optimizer", None), keras.optimizers.Optimizer
+    ):
+        optimizer = inner
     return optimizer if isinstance(optimizer, keras.optimizers.Optimizer) else None
 
 
 def weight_averages(model: keras.Model) -> dict[int, keras.Variable]:
     """The moving average that the optimizer keeps of each weight, by `id` of the weight."""
-    optimizer, averages = innermost_optimizer(model), {}
+    optimizer = innermost_optimizer(model)
+    averages: dict[int, keras.Variable] = {}
     for each in getattr(optimizer, "optimizers", [optimizer]):
         if each is not None and each.use_ema and each.built:
             pairs = zip(
@@ -126,7 +129,7 @@ def exclude_alike(old, new, twins: list[tuple]) -> None:
         old, new: the optimizers; the new one is not built.
         twins: variables of the model of the old one, and of that of the new one.
     """
-    keys = getattr(old, "_exclude_from_weight_decay", set())
+    keys: set = getattr(old, "_exclude_from_weight_decay", set())
     pattern = getattr(old, "_exclude_from_weight_decay_pattern", None)
     if keys or pattern:
         new.exclude_from_weight_decay([twin for v, twin in twins if old._var_key(v) in keys])

@@ -134,7 +134,7 @@ def carry_part(old: Any, new: Any, twins: dict, same_width: bool) -> None:
         _copy_vocabulary(old, new)
         return
     if _has_own_hooks(type(old)):
-        store = {}
+        store: dict[str, Any] = {}
         old.save_own_variables(store)
         new.load_own_variables({key: _twin_value(v, old, twins) for key, v in store.items()})
     if hasattr(old, "save_assets") and hasattr(new, "load_assets"):

@@ -1,6 +1,5 @@
 """Models of people's own classes, made from other layers: constructor, settings, `train_step`."""
 
-import inspect
 import warnings
 from typing import Any
 
@@ -8,6 +7,7 @@ import keras
 from keras.src.models.functional import functional_like_constructor
 
 from keras_nisp.keras_graph import keras_layers, keras_models
+from keras_nisp.keras_graph.arguments import constructor_parameters
 
 # What a class may say otherwise than Keras does, and what is lost with the class.
 BEHAVIOUR = (
@@ -78,24 +78,21 @@ def _base(model: keras.Model) -> type:
 
 
 def _takes_graph(kind: type, base: type) -> bool:
-    if base is keras.Sequential:
-        names = inspect.signature(kind.__init__).parameters
-        return "layers" in names or functional_like_constructor(kind)
-    names = inspect.signature(kind.__init__).parameters
-    return {"inputs", "outputs"} <= set(names) or functional_like_constructor(kind)
+    needed = {"layers"} if base is keras.Sequential else {"inputs", "outputs"}
+    return needed <= set(constructor_parameters(kind)) or functional_like_constructor(kind)
 
 
 def _arguments(model: keras.Model, base: type, graph_parts: tuple) -> dict:
     """The constructor's arguments: the graph, what the config holds, and attributes of the names
     that are left."""
     kind = type(model)
-    parameters = inspect.signature(kind.__init__).parameters
+    parameters = constructor_parameters(kind)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     names = ("layers",) if base is keras.Sequential else ("inputs", "outputs")
     given = {**_settings(model), "name": model.name}
     arguments = {k: v for k, v in given.items() if takes_any or k in parameters}
     arguments |= dict(zip(names, graph_parts, strict=True))
-    for name, parameter in list(parameters.items())[1:]:
+    for name, parameter in parameters.items():
         if name in arguments or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         value = getattr(model, name, getattr(model, f"_{name}", parameter.default))

@@ -186,7 +186,8 @@ def _batch_size(contents: list[bytes], wanted: int | None) -> int:
     """The batch size that all files can take."""
     details = [d for c in contents for d in load_interpreter(c, allocate=False).get_input_details()]
     sizes = {int(detail["shape_signature"][0]) for detail in details} - {-1}
-    sizes |= {wanted} - {None}
+    if wanted is not None:
+        sizes.add(wanted)
     if len(sizes) > 1:
         raise ValueError(
             "Expected models and `batch_size` of one batch size. Received: "

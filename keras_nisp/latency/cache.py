@@ -8,6 +8,7 @@ import platform
 import re
 import warnings
 from pathlib import Path
+from typing import Literal
 
 from keras_nisp.export.interpreter import runtime_name
 from keras_nisp.io import schema
@@ -27,7 +28,7 @@ class LatencyCache:
             and the runtime. `False` keeps nothing.
     """
 
-    def __init__(self, path: str | os.PathLike | bool | None = None):
+    def __init__(self, path: str | os.PathLike | Literal[False] | None = None):
         self.path = None if path is False else Path(path or default_path())
         self._entries: dict[str, float] | None = None
         self._fresh: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from typing import Literal
 
 import keras
 import numpy as np
@@ -51,7 +52,7 @@ class LatencyTable:
         self,
         quantization: str | None = None,
         threads: int = 1,
-        cache: str | os.PathLike | bool | None = None,
+        cache: str | os.PathLike | Literal[False] | None = None,
         verbose: int = 0,
     ):
         quantization = None if quantization == "float32" else quantization

@@ -43,7 +43,7 @@ def seconds_of(
             values *= 100
         interpreter.set_tensor(detail["index"], values.astype(detail["dtype"]))
     interpreter.invoke()
-    times = []
+    times: list[float] = []
     while len(times) < RUNS[0] or (sum(times) < ENOUGH_SECONDS and len(times) < RUNS[1]):
         started = time.perf_counter()
         interpreter.invoke()

@@ -77,7 +77,7 @@ class Workloads:
 
     def __init__(self, channel_map: ChannelMap):
         self._costs = CostModel(channel_map)
-        self._rows = []
+        self._rows: list[tuple[Call, tuple, dict]] = []
         channel_map.walk(channel_map.inputs, self._note)
         paths = [call.path for call, _, _ in self._rows]
         self._calls = {path: paths.count(path) for path in set(paths)}
@@ -126,10 +126,10 @@ def _computation(call, config, args, kwargs, positions) -> Callable:
 
     def compute(*tensors):
         values = iter(tensors)
-        given = keras.tree.map_structure(
+        given, named = keras.tree.map_structure(
             lambda x: next(values) if isinstance(x, Traced) else x, (args, kwargs)
         )
-        new_args, new_kwargs = resized_arguments(call, *given, positions)
+        new_args, new_kwargs = resized_arguments(call, given, named, positions)
         return calling.infer(layer, *new_args, **new_kwargs)
 
     return compute
