@@ -1,6 +1,6 @@
 """The mean of each cluster, in the place of its members: what C-SGD adds to a step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -23,10 +23,10 @@ class ClusterMean:
         by_matrix: whether to use the paper's matrix Gamma at any width.
     """
 
-    def __init__(self, clusters: dict[int, Sequence[int]], by_matrix: bool = False):
+    def __init__(self, clusters: Mapping[int, Sequence[int]], by_matrix: bool = False):
         self.axes = [
             (_Matrix if by_matrix or len(labels) <= MATRIX_LIMIT else _Segments)(axis, labels)
-            for axis, labels in clusters.items()
+            for axis, labels in ((axis, np.asarray(row)) for axis, row in clusters.items())
         ]
 
     def __call__(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -38,8 +38,7 @@ class ClusterMean:
 class _Matrix:
     """By the matrix Gamma: 1 / size of the cluster where two positions share one, else 0."""
 
-    def __init__(self, axis: int, labels: Sequence[int]):
-        labels = np.asarray(labels)
+    def __init__(self, axis: int, labels: np.ndarray):
         same = labels[:, None] == labels
         self.axis = axis
         self.gamma = same / same.sum(1)
@@ -57,11 +56,10 @@ class _Matrix:
 class _Segments:
     """By sums over whole rows: linear in the size of the tensor."""
 
-    def __init__(self, axis: int, labels: Sequence[int]):
-        labels = np.unique(labels, return_inverse=True)[1]
+    def __init__(self, axis: int, labels: np.ndarray):
         self.axis = axis
-        self.labels = labels
-        self.sizes = np.bincount(labels)
+        self.labels = np.unique(labels, return_inverse=True)[1]
+        self.sizes = np.bincount(self.labels)
 
     def __call__(self, tensor):
         order = [self.axis, *(i for i in range(len(tensor.shape)) if i != self.axis)]

@@ -169,9 +169,10 @@ class Clustering:
         if self.responses is not None:
             return kmeans(self.responses[units], clusters, self.seed)
         features = kernel_features(self.channel_map, units, self._layers(group, units))
-        if self.method == "kmeans":
-            return kmeans(features, clusters, self.seed)
-        return _checked_labels(self.method(features, clusters), len(units), clusters, self.name)
+        if callable(self.method):
+            labels = self.method(features, clusters)
+            return _checked_labels(labels, len(units), clusters, self.name)
+        return kmeans(features, clusters, self.seed)
 
     def _layers(self, group: Group, units: np.ndarray) -> set[str] | None:
         """The pacesetter: the first layer of the walk that creates the units."""

@@ -68,7 +68,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         self.stop_when_collapsed = stop_when_collapsed
         self.history: list[dict] = []
         self.forecast: Forecast | None = None
-        self._clustered: ClusteredVariables | None = None
+        self._started = False
 
     def on_train_begin(self, logs=None):
         check_fit(self.model, self)
@@ -84,12 +84,13 @@ class CentripetalMonitor(keras.callbacks.Callback):
                 "`CentripetalMonitor(model.optimizer.plan)`."
             )
         self._optimizer = optimizer
-        self._clustered = None
+        self._started = False
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not before: BackupAndRestore brings weights, steps and clusters back when training begins.
-        if self._clustered is None:
+        if not self._started:
             self._start(epoch)
+            self._started = True
 
     def _start(self, epoch: int) -> None:
         optimizer = self._optimizer

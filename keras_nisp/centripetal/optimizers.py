@@ -18,12 +18,12 @@ from keras_nisp.plans.plan import Plan
 ASSUMED_STEPS = 100_000
 
 
-class _Clustered:
+class _Clustered(keras.optimizers.Optimizer):
     """What both optimizers share: the plan, the strength, and how they are saved."""
 
     plan: Plan
     settings: Settings
-    _clustered: ClusteredVariables | None = None
+    _clustered: ClusteredVariables  # once it is built
 
     @property
     def steps(self) -> int | None:
@@ -251,7 +251,7 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
 
 
 @keras.saving.register_keras_serializable(package="keras_nisp")
-class Centripetal(_Clustered, keras.optimizers.Optimizer):
+class Centripetal(_Clustered):
     """Any optimizer, with the centripetal pull as a step of its own.
 
     Each step first moves clustered variables towards the mean of their cluster,

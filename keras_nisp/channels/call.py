@@ -43,7 +43,8 @@ class Call:
     For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
     which identifies the call in the graph, `whole_groups`, whether a grouped convolution loses
     whole groups, `samples`, how many samples go through a layer at once where it is tried out,
-    and the methods `ask`, `error`, `inside`, `fresh` and `single`.
+    `on_infer` and `on_tap`, which `infer` and `tap` call where they are given, and the methods
+    `ask`, `error`, `inside`, `fresh` and `single`.
 
     Example: see `Rule`, and docs/custom_layers.md.
     """
@@ -61,6 +62,8 @@ class Call:
     node: int | None = None
     whole_groups: bool = False
     samples: int = 1
+    on_infer: Callable | None = None
+    on_tap: Callable | None = None
 
     def __post_init__(self) -> None:
         self.mixes_channels = self.rule.mixes_channels
@@ -282,6 +285,8 @@ class Call:
 
         For `absolute`, where the layer is linear and has no weights, and for `masked`.
         """
+        if self.on_infer is not None:
+            return self.on_infer(*args, **kwargs)
         return calling.infer(self.layer, *args, **kwargs)
 
     # What a rule's `absolute` may say. ---------------------------------------------
@@ -297,7 +302,7 @@ class Call:
         Returns:
             The tensor, to be used in the place of the one that came.
         """
-        return tensor
+        return tensor if self.on_tap is None else self.on_tap(label, tensor, axis)
 
 
 def resized_arguments(

@@ -224,7 +224,7 @@ def _indices(operation: keras.Operation) -> int | None:
         return operation.input_dim
     if isinstance(operation, layers.CategoryEncoding):
         return operation.num_tokens if operation.output_mode != "count" else None
-    if isinstance(operation, tuple(operations("one_hot", "multi_hot"))):
+    if type(operation) in operations("one_hot", "multi_hot"):
         return operation.num_classes
     return None
 

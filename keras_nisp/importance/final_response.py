@@ -44,7 +44,8 @@ def find_final_responses(channel_map: ChannelMap, frl=None) -> list[FinalRespons
         names = [frl] if isinstance(frl, str) else frl
         return [FinalResponse(_named(channel_map, name).outputs[0], None) for name in names]
     producers = {id(t): call for call in channel_map.calls for t in call.outputs}
-    found, made = {}, [_classifiers(output, producers) for output in channel_map.outputs]
+    found: dict[int, FinalResponse] = {}
+    made = [_classifiers(output, producers) for output in channel_map.outputs]
     for index, classifiers in enumerate(made):
         if not classifiers and any(made):
             continue  # an input that is passed on: there is nothing to rank
@@ -103,20 +104,18 @@ def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.nd
     Returns:
         The units of the features and the array `(samples, features)`.
     """
-    columns, units = [], None
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
     size = np.prod(final.tensor.shape) / max(final.tensor.names.size, 1)
 
     def capture(tensor):
-        nonlocal units
-        units, values = per_unit(level(tensor), final.tensor.names)
-        columns.append(values / size)
+        rows.append(per_unit(level(tensor), final.tensor.names))
 
     for inputs, _ in samples.batches():
         if final.classifier is None:
             _run_until(channel_map, inputs, final.tensor, capture)
         else:
-            run(channel_map, inputs, _at(final, capture))
-    responses = np.concatenate(columns)
+            run(channel_map, inputs, _at(final.classifier, final.tensor, capture))
+    responses = np.concatenate([values for _, values in rows]) / size
     if not np.isfinite(responses).all():
         where = final.classifier.path if final.classifier else "the layer named by `frl`"
         raise ValueError(
@@ -124,17 +123,17 @@ def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.nd
             f"model '{channel_map.model.name}' on the calibration data: activations overflow "
             "(in half precision?), or the data are in another range than in training."
         )
-    return units, responses
+    return rows[0][0], responses
 
 
-def _at(final: FinalResponse, capture):
+def _at(classifier: Call, read: Traced, capture):
     def on_read(call, index, tensor):
         # Attention may read the same tensor several times.
-        if call is final.classifier and index == first:
+        if call is classifier and index == first:
             capture(tensor)
         return tensor
 
-    first = [tensor is final.tensor for tensor in final.classifier.inputs].index(True)
+    first = [tensor is read for tensor in classifier.inputs].index(True)
     return on_read
 
 

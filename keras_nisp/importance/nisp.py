@@ -118,10 +118,11 @@ class NISPMag(NISP):
     def rank(self, channel_map):
         rankings = []
         for final in find_final_responses(channel_map):
-            units = np.unique(final.tensor.names)
+            units, classifier = np.unique(final.tensor.names), final.classifier
+            assert classifier is not None  # only where the user names a layer
             total = np.zeros(channel_map.count)
             for binding in channel_map.bindings.values():
-                if binding.layer == final.classifier.path and binding.read and binding.positions:
+                if binding.layer == classifier.path and binding.read and binding.positions:
                     for axis in binding.read:
                         weights = np.moveaxis(np.asarray(absolute(binding.value)), axis, 0)
                         sums = weights.reshape(len(weights), -1).sum(1)
@@ -192,22 +193,21 @@ def propagate(
     samples = keras_models.batch_size(channel_map.model) or 1
     ones = [tf.ones((samples, *shape)) for shape in channel_map.input_shapes]
     keep = None if removed is None else (~removed).astype(np.float32)
-    edges, targets = [], []
+    network = _AbsoluteNetwork(channel_map, rankings, keep)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(ones)
-        network = _AbsoluteNetwork(channel_map, rankings, keep, edges, targets)
         channel_map.walk([_Scaled(x, 0.0) for x in ones], network.visit)
-        top = max(log for _, _, log in targets)
+        top = max(log for _, _, log in network.targets)
         total = tf.add_n(
             [
                 tf.reduce_sum(value * cotangent) * np.float32(np.exp(log - top))
-                for value, cotangent, log in targets
+                for value, cotangent, log in network.targets
             ]
         )
-    gradients = tape.gradient(total, [tapped for _, tapped, _ in edges])
+    gradients = tape.gradient(total, [tapped for _, tapped, _ in network.edges])
     shares = [
         (names, gradient, top - log)
-        for (names, _, log), gradient in zip(edges, gradients, strict=True)
+        for (names, _, log), gradient in zip(network.edges, gradients, strict=True)
         if gradient is not None
     ]
     # The classifier itself consumes the final responses.
@@ -216,20 +216,27 @@ def propagate(
         tensor = ranking.final.tensor
         full = tf.broadcast_to(cotangent, (tensor.batch * samples, *tensor.shape))
         shares.append((tensor.names, full, 0.0))
-    consumed = channel_map.seen(np.concatenate([names.ravel() for names, *_ in edges + shares]))
+    consumed = channel_map.seen(
+        np.concatenate([names.ravel() for names, *_ in network.edges + shares])
+    )
     return np.where(consumed, _sum_shares(channel_map, shares), 0.0)
 
 
 class _AbsoluteNetwork:
-    """The absolute network as an interpreter of the walk."""
+    """The absolute network as an interpreter of the walk.
 
-    def __init__(self, channel_map, rankings, keep, edges, targets):
+    Attributes:
+        edges: names, tensor and scale at each consumption edge.
+        targets: tensor, scores and scale of each final response.
+    """
+
+    def __init__(self, channel_map: ChannelMap, rankings: list, keep: np.ndarray | None):
         self.count = channel_map.count
         self.classifiers = {r.final.classifier for r in rankings}
         self.rankings = {id(r.final.tensor): r for r in rankings}
         self.keep = keep
-        self.edges = edges
-        self.targets = targets
+        self.edges: list[tuple[np.ndarray, tf.Tensor, float]] = []
+        self.targets: list[tuple[tf.Tensor, tf.Tensor, float]] = []
 
     def visit(self, call: Call, args, kwargs):
         scaled = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, _Scaled)]
@@ -252,9 +259,9 @@ class _AbsoluteNetwork:
             return self._tap(names, tensor, log)
 
         args, kwargs = map_tensors(enter, args, meaningful(kwargs), _is_scaled)
-        call.tap = tap
+        call.on_tap = tap
         values = keras.tree.flatten(call.ask("absolute", *args, **kwargs))
-        del call.tap
+        call.on_tap = None
         outputs = [_Scaled(value, log) for value in values]
         if call.weights:
             outputs = [output.normalised() for output in outputs]

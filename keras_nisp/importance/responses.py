@@ -82,7 +82,7 @@ class Taylor(Importance):
         samples = self.calibration.samples(model)
         total, seen = np.zeros(channel_map.count), []
         for inputs, labels in samples.batches():
-            edges = []
+            edges: list[tuple[np.ndarray, tf.Tensor]] = []
 
             def on_read(call, index, tensor):
                 tensor = tf.identity(tensor)

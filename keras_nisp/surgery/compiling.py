@@ -126,7 +126,8 @@ def _keyed(variables: list, values: list, references: dict) -> dict[tuple, keras
         values: of this one or of one built alike.
         references: the weight, by `id` of the slot.
     """
-    seen, keyed = Counter(), {}
+    seen: Counter = Counter()
+    keyed = {}
     for variable, value in zip(variables, values, strict=True):
         weight = references.get(id(variable))
         owner = variable.name if weight is None else id(weight)

@@ -1,6 +1,7 @@
 """Compares two models call by call: errors do not add up, and none hides behind another."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -47,7 +48,7 @@ class Step:
             lambda x: values[x] if isinstance(x, Token) else x, (self.args, self.kwargs)
         )
 
-    def run(self, values: dict[Token, Any], weights: list = ()) -> list:
+    def run(self, values: dict[Token, Any], weights: Sequence[tuple] = ()) -> list:
         """The outputs of the call in inference mode, from a fresh state.
 
         Args:
@@ -67,7 +68,7 @@ def recorded(model: keras.Model, counts: list[int]) -> list[Step]:
         model: a functional or Sequential model.
         counts: how many outputs each call has.
     """
-    steps = []
+    steps: list[Step] = []
 
     def visit(site, args, kwargs):
         index = len(steps)
@@ -236,7 +237,7 @@ class Layerwise:
 
     def _probe(
         self, call: Call, original: Step, step: Step, given: tuple, scale: float
-    ) -> tuple[dict, list] | None:
+    ) -> tuple[dict, list | None] | None:
         """Compares a call on random inputs.
 
         Returns:
@@ -297,10 +298,10 @@ def _largest(wanted: list, outputs: list) -> Difference:
 
 
 def _same_mask(wanted: Any, output: Any) -> bool:
-    masks = mask_of(wanted), mask_of(output)
-    if masks[0] is None or masks[1] is None:
-        return masks[0] is masks[1]
-    return np.array_equal(*map(np.asarray, masks))
+    one, other = mask_of(wanted), mask_of(output)
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(np.asarray(one), np.asarray(other))
 
 
 def _amplification(step: Step, values: dict, outputs: list) -> float:

@@ -109,7 +109,7 @@ class _Masked:
         given = {"training": kwargs["training"]} if "training" in kwargs else {}
         call = copy.copy(self.traced)
         # The rule's `masked` calls the layer: that is what it did before, while training too.
-        call.infer = lambda *args, **kwargs: self.proceed(*args, **{**given, **kwargs})
+        call.on_infer = lambda *args, **kwargs: self.proceed(*args, **{**given, **kwargs})
         args, kwargs = keras.tree.map_structure(
             lambda x: x.numpy() if id(x) in self.constants else x, (args, kwargs)
         )

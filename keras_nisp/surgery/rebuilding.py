@@ -122,10 +122,10 @@ def rebuild_traced(channel_map: ChannelMap, unit_map: UnitMap, optimizer_state: 
     small = surgeon.operate()
 
     def resize(variable, value):
-        binding = channel_map.bindings.get(id(variable))
-        for axis, units in binding.axes.items() if binding else ():
-            change = unit_map.read if axis in binding.read else unit_map.own
-            value = change(value, axis, units)
+        if binding := channel_map.bindings.get(id(variable)):
+            for axis, units in binding.axes.items():
+                change = unit_map.read if axis in binding.read else unit_map.own
+                value = change(value, axis, units)
         return value
 
     surgeon.transfer(resize)

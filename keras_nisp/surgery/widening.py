@@ -202,10 +202,11 @@ def _sources(channel_map: ChannelMap, wide_map: ChannelMap, copies: np.ndarray) 
     source = np.full(wide_map.count, -1)
     for old, new in zip(channel_map.creators, wide_map.creators, strict=True):
         source[new.units] = np.repeat(old.units, copies[old.units])
-    for old, new in zip(channel_map.bindings.values(), wide_map.bindings.values(), strict=True):
-        for axis, units in old.axes.items():
-            if (source[new.axes[axis]] < 0).any():  # model inputs, which no layer creates
-                source[new.axes[axis]] = np.repeat(units, copies[units])
+    bindings = zip(channel_map.bindings.values(), wide_map.bindings.values(), strict=True)
+    for binding, wide in bindings:
+        for axis, units in binding.axes.items():
+            if (source[wide.axes[axis]] < 0).any():  # model inputs, which no layer creates
+                source[wide.axes[axis]] = np.repeat(units, copies[units])
     return source
 
 
