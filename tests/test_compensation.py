@@ -20,6 +20,7 @@ from nets import (
 )
 
 import keras_nisp as kn
+from keras_nisp.data.samples import Samples
 from keras_nisp.recovery import compensation
 from keras_nisp.recovery.carrier import Carrier
 
@@ -324,7 +325,7 @@ def test_as_many_samples_as_fit(monkeypatch):
     model, x = fitted(randomise(transposed()), 100)
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
     carrier = Carrier(kn.trace(model))
-    samples = kn.data.Samples([x])
+    samples = Samples([x])
     memory = carrier.memory(samples)
     most = max(np.prod(layer.output.shape[1:]) for layer in model.layers)
     assert 4 * most < memory < 4 * sum(np.prod(layer.output.shape[1:]) for layer in model.layers)
@@ -340,7 +341,7 @@ def test_tensors_are_let_go(rng):
     model = randomise(plain())
     carrier = Carrier(kn.trace(model))
     x = example_inputs(model, 5)
-    carrier.start(kn.data.Samples([x]), batch_size=2)
+    carrier.start(Samples([x]), batch_size=2)
     for _ in carrier.steps[:-1]:
         carrier.step()
         assert len(carrier.values) == 1

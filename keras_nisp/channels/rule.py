@@ -1,5 +1,6 @@
 """What a rule is, the registry of rules, and the barrier for what has none."""
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -24,6 +25,34 @@ RuleClass = TypeVar("RuleClass", bound="type[Rule]")
 Width = Callable[[np.ndarray], int]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalisation:
+    """How a layer normalises each channel in inference, and by which variables.
+
+    Attributes:
+        mean, variance: of what the layer took in training, a value for each channel.
+        scale, offset: by which the result is multiplied, and what is added; may be `None`.
+        epsilon: added to the variance.
+        axis: of the channels, the batch axis counted.
+    """
+
+    mean: keras.Variable
+    variance: keras.Variable
+    scale: keras.Variable | None
+    offset: keras.Variable | None
+    epsilon: float
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlainKernel:
+    """The one kernel of a layer that multiplies its input as it comes in, and the bias that is then
+    added, if there is one: a value for each channel that the kernel creates."""
+
+    kernel: keras.Variable
+    bias: keras.Variable | None
+
+
 class Rule:
     """All that the library knows about one family of layers.
 
@@ -40,6 +69,12 @@ class Rule:
         sums_channels: whether channels are added up without a kernel (a dot product): they
             are removed if they are zero. A trace may decide it, likewise.
         warns: whether users are told that channels stay, for want of a rule.
+        idle: whether the layer gives in inference what it is given, as dropout does.
+        elementwise: whether each number that it gives depends on those at the same position.
+        rescales: whether constants bring what comes in into a range of their own: a factor, the
+            rows of a table.
+        pads: whether the layer puts zeros around its input and does nothing else.
+        convolves: whether it slides a kernel over its input, which a runtime may pad meanwhile.
 
     Example: a custom layer that scales every channel.
 
@@ -61,6 +96,11 @@ class Rule:
     mixes_channels = False
     sums_channels = False
     warns = False
+    idle = False
+    elementwise = False
+    rescales = False
+    pads = False
+    convolves = False
 
     def trace(self, call: "Call", *args: Any, **kwargs: Any) -> np.ndarray | list[np.ndarray]:
         """Says what happens to names.
@@ -129,6 +169,41 @@ class Rule:
     def indices(self, call: "Call") -> int | None:
         """How many rows of a table the layer looks up by what it takes in: `verify` tries all of
         them. `None` if it takes no indices."""
+        return None
+
+    # Facts about the layer, for those who repair, time, score or feed a network. -----------
+
+    def normalisation(self, layer: keras.Operation) -> Normalisation | None:
+        """How the layer normalises each channel by statistics from training; `None` if it does
+        not. `recalibrate` renews these statistics."""
+        return None
+
+    def plain_kernel(self, layer: keras.Operation) -> PlainKernel | None:
+        """The kernel that reads the input as it comes in; `None` where there are several, or the
+        input is changed before. `recalibrate` lets it make up for removed channels."""
+        return None
+
+    def clamps(self, layer: keras.Operation) -> bool:
+        """Whether the layer only cuts values off (ReLU), which costs a runtime nothing."""
+        return False
+
+    def groups(self, layer: keras.Operation) -> int:
+        """How many groups of channels a convolution keeps apart, which can go as a whole."""
+        return 1
+
+    def affine(self, layer: keras.Operation, args: tuple) -> tuple[Any, Any] | None:
+        """The constants of a call that gives `factor * x + offset` of its one tensor, perhaps at
+        other positions; `None` if it does something else.
+
+        Args:
+            layer: the layer or operation.
+            args: of the call: numbers, arrays, and something else for the tensor.
+        """
+        return None
+
+    def input_statistics(self, layer: keras.Operation, rank: int) -> tuple | None:
+        """Mean and variance of what the layer took in training, as arrays that broadcast to an
+        input of this rank (batch axis counted); `None` if it does not tell."""
         return None
 
     def masked(
@@ -248,6 +323,11 @@ def registered(cls: type) -> Rule | None:
     return None if base is None or overridden(cls, base) else _RULES[base]
 
 
+def rule_of(layer: keras.Operation) -> Rule:
+    """The rule of a layer or operation, however it is called; `BARRIER` if there is none."""
+    return registered(type(layer)) or BARRIER
+
+
 def is_registered(cls: type) -> bool:
     """Whether a rule is for this very class, not for one that it derives from."""
     return cls in _RULES
@@ -289,12 +369,6 @@ def _named_in_code(cls: type) -> set[str]:
     return names
 
 
-def is_exactly(layer: keras.Operation, base: type) -> bool:
-    """Whether a layer computes what layers of this class do."""
-    kind: type = type(layer)
-    return isinstance(layer, base) and not overridden(kind, base)
-
-
 def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None = None) -> Rule:
     """The rule for a call of a layer or operation: `BARRIER` if there is none.
 
@@ -303,9 +377,7 @@ def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None =
         args, kwargs: of the call; a rule that does not take them (an explicit mask, say) does
             not know what the call does.
     """
-    rule = registered(type(operation))
-    if rule is None:
-        return BARRIER
+    rule = rule_of(operation)
     try:
         _signature(rule).bind(None, *args, **(kwargs or {}))
     except TypeError:

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced, compact
-from keras_nisp.channels.rule import Barrier, Rule, is_registered, meaningful, rule_for
+from keras_nisp.channels.rule import Barrier, Rule, is_registered, meaningful, rule_for, rule_of
 from keras_nisp.errors import RuleError, UnknownLayerWarning, warn
 from keras_nisp.keras_graph import keras_models, walking
 from keras_nisp.keras_graph.keras_layers import check_shared
@@ -246,7 +246,7 @@ def trace_quietly(
 
 def _is_grouped(call: Call, index: int, entry: str | int) -> bool:
     """Whether a call is one of a grouped convolution that a name, pattern or index stands for."""
-    if getattr(call.layer, "groups", 1) == 1 or not hasattr(call.layer, "filters"):
+    if rule_of(call.layer).groups(call.layer) == 1:
         return False
     if not isinstance(entry, str):
         return entry == index

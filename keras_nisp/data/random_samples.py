@@ -9,24 +9,12 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_nisp.channels.rule import named_layers, operations
+from keras_nisp.channels.rule import operations, rule_of
 from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph import keras_models, walking
 
 WORDS = np.array(["a", "b", "c d", "e"])
 PIXEL_SCALES = (64.0, 256.0)  # what divides by as much expects 0 to 255
-# Layers and operations that give values on as they are, elsewhere perhaps.
-KEEPING = (
-    *named_layers("Identity", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianNoise"),
-    *named_layers("Masking", "ActivityRegularization", "Flatten", "Reshape", "Permute"),
-    *named_layers("RepeatVector", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Cropping1D"),
-    *named_layers("Cropping2D", "Cropping3D", "Resizing", "CenterCrop", "RandomCrop", "RandomFlip"),
-    *named_layers("RandomRotation", "RandomTranslation", "RandomZoom", "UpSampling2D"),
-    *operations("cast", "reshape", "transpose", "expand_dims", "squeeze", "get_item", "pad"),
-    *operations("identity", "copy", "flip", "image.resize", "image.crop_images"),
-)
-MOVING = tuple(c for c in KEEPING if c not in named_layers("Identity", "Dropout", "Masking"))
-ARITHMETIC = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,24 +132,12 @@ def _draws(model: keras.Model) -> dict[int, Draw]:
 
 def _passed(operation: keras.Operation, args: tuple, value: _Arriving) -> _Arriving | None:
     """What leaves a layer that only rescales or moves values."""
-    kind = type(operation).__name__
-    if isinstance(operation, layers.Rescaling):
-        return value.times(operation.scale, operation.offset)
-    if isinstance(operation, KEEPING):
-        return dataclasses.replace(value, moved=value.moved or isinstance(operation, MOVING))
-    if kind not in ARITHMETIC or len(args) != 2 or isinstance(operation, keras.Layer):
+    rule = rule_of(operation)
+    constants = rule.affine(operation, args)
+    if constants is None:
         return None
-    first = isinstance(args[0], _Arriving)
-    other = np.asarray(args[1] if first else args[0])
-    if not np.issubdtype(other.dtype, np.number) or not np.all(other):
-        return value if kind in ("Add", "Subtract") and not np.any(other) else None
-    if kind == "Add":
-        return value.times(1, other)
-    if kind == "Subtract":
-        return value.times(1, -other) if first else value.times(-1, other)
-    if kind == "Multiply":
-        return value.times(other)
-    return value.times(1 / other) if first else None
+    moved = value.moved or not rule.elementwise
+    return dataclasses.replace(value.times(*constants), moved=moved)
 
 
 def _expected(operation: keras.Operation, value: _Arriving, dtype: str) -> Draw | None:
@@ -176,8 +152,8 @@ def _expected(operation: keras.Operation, value: _Arriving, dtype: str) -> Draw 
         low, high = np.min(operation.bin_boundaries), np.max(operation.bin_boundaries)
         margin = (high - low) / len(operation.bin_boundaries) or 1.0
         return lambda rng, shape: value.entering(rng.uniform(low - margin, high + margin, shape))
-    if isinstance(operation, (layers.Normalization, layers.BatchNormalization)):
-        return _by_statistics(operation, value)
+    if draw := _by_statistics(operation, value):
+        return draw
     if getattr(operation, "weights", ()) and "float" in keras.backend.standardize_dtype(dtype):
         return _for_weights(value)
     if getattr(operation, "weights", ()) and np.any(np.asarray(value.scale) != 1):
@@ -193,28 +169,20 @@ def _for_weights(value: _Arriving) -> Draw:
     return lambda rng, shape: value.entering(_normal(rng, shape))
 
 
-def _by_statistics(operation: keras.Layer, value: _Arriving) -> Draw:
-    if isinstance(operation, layers.Normalization):
-        mean, variance = operation.mean, operation.variance
-        if mean is None or operation.invert:
-            return _for_weights(value)
-        mean, deviation = np.asarray(mean), np.sqrt(np.maximum(variance, 0))
-    else:
-        mean, deviation = np.asarray(operation.moving_mean), np.asarray(operation.moving_variance)
-        deviation = np.sqrt(np.maximum(deviation, 0))
-    if np.all(mean == 0) and np.all(deviation == 1):
-        return _for_weights(value)
+def _by_statistics(operation: keras.Operation, value: _Arriving) -> Draw | None:
+    """Values like those that a layer took in training, if it keeps their statistics."""
 
     def draw(rng, shape):
-        around, spread = mean.astype(np.float64), deviation.astype(np.float64)
-        if isinstance(operation, layers.BatchNormalization) and not value.moved:
-            axis = operation.axis % len(shape)
-            laid = [-1 if i == axis else 1 for i in range(len(shape))]
-            around, spread = around.reshape(laid), spread.reshape(laid)
+        mean, variance = rule.input_statistics(operation, len(shape))
+        around, spread = mean.astype(np.float64), np.sqrt(np.maximum(variance, 0))
         if value.moved:
             around, spread = around.mean(), spread.mean()
         return value.entering(around + spread * _normal(rng, shape))
 
+    rule = rule_of(operation)
+    known = rule.input_statistics(operation, 1)
+    if known is None or (np.all(known[0] == 0) and np.all(known[1] == 1)):
+        return None
     return draw
 
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp.channels.rule import Normalisation, rule_of
 from keras_nisp.channels.tracing import trace_quietly
 from keras_nisp.data.samples import Samples
 from keras_nisp.errors import DataRangeWarning, warn
@@ -17,7 +18,6 @@ from keras_nisp.keras_graph import calling, walking
 LARGEST_RATIO = 8.0  # other data of the same kind differ by less, another range by 255
 CHECKED = 32
 FEWEST = 8  # values of a channel that tell anything
-ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 
 _said: contextvars.ContextVar[set | None] = contextvars.ContextVar("said", default=None)
 
@@ -49,9 +49,9 @@ def warn_of_range(model: keras.Model, samples: Samples) -> None:
 
 
 def starts_with_rescaling(model: keras.Model) -> bool:
-    """Whether the first layer that changes values is `Rescaling` or `Normalization`."""
+    """Whether a layer rescales values before one with weights takes them."""
     for call in trace_quietly(model).calls:
-        if isinstance(call.layer, (keras.layers.Rescaling, keras.layers.Normalization)):
+        if rule_of(call.layer).rescales:
             return True
         if call.weights:
             return False
@@ -120,26 +120,25 @@ class _Beginning:
             walking.walk(model, inputs, self._visit)
 
     def _visit(self, site, args, kwargs):
-        layer = site.operation
-        if isinstance(layer, keras.layers.BatchNormalization):
-            self.ratio = _ratio(layer, args[0] if args else kwargs["inputs"])
+        layer, rule = site.operation, rule_of(site.operation)
+        if normalisation := rule.normalisation(layer):
+            self.ratio = _ratio(normalisation, args[0] if args else kwargs["inputs"])
             self.rescales = True  # whatever comes, this takes up
             raise _Found
         if not self._weights_seen:
-            known = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.Embedding)
-            self.rescales |= isinstance(layer, known) or type(layer).__name__ in ARITHMETIC
+            self.rescales |= rule.rescales
             self._weights_seen = bool(getattr(layer, "weights", ()))
         return calling.infer(layer, *args, **kwargs)
 
 
-def _ratio(layer: keras.layers.BatchNormalization, x: tf.Tensor) -> float | None:
-    mean, variance = (np.asarray(v, np.float64) for v in (layer.moving_mean, layer.moving_variance))
+def _ratio(known: Normalisation, x: tf.Tensor) -> float | None:
+    mean, variance = (np.asarray(v, np.float64) for v in (known.mean, known.variance))
     if np.all(mean == 0) and np.all(variance == 1):
         return None  # never trained
     rank = len(x.shape)
-    if math.prod(x.shape) < FEWEST * x.shape[layer.axis]:
+    if math.prod(x.shape) < FEWEST * x.shape[known.axis]:
         return None
-    axes = [axis for axis in range(rank) if axis != layer.axis % rank]
+    axes = [axis for axis in range(rank) if axis != known.axis % rank]
     moments = tf.nn.moments(tf.cast(x, tf.float32), axes)
     now, spread = (np.asarray(moment, np.float64) for moment in moments)
     # After few steps the statistics still lie between those at the start, 0 and 1, and these.

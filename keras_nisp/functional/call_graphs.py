@@ -10,20 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp.channels.rule import rule_of
 from keras_nisp.errors import ReasonError
 from keras_nisp.keras_graph import calling, copying, keras_layers, walking
 
 RESHAPE = keras_layers.operation_class("reshape")
-# In inference these give what they take, so a call may leave them out there.
-SILENT = (
-    keras.layers.Dropout,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
-    keras.layers.AlphaDropout,
-    keras.layers.GaussianDropout,
-    keras.layers.GaussianNoise,
-)
 FOLLOWS, ON, OFF = "as the model is", "in training", "in inference"
 
 
@@ -79,7 +70,7 @@ def modes(inference: keras.Function, training: keras.Function) -> dict[int, str]
     def of_inference(node, args, kwargs):
         nonlocal count
         operation, (on, args, kwargs) = node.operation, _apart(node, args, kwargs, False)
-        if isinstance(operation, SILENT) and not on:
+        if _is_silent(operation) and not on:
             return args[0] if args else kwargs["inputs"]
         call = look_up(operation, (args, kwargs), on)
         if call is None:
@@ -92,7 +83,7 @@ def modes(inference: keras.Function, training: keras.Function) -> dict[int, str]
     def of_training(node, args, kwargs):
         operation, (on, args, kwargs) = node.operation, _apart(node, args, kwargs, True)
         always = look_up(operation, (args, kwargs), True) if on else None
-        if isinstance(operation, SILENT) and always is None:
+        if _is_silent(operation) and always is None:
             found[id(node)] = FOLLOWS if on else OFF
             return args[0] if args else kwargs["inputs"]
         call = look_up(operation, (args, kwargs), False) or always
@@ -108,6 +99,11 @@ def modes(inference: keras.Function, training: keras.Function) -> dict[int, str]
     if not same(expected, walking.replay(training, inputs, of_training)):
         raise NotAGraphError("it does something else in training: it gives another result there")
     return found
+
+
+def _is_silent(operation: keras.Operation) -> bool:
+    """Whether an operation does something in training alone: elsewhere a call may leave it out."""
+    return keras_layers.takes_training(operation) and rule_of(operation).idle
 
 
 def _apart(node, args, kwargs, default: bool) -> tuple[bool, tuple, dict]:
@@ -181,7 +177,7 @@ def one_graph(
 
     def visit(node, args, kwargs):
         operation, kept = node.operation, found[id(node)]
-        if isinstance(operation, SILENT) and kept == OFF:
+        if _is_silent(operation) and kept == OFF:
             return args[0] if args else kwargs["inputs"]
         kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         if keras_layers.takes_training(operation) and kept != FOLLOWS:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, ChannelMap
+from keras_nisp.channels.rule import rule_of
 from keras_nisp.importance.base import Importance, scored_where
 
 
@@ -66,13 +67,13 @@ class BNScale(Importance):
     """
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
-        from keras.layers import BatchNormalization
-
         total, seen = np.zeros(channel_map.count), []
         for layer in {id(call.layer): call.layer for call in channel_map.calls}.values():
-            if isinstance(layer, BatchNormalization) and layer.gamma is not None:
-                (units,) = channel_map.bindings[id(layer.gamma)].axes.values()
-                total += channel_map.accumulate(units, np.abs(np.asarray(layer.gamma)))
+            normalisation = rule_of(layer).normalisation(layer)
+            binding = channel_map.bindings.get(id(normalisation and normalisation.scale))
+            if binding is not None:
+                (units,) = binding.axes.values()
+                total += channel_map.accumulate(units, np.abs(np.asarray(binding.variable)))
                 seen.append(units)
         return scored_where(channel_map, total, seen)
 

@@ -8,23 +8,18 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
 
 from keras_nisp.channels.call import Call, resized_arguments
 from keras_nisp.channels.channel_map import ChannelMap, Traced
 from keras_nisp.channels.cost import CostModel
-from keras_nisp.keras_graph import calling, copying, keras_layers
-from keras_nisp.rules.activation import IDLE
-from keras_nisp.rules.combining import Joining, Operator
+from keras_nisp.channels.rule import rule_of
+from keras_nisp.keras_graph import calling, copying
 
 Shape = tuple[int, ...]
 
 # Parts of a config that have nothing to do with time.
 NAMELESS = ("name", "trainable", "dtype", "seed", "module", "registered_name", "build_config")
 PASSING = ("initializer", "regularizer", "constraint")
-
-CLAMPS = (keras.activations.linear, keras.activations.relu, keras.activations.relu6)
-CLAMP_OPERATIONS = (keras_layers.operation_class("relu"), keras_layers.operation_class("relu6"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -191,24 +186,16 @@ def _fused_calls(channel_map: ChannelMap, rows: list[tuple[Call, list[Traced]]])
 
 
 def _is_fused(call: Call, maker: Call | None, readers: list[Call], kernels: set[str]) -> bool:
-    layer = call.layer
-    if isinstance(layer, IDLE):
+    rule = rule_of(call.layer)
+    if rule.idle:
         return True
-    if isinstance(layer, layers.ZeroPadding2D):
-        padded = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
-        return bool(readers) and all(isinstance(reader.layer, padded) for reader in readers)
+    if rule.pads and call.inputs[0].rank == 3:  # images
+        return bool(readers) and all(rule_of(reader.layer).convolves for reader in readers)
     behind_kernel = maker is not None and maker.path in kernels
-    if isinstance(layer, layers.BatchNormalization):
+    if rule.normalisation(call.layer):
         return behind_kernel
-    normalised = maker is not None and isinstance(maker.layer, layers.BatchNormalization)
-    joined = maker is not None and isinstance(maker.rule, (Joining, Operator))
-    return _is_clamp(layer) and (behind_kernel or normalised or joined)
-
-
-def _is_clamp(layer: keras.Operation) -> bool:
-    """Whether a layer is an activation that costs nothing behind another operation."""
-    if isinstance(layer, layers.ReLU):
-        return not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6)
-    if isinstance(layer, layers.Activation):
-        return layer.activation in CLAMPS
-    return isinstance(layer, CLAMP_OPERATIONS)
+    if maker is None or not rule.clamps(call.layer):
+        return False
+    made = rule_of(maker.layer)
+    joined = made.elementwise and made.does == "joins"
+    return behind_kernel or joined or made.normalisation(maker.layer) is not None

@@ -1,25 +1,26 @@
-"""The statistics of BatchNormalization, taken over many batches."""
+"""The statistics of layers that normalise by them, taken over many batches."""
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
 
+from keras_nisp.channels.rule import Normalisation
 from keras_nisp.keras_graph.masks import mask_of
 from keras_nisp.recovery.assigning import assign_finite
 
 
 class BatchStatistics:
-    """Means and variances of what enters one BatchNormalization.
+    """Means and variances of what enters one layer that normalises by them.
 
     Masked time steps do not count, as in training.
 
     Args:
         layer: whose statistics they are.
+        normalisation: how it normalises, by its rule.
     """
 
-    def __init__(self, layer: layers.BatchNormalization):
-        self.layer = layer
+    def __init__(self, layer: keras.Layer, normalisation: Normalisation):
+        self.layer, self.normalisation = layer, normalisation
         self.moments = 0.0
         self.count = 0.0
         self.dtype = tf.float64 if layer.compute_dtype == "float64" else tf.float32
@@ -31,7 +32,7 @@ class BatchStatistics:
             inputs, training, mask: as of the layer's call.
         """
         x, rank = tf.cast(inputs, self.dtype), len(inputs.shape)
-        axes = [axis for axis in range(rank) if axis != self.layer.axis % rank]
+        axes = [axis for axis in range(rank) if axis != self.normalisation.axis % rank]
         mask = mask_of(inputs) if mask is None else mask
         if mask is None:
             moments, count = tf.nn.moments(x, axes), len(x)
@@ -53,16 +54,16 @@ class BatchStatistics:
         mean, variance = self.add(inputs, training, mask)
         offset, scale = (
             None if vector is None else tf.cast(tf.convert_to_tensor(vector), self.dtype)
-            for vector in (self.layer.beta, self.layer.gamma)
+            for vector in (self.normalisation.offset, self.normalisation.scale)
         )
         y = keras.ops.batch_normalization(
             tf.cast(inputs, self.dtype),
             tf.constant(mean, self.dtype),
             tf.constant(variance, self.dtype),
-            axis=self.layer.axis,
+            axis=self.normalisation.axis,
             offset=offset,
             scale=scale,
-            epsilon=self.layer.epsilon,
+            epsilon=self.normalisation.epsilon,
         )
         return tf.cast(y, self.layer.compute_dtype)
 
@@ -72,5 +73,5 @@ class BatchStatistics:
             return
         mean, square = self.moments / self.count
         variance = np.maximum(square - mean**2, 0)
-        assign_finite(self.layer.moving_mean, mean, self.layer.name)
-        assign_finite(self.layer.moving_variance, variance, self.layer.name)
+        assign_finite(self.normalisation.mean, mean, self.layer.name)
+        assign_finite(self.normalisation.variance, variance, self.layer.name)

@@ -8,11 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
-from keras_nisp.channels.rule import is_exactly
+from keras_nisp.channels.rule import PlainKernel, rule_of
 from keras_nisp.channels.unit_map import DROPPED, UnitMap
 from keras_nisp.data.samples import Samples
 from keras_nisp.importance.base import run, spatial_axes
@@ -62,17 +61,20 @@ class Reader:
         call: in the original.
         twin: in the smaller network.
         kernel: the binding of the original's kernel.
+        bias: the original's bias, if it has one.
         values: how many values all calls of the layer give for a sample.
     """
 
     call: Call
     twin: Call
     kernel: Binding
+    bias: keras.Variable | None
     values: int
 
     @property
-    def biased(self) -> bool:
-        return getattr(self.call.layer, "bias", None) is not None
+    def made(self) -> PlainKernel:
+        """Kernel and bias in the smaller network."""
+        return rule_of(self.twin.layer).plain_kernel(self.twin.layer)
 
     @property
     def units(self) -> np.ndarray:
@@ -100,29 +102,15 @@ def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
     values = Counter()
     for call in large.calls:
         values[call.layer] += sum(t.batch * math.prod(t.shape) for t in call.outputs)
-    pairs = zip(large.calls, small.calls, strict=True)
-    return [
-        Reader(call, twin, kernel, values[call.layer])
-        for call, twin in pairs
-        if (kernel := _plain_kernel(large, call)) is not None
-    ]
-
-
-def _plain_kernel(channel_map: ChannelMap, call: Call) -> Binding | None:
-    """The binding of the one kernel of a layer, if it reads the layer's input."""
-    if not call.reads:
-        return None
-    bindings = [channel_map.bindings.get(id(weight)) for weight in call.weights]
-    kernels = [binding for binding in bindings if binding is not None and binding.positions]
-    if len(kernels) != 1 or kernels[0].low_rank:  # LoRA: the kernel is made of three weights
-        return None
-    if len(kernels[0].read) != 1 or len(kernels[0].create) != 1:
-        return None
-    if len(kernels[0].variable.shape) > 2 and not hasattr(call.layer, "kernel_size"):
-        return None  # an EinsumDense that reads several axes
-    (read,) = kernels[0].read
-    same = np.array_equal(kernels[0].axes[read], call.inputs[0].names.ravel())
-    return kernels[0] if same else None
+    readers = []
+    for call, twin in zip(large.calls, small.calls, strict=True):
+        plain = rule_of(call.layer).plain_kernel(call.layer)
+        binding = large.bindings.get(id(plain and plain.kernel))  # none for a kernel with LoRA
+        if binding is not None and len(binding.read) == len(binding.create) == 1:
+            (read,) = binding.read
+            if np.array_equal(binding.axes[read], call.inputs[0].names.ravel()):
+                readers.append(Reader(call, twin, binding, plain.bias, values[call.layer]))
+    return readers
 
 
 # Means ------------------------------------------------------------------------------
@@ -148,7 +136,7 @@ def fold_means(
 
 def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, batch_size) -> None:
     removed = unit_map.into == DROPPED
-    folded = {r.call.layer: r for r in readers if r.biased and removed[r.units].any()}
+    folded = {r.call.layer: r for r in readers if r.bias is not None and removed[r.units].any()}
     if not folded:
         return
     sums, counts = defaultdict(float), defaultdict(float)
@@ -170,9 +158,9 @@ def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, 
     for layer, reader in folded.items():
         missing = np.where(removed[reader.units], sums[layer] / (counts[layer] or 1), 0)
         (create,) = reader.kernel.create
-        bias = np.asarray(layer.bias, np.float64) + missing @ reader.tap_sums()
+        bias = np.asarray(reader.bias, np.float64) + missing @ reader.tap_sums()
         made = unit_map.own(tf.constant(bias), 0, reader.kernel.axes[create])
-        assign_finite(reader.twin.layer.bias, made, reader.call.path)
+        assign_finite(reader.made.bias, made, reader.call.path)
 
 
 # Linear maps ------------------------------------------------------------------------
@@ -223,16 +211,16 @@ def _compensate(small, large, readers, unit_map, samples, batch_size, ridge) -> 
     for call, other in zip(large.calls, small.calls, strict=True):
         if reader := single.get(call):
             x, z = original.batches(call), twin.batches(other)
-            constant = reader.biased or call.outputs[0] in normalised
+            constant = reader.bias is not None or call.outputs[0] in normalised
             _repair(reader, unit_map, *_regress(reader, unit_map, x, z, constant, ridge))
-        if is_exactly(other.layer, layers.BatchNormalization):
-            _renew(other.layer, twin)
+        if normalisation := rule_of(other.layer).normalisation(other.layer):
+            _renew(BatchStatistics(other.layer, normalisation), twin)
         original.step()
         twin.step()
 
 
 def _normalised(channel_map: ChannelMap) -> set[Traced]:
-    """Tensors out of layers in which BatchNormalization takes up a constant that is missing."""
+    """Tensors out of layers in which a normalisation takes up a constant that is missing."""
     linear = {
         tensor
         for call in channel_map.calls
@@ -242,7 +230,7 @@ def _normalised(channel_map: ChannelMap) -> set[Traced]:
     normalised = {
         tensor
         for call in channel_map.calls
-        if is_exactly(call.layer, layers.BatchNormalization)
+        if rule_of(call.layer).normalisation(call.layer)
         for tensor in call.inputs
     }
     return linear & normalised
@@ -260,9 +248,8 @@ def _some(samples: Samples, memory: int) -> Samples:
     return samples.every(step)
 
 
-def _renew(layer: layers.BatchNormalization, carrier: Carrier) -> None:
-    """Sets the moving statistics to those of what the call that comes next is given."""
-    statistics = BatchStatistics(layer)
+def _renew(statistics: BatchStatistics, carrier: Carrier) -> None:
+    """Sets moving statistics to those of what the call that comes next is given."""
     for args, kwargs in carrier.arguments():
         statistics.add(*args, **kwargs)
     statistics.assign()
@@ -358,13 +345,12 @@ def _positions_first(tensor: tf.Tensor, axis: int | None) -> tf.Tensor:
 def _repair(reader: Reader, unit_map: UnitMap, change: np.ndarray | None, constant) -> None:
     """Writes the twin's kernel and bias, made of the original's."""
     (read,), (create,) = reader.kernel.read, reader.kernel.create
-    made = reader.kernel.axes[create]
+    outputs, made = reader.kernel.axes[create], reader.made
     weights = np.asarray(reader.kernel.variable, np.float64)
     kernel = unit_map.read(tf.constant(weights), read, reader.units)
     if change is not None:
         kernel += np.moveaxis(np.tensordot(change, weights, (1, read)), 0, read)
-    twin = reader.twin.layer
-    assign_finite(twin.kernel, unit_map.own(kernel, create, made), reader.call.path)
-    if reader.biased:
-        bias = np.asarray(reader.call.layer.bias, np.float64) + constant @ reader.tap_sums()
-        assign_finite(twin.bias, unit_map.own(tf.constant(bias), 0, made), reader.call.path)
+    assign_finite(made.kernel, unit_map.own(kernel, create, outputs), reader.call.path)
+    if reader.bias is not None:
+        bias = np.asarray(reader.bias, np.float64) + constant @ reader.tap_sums()
+        assign_finite(made.bias, unit_map.own(tf.constant(bias), 0, outputs), reader.call.path)

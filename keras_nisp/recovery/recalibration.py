@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.rule import is_exactly
+from keras_nisp.channels.rule import rule_of
 from keras_nisp.channels.tracing import trace_quietly
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import Samples
@@ -133,9 +133,10 @@ def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int
     known: dict[keras.layers.Layer, BatchStatistics] = {}
 
     def visit(call, args, kwargs):
-        if not is_exactly(call.layer, keras.layers.BatchNormalization):
+        normalisation = rule_of(call.layer).normalisation(call.layer)
+        if normalisation is None:
             return call.infer(*args, **kwargs)
-        statistics = known.setdefault(call.layer, BatchStatistics(call.layer))
+        statistics = known.setdefault(call.layer, BatchStatistics(call.layer, normalisation))
         return statistics.normalised(*args, **kwargs)
 
     for inputs, _ in samples.batches(batch_size):

@@ -35,12 +35,12 @@ def untrained(small: ChannelMap, readers: list["Reader"], unit_map: UnitMap):
 
 def _check_untrained(reader: "Reader", unit_map: UnitMap, model: keras.Model) -> None:
     (read,), (create,) = reader.kernel.read, reader.kernel.create
-    made, twin = reader.kernel.axes[create], reader.twin.layer
+    outputs, made = reader.kernel.axes[create], reader.made
     kernel = unit_map.read(tf.convert_to_tensor(reader.kernel.variable), read, reader.units)
-    pairs = [(twin.kernel, unit_map.own(kernel, create, made))]
-    if reader.biased:
-        bias = tf.convert_to_tensor(reader.call.layer.bias)
-        pairs.append((twin.bias, unit_map.own(bias, 0, made)))
+    pairs = [(made.kernel, unit_map.own(kernel, create, outputs))]
+    if reader.bias is not None:
+        bias = tf.convert_to_tensor(reader.bias)
+        pairs.append((made.bias, unit_map.own(bias, 0, outputs)))
     for variable, value in pairs:
         if relative_difference(value, tf.convert_to_tensor(variable)) > SAME:
             raise ValueError(

@@ -50,6 +50,9 @@ ELEMENTWISE |= {
 }
 
 
+CLAMPS = (activations.linear, activations.relu, activations.relu6)
+
+
 def activated(call, names, shape=None, key="activation", owner=None):
     """The names behind an activation of a layer: the same, fixed if it may mix them.
 
@@ -110,9 +113,11 @@ class Activation(PassThrough):
     def trace(self, call, x):
         return activated(call, x.names)
 
+    def clamps(self, layer):
+        return layer.activation in CLAMPS
 
-# At inference these give what they get.
-IDLE = (
+
+@register_rule(
     layers.Identity,
     layers.Dropout,
     layers.AlphaDropout,
@@ -124,7 +129,34 @@ IDLE = (
     layers.ActivityRegularization,
     keras_layers.StochasticDepth,
 )
-register_rule(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Masking, *IDLE)(PassThrough)
+class Idle(PassThrough):
+    """Gives in inference what it gets."""
+
+    idle = elementwise = True
+
+    def affine(self, layer, args):
+        return 1, 0
+
+
+@register_rule(layers.Masking)
+class Masking(PassThrough):
+    """Time steps become zero."""
+
+    elementwise = True
+
+    def affine(self, layer, args):
+        return 1, 0
+
+
+@register_rule(layers.LeakyReLU, layers.ELU)
+class Nonlinear(PassThrough):
+    elementwise = True
+
+
+@register_rule(layers.ReLU)
+class ReLU(Nonlinear):
+    def clamps(self, layer):
+        return not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6)
 
 
 @register_rule(*keras_layers.ACTIVATIONS)
@@ -135,16 +167,17 @@ register_rule(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Masking, *IDLE)(
     *("sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh"),
     *("arccosh", "arctanh", "deg2rad", "rad2deg", "floor", "ceil", "round", "trunc", "clip"),
     *("fabs", "nan_to_num", "i0", "isnan", "isinf", "isfinite", "isneginf", "isposinf", "isreal"),
-    *("logical_not", "bitwise_not", "bitwise_invert", "cast", "saturate_cast", "copy"),
-    *("convert_to_tensor", "stop_gradient", "conjugate", "real", "imag", "angle"),
+    *("logical_not", "bitwise_not", "bitwise_invert", "conjugate", "real", "imag", "angle"),
     *("zeros_like", "ones_like", "full_like", "empty_like"),
     *("celu", "elu", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh"),
-    *("leaky_relu", "log_sigmoid", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink"),
+    *("leaky_relu", "log_sigmoid", "selu", "sigmoid", "silu", "soft_shrink"),
     *("softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh_shrink"),
     "threshold",
 )
 class Elementwise(PassThrough):
     """Element by element, with settings that are the same for all of them."""
+
+    elementwise = True
 
     def trace(self, call, x, *settings, **others):
         bounds = (getattr(call.layer, key, None) for key in ("x_min", "x_max"))
@@ -156,9 +189,30 @@ class Elementwise(PassThrough):
         return x
 
 
+@register_operations("relu", "relu6")
+class Clamp(Elementwise):
+    """Cuts values off."""
+
+    def clamps(self, layer):
+        return True
+
+
+@register_operations("cast", "saturate_cast", "copy", "convert_to_tensor", "stop_gradient")
+class Copy(Elementwise):
+    """The same values."""
+
+    def affine(self, layer, args):
+        return 1, 0
+
+
 @register_rule(layers.Rescaling)
 class Rescaling(PassThrough):
     """One factor for all channels, or one for each, which shrinks with them."""
+
+    elementwise = rescales = True
+
+    def affine(self, layer, args):
+        return layer.scale, layer.offset
 
     def trace(self, call, x):
         for key in ("scale", "offset"):
@@ -183,6 +237,8 @@ class Rescaling(PassThrough):
 @register_rule(layers.PReLU)
 class PReLU(Rule):
     """A slope for each channel, or for each position of a channel; importance passes."""
+
+    elementwise = True
 
     def trace(self, call, x):
         alpha = call.layer.alpha

@@ -90,6 +90,7 @@ class Joining(Rule):
     """Element by element. A product passes the score to both factors; an average divides it."""
 
     does = "joins"
+    elementwise = True
 
     def trace(self, call, tensors):
         return join(call, tensors)
@@ -107,6 +108,8 @@ class ScaledSum(Joining):
         return tensors[0] + abs(call.layer.scale) * tensors[1]
 
 
+CONSTANTS = (int, float, np.ndarray, np.generic)
+ADDITION, SUBTRACTION = map(keras_layers.operation_class, ("add", "subtract"))
 PRODUCTS = {keras_layers.operation_class("multiply")}
 CHOICE = keras_layers.operation_class("where")
 QUOTIENTS = {
@@ -115,8 +118,19 @@ QUOTIENTS = {
 
 
 @register_operations(
-    *("add", "subtract", "multiply", "divide", "true_divide", "divide_no_nan", "floor_divide"),
-    *("maximum", "minimum", "fmax", "fmin", "power", "mod", "fmod", "arctan2", "hypot"),
+    *(
+        "divide_no_nan",
+        "floor_divide",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "power",
+        "mod",
+        "fmod",
+        "arctan2",
+        "hypot",
+    ),
     *("logaddexp", "logaddexp2", "heaviside", "ldexp", "nextafter", "gcd", "lcm"),
     *("copysign", "float_power", "gammainc"),
     *("equal", "not_equal", "greater", "greater_equal", "less", "less_equal", "isclose"),
@@ -131,6 +145,7 @@ class Operator(Rule):
     """
 
     does = "joins"
+    elementwise = True
 
     def trace(self, call, *operands, **settings):
         return join(call, operands)
@@ -148,6 +163,33 @@ class Operator(Rule):
             elif kind in QUOTIENTS and tf.is_tensor(operands[0]):
                 total = tf.math.divide_no_nan(total, factor)
         return total
+
+
+@register_operations("add", "subtract", "multiply", "divide", "true_divide")
+class Arithmetic(Operator):
+    """Element by element, with tensors, numbers or constant arrays (which shrink as well).
+
+    Every operand gets the whole score; a constant factor multiplies it.
+    """
+
+    rescales = True
+
+    def affine(self, layer, args):
+        known = [tf.is_tensor(x) or isinstance(x, CONSTANTS) for x in args]
+        if len(args) != 2 or sum(known) != 1:
+            return None
+        first = known[1]
+        constant = np.asarray(args[1 if first else 0], np.float64)
+        kind = type(layer)
+        if kind is ADDITION:
+            return 1, constant
+        if kind is SUBTRACTION:
+            return (1, -constant) if first else (-1, constant)
+        if not np.all(constant):
+            return None
+        if kind in PRODUCTS:
+            return constant, 0
+        return (1 / constant, 0) if first else None
 
 
 @register_rule(keras_layers.LayerScale)

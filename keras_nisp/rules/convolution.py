@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.channels.rule import (
+    PlainKernel,
     Rule,
     absolute,
     channel_axis,
@@ -20,6 +21,7 @@ class _Convolution(Rule):
     """What all kinds share: channels enter and leave along the channel axis."""
 
     does = "creates"
+    convolves = True
 
     def trace(self, call, x):
         axis = channel_axis(call.layer, x.rank)
@@ -137,6 +139,12 @@ class Convolution(_Convolution):
         call.bind(layer.bias, own={0: names})
         return names
 
+    def groups(self, layer):
+        return layer.groups
+
+    def plain_kernel(self, layer):
+        return PlainKernel(layer.kernel, layer.bias) if layer.groups == 1 else None
+
     def drops_groups(self, call) -> bool:
         """Whether whole groups are removed."""
         return call.layer.groups > 1 and (call.whole_groups or call.layer.kernel.shape[-2] == 1)
@@ -203,6 +211,11 @@ class SeparableConvolution(_Convolution):
 @register_rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 class TransposedConvolution(_Convolution):
     """The kernel holds output channels before input channels."""
+
+    convolves = False
+
+    def plain_kernel(self, layer):
+        return PlainKernel(layer.kernel, layer.bias)
 
     def outputs(self, call, inputs, x, applied):
         layer = call.layer

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.channels.rule import (
+    PlainKernel,
     Rule,
     absolute,
     named_layers,
@@ -33,6 +34,9 @@ class Dense(Rule):
 
     def resize(self, call, config, width):
         return {**config, "units": width(call.outputs[0].line(-1))}
+
+    def plain_kernel(self, layer):
+        return PlainKernel(layer.kernel, layer.bias)
 
     def absolute(self, call, x):
         return tf.tensordot(x, absolute(call.layer.kernel), 1)
@@ -78,6 +82,12 @@ class EinsumDense(Rule):
                 shape[entry] = width(output.line(axis))
         return {**config, "output_shape": tuple(shape)}
 
+    def plain_kernel(self, layer):
+        """A matrix only: one of more axes reads, or creates, several."""
+        bias = layer.bias
+        plain = len(layer.kernel.shape) == 2 and (bias is None or len(bias.shape) == 1)
+        return PlainKernel(layer.kernel, bias) if plain else None
+
     def absolute(self, call, x):
         return tf.einsum(call.layer.equation, x, absolute(call.layer.kernel))
 
@@ -92,6 +102,7 @@ class Embedding(Rule):
     """A row for each index; importance spreads evenly over the vocabulary."""
 
     does = "creates"
+    rescales = True
 
     def trace(self, call, x):
         names = call.create(call.layer.output_dim)

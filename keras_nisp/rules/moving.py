@@ -25,6 +25,9 @@ class Movement(Rule):
     def trace(self, call, *args, **kwargs):
         return move(call, args, kwargs)
 
+    def affine(self, layer, args):
+        return 1, 0
+
     def absolute(self, call, *args, **kwargs):
         return _as_float(call.infer(*args, **kwargs))
 
@@ -243,9 +246,6 @@ def _pad_widths(given, rank: int) -> list[list[int]]:
 
 
 @register_rule(
-    layers.ZeroPadding1D,
-    layers.ZeroPadding2D,
-    layers.ZeroPadding3D,
     layers.Cropping1D,
     layers.Cropping2D,
     layers.Cropping3D,
@@ -258,6 +258,16 @@ class Spatial(_Pooling):
 
     def absolute(self, call, x):
         return _as_float(call.infer(x))
+
+    def affine(self, layer, args):
+        return 1, 0
+
+
+@register_rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
+class ZeroPadding(Spatial):
+    """Pads positions; channels stay where they are."""
+
+    pads = True
 
 
 @register_rule(wrappers.FoldTime)

@@ -4,7 +4,15 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.channels.rule import PassThrough, Rule, absolute, register_rule, spread
+from keras_nisp.channels.rule import (
+    Normalisation,
+    PassThrough,
+    Rule,
+    absolute,
+    register_rule,
+    rule_of,
+    spread,
+)
 from keras_nisp.rules.reduction import holds_channels
 
 
@@ -25,6 +33,14 @@ class BatchNormalization(Rule):
         if layer.scale:
             factor *= absolute(layer.gamma)
         return x * _laid_along(factor, layer.axis, len(x.shape))
+
+    def normalisation(self, layer):
+        statistics = layer.moving_mean, layer.moving_variance
+        return Normalisation(*statistics, layer.gamma, layer.beta, layer.epsilon, layer.axis)
+
+    def input_statistics(self, layer, rank):
+        statistics = layer.moving_mean, layer.moving_variance
+        return tuple(np.asarray(_laid_along(s + 0, layer.axis, rank)) for s in statistics)
 
 
 class _Statistics(Rule):
@@ -176,6 +192,9 @@ class SpectralNormalization(Rule):
         call.bind(call.layer.vector_u, own={1: kernel.axes[last]})
         return names
 
+    def plain_kernel(self, layer):
+        return rule_of(layer.layer).plain_kernel(layer.layer)
+
     def inner(self, call):
         """The call of the wrapped layer."""
         inner = call.inside(call.layer.layer, call.inputs, call.output_shapes)
@@ -197,6 +216,12 @@ class Normalization(PassThrough):
     """Standardises model inputs, whose channels stay anyway."""
 
     does = "fixes"
+    rescales = True
+
+    def input_statistics(self, layer, rank):
+        if layer.mean is None or layer.invert:
+            return None
+        return np.asarray(layer.mean), np.asarray(layer.variance)
 
     def trace(self, call, x):
         return call.fix(x.names, f"'{call.path}' has a constant for each channel")
