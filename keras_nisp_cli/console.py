@@ -65,7 +65,7 @@ class Console:
             progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(),
         )
-        settings = {"console": RichConsole(stderr=True), "disable": not self.shows_progress}
-        with progress.Progress(*columns, **settings, transient=True) as bar:
+        console, hidden = RichConsole(stderr=True), not self.shows_progress
+        with progress.Progress(*columns, console=console, disable=hidden, transient=True) as bar:
             task = bar.add_task(text, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,6 +1,7 @@
 """`keras-nisp diff`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -93,7 +94,7 @@ def _outputs(first, second, samples) -> dict:
             f"{[v.shape[1:] for v in rows[1]]}."
         )
     pairs = list(zip(*rows, strict=True))
-    result = {
+    result: dict[str, Any] = {
         "samples": len(samples),
         "largest_difference": max(float(np.abs(a - b).max()) for a, b in pairs),
         "scale": max(float(np.abs(a).max()) for a, _ in pairs),

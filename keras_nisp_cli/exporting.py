@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -79,22 +80,23 @@ def _exports(console, network, serving, tflite, onnx, data, labels, options) -> 
     import keras_nisp as kn
     from keras_nisp.io.files import replacing
 
-    done, size = [], options["batch_size"]
+    done: list[tuple[str, Any]] = []
+    size = options["batch_size"]
     with contextlib.ExitStack() as files:
         if tflite is not None:
             path = files.enter_context(replacing(tflite))
             with console.stage(f"Converting for TFLite ({options['quantization'] or 'float32'})"):
                 kind = options["quantization"]
-                outcome = kn.export_tflite(network, path, kind, data, batch_size=size, verbose=0)
-            done.append(("TFLite", dataclasses.replace(outcome, path=tflite)))
+                lite = kn.export_tflite(network, path, kind, data, batch_size=size, verbose=0)
+            done.append(("TFLite", dataclasses.replace(lite, path=tflite)))
         if onnx is not None:
             path = files.enter_context(replacing(onnx))
             with console.stage("Converting for ONNX"):
-                outcome = kn.export_onnx(network, path, batch_size=size, check_data=data, verbose=0)
-            done.append(("ONNX", dataclasses.replace(outcome, path=onnx)))
+                other = kn.export_onnx(network, path, batch_size=size, check_data=data, verbose=0)
+            done.append(("ONNX", dataclasses.replace(other, path=onnx)))
         if serving is not None:
             with console.stage("Writing a SavedModel"):
-                outcome = kn.export_serving(
+                served = kn.export_serving(
                     network,
                     serving,
                     options["version"],
@@ -104,7 +106,7 @@ def _exports(console, network, serving, tflite, onnx, data, labels, options) -> 
                     check_data=data,
                     verbose=0,
                 )
-            done.append(("TF Serving", outcome))
+            done.append(("TF Serving", served))
     return done
 
 

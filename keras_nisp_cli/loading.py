@@ -10,7 +10,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -87,7 +87,7 @@ def optimizer_bytes(path: Path) -> int:
     import h5py
 
     with contextlib.ExitStack() as files:
-        file = path
+        file: Path | IO[bytes] = path
         if zipfile.is_zipfile(path):
             archive = files.enter_context(zipfile.ZipFile(path))
             names = [name for name in archive.namelist() if name.endswith(".weights.h5")]

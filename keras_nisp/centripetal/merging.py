@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_nisp.centripetal.clustering import Clustering
 from keras_nisp.channels.channel_map import ChannelMap, reasons_by_unit
-from keras_nisp.channels.tracing import trace
+from keras_nisp.channels.tracing import InputShape, Layers, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.keras_graph import keras_models
@@ -35,9 +35,9 @@ def plan_merging(
     seed: int = 0,
     round_to: int = 1,
     min_channels: int | float = 1,
-    exclude=(),
-    whole_groups=(),
-    input_shape=None,
+    exclude: Layers = (),
+    whole_groups: WholeGroups = (),
+    input_shape: InputShape | None = None,
 ) -> Plan:
     """Decides which channels C-SGD makes identical, to be merged afterwards.
 
@@ -205,9 +205,9 @@ def level(model: keras.Model, plan: Plan, only_statistics: bool = False) -> None
     trained = set(map(id, model.trainable_variables)) if only_statistics else set()
     for binding in channel_map.bindings.values():
         if id(binding.variable) not in trained:
-            for axis in owned_axes(binding, unit_map):
+            for axis, units in owned_axes(binding, unit_map).items():
                 value = tf.convert_to_tensor(binding.variable)
-                binding.variable.assign(unit_map.level(value, axis, binding.axes[axis]))
+                binding.variable.assign(unit_map.level(value, axis, units))
 
 
 def _with_reasons(plan: Plan, channel_map: ChannelMap, obstacles: dict) -> Plan:

@@ -58,7 +58,9 @@ class CentripetalMonitor(keras.callbacks.Callback):
     True
     """
 
-    def __init__(self, plan: Plan, per_layer: bool = False, stop_when_collapsed: bool = False):
+    def __init__(
+        self, plan: Plan, per_layer: bool = False, stop_when_collapsed: bool = False
+    ) -> None:
         super().__init__()
         if not isinstance(plan, Plan):
             raise TypeError(f"Expected `plan` to be a Plan. Received: {plan!r}")
@@ -70,7 +72,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         self.forecast: Forecast | None = None
         self._started = False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         check_fit(self.model, self)
         optimizer = keras_training.optimizer_of(self.model)
         if not isinstance(optimizer, (CentripetalSGD, Centripetal)):
@@ -86,7 +88,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         self._optimizer = optimizer
         self._started = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         # Not before: BackupAndRestore brings weights, steps and clusters back when training begins.
         if not self._started:
             self._start(epoch)
@@ -118,7 +120,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         if self.forecast is not None and self._first.relative * self.forecast.final > tolerance:
             warnings.warn(f"{self.forecast}", stacklevel=2)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         step = self._optimizer.pulls_done()
         measured = deviation_of(self.model.trainable_variables, self._clustered)
         predicted = self._predict(step, measured)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -78,12 +79,12 @@ class _Clustered(keras.optimizers.Optimizer):
     # The plan lies beside the slots: weights alone (as `BackupAndRestore` keeps them) bring the
     # clusters back with which a run began.
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: dict) -> None:
         super().save_own_variables(store)
         text = json.dumps(self.plan.to_dict()).encode()
         store["plan"] = np.frombuffer(text, np.uint8)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: dict) -> None:
         values = {name: store[name] for name in store.keys()}  # noqa: SIM118
         plan = values.pop("plan", None)
         super().load_own_variables(values)
@@ -160,10 +161,10 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
 
     def __init__(
         self,
-        learning_rate=0.01,
-        momentum=0.0,
-        nesterov=False,
-        weight_decay=None,
+        learning_rate: float | Callable = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | None = None,
         *,
         plan: Plan,
         strength: float | str = "auto",
@@ -172,8 +173,8 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
         vector_strength: float | None = None,
         preset: str = "paper",
         name: str = "CentripetalSGD",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         if isinstance(learning_rate, keras.optimizers.Optimizer):
             raise TypeError(
                 "Expected `learning_rate` to be a float or a schedule. Received an optimizer, "
@@ -187,13 +188,15 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
         super().__init__(learning_rate, momentum, nesterov, weight_decay, name=name, **kwargs)
         self.plan, self.settings = plan, settings
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         self._clustered = ClusteredVariables(self.plan, variables)
         super().build(variables)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
         index = self._get_variable_index(variable)
         if index not in self._clustered:
             super().update_step(gradient, variable, learning_rate)
@@ -242,11 +245,11 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
         """`keras.optimizers.SGD` with the same settings, for the merged model."""
         return keras.optimizers.SGD.from_config({**super().get_config(), "name": "SGD"})
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **self._own_config()}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "CentripetalSGD":
         return super().from_config({**config, "plan": _plan_from(config["plan"])}, custom_objects)
 
 
@@ -291,7 +294,7 @@ class Centripetal(_Clustered):
         vector_strength: float | None = None,
         preset: str = "paper",
         name: str = "Centripetal",
-    ):
+    ) -> None:
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise TypeError(
                 f"Expected `optimizer` to be a Keras optimizer. Received: {optimizer!r}"
@@ -315,7 +318,7 @@ class Centripetal(_Clustered):
         self.plan, self.settings = plan, settings
         self.inner_optimizer = optimizer
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         self._clustered = ClusteredVariables(self.plan, variables)
@@ -325,10 +328,14 @@ class Centripetal(_Clustered):
     def _stepper(self):
         return self.inner_optimizer
 
-    def apply(self, grads, trainable_variables=None):
-        if not self.built:
-            self.build(trainable_variables)
+    def apply(
+        self,
+        grads: list[tf.Tensor | None],
+        trainable_variables: list[keras.Variable] | None = None,
+    ) -> None:
         variables = list(trainable_variables or self._trainable_variables)
+        if not self.built:
+            self.build(variables)
         merged, clustered = list(grads), []
         for at, variable in enumerate(variables):
             index = self._get_variable_index(variable)
@@ -354,34 +361,34 @@ class Centripetal(_Clustered):
         return tf.cast(rate, dtype) * self.settings.strength_of(is_kernel)
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         return self._variables + self.inner_optimizer.variables
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> tf.Tensor | keras.Variable:
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: float | Callable) -> None:
         self.inner_optimizer.learning_rate = learning_rate
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         return self.inner_optimizer.iterations
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)
 
     def plain(self) -> keras.optimizers.Optimizer:
         """The optimizer alone, anew, for the merged model."""
         return type(self.inner_optimizer).from_config(self.inner_optimizer.get_config())
 
-    def get_config(self):
+    def get_config(self) -> dict:
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
         return {"name": self.name, "optimizer": inner, **self._own_config()}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Centripetal":
         optimizer = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects)
         return cls(**{**config, "optimizer": optimizer, "plan": _plan_from(config["plan"])})
 

@@ -21,10 +21,12 @@ MOST_NAMED = 8  # layers in a warning
 # For axes whose size the model leaves open, by the rank of a sample: of sequences, images, volumes.
 ASSUMED_SIZES = {1: 128, 2: 128, 3: 224, 4: 32}
 
-# The shape of one sample without the batch axis, or a list of them for several inputs.
+# Arguments that many functions take: the shape of one sample without the batch axis, or a list of
+# them for several inputs; names or patterns of grouped convolutions, or indices of their calls;
+# names, patterns or objects of layers.
 InputShape = Sequence[int | None] | Sequence[Sequence[int | None]]
-# Names or patterns of grouped convolutions; inside, indices of their calls.
 WholeGroups = str | Iterable[str | int]
+Layers = str | keras.Layer | Iterable[str | keras.Layer]
 
 
 class Tracer:

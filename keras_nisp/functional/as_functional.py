@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_nisp.channels.rule import registered
+from keras_nisp.channels.tracing import InputShape
 from keras_nisp.errors import reason_of, warn
 from keras_nisp.functional.call_graphs import NotAGraphError, modes, one_graph, same
 from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
@@ -27,7 +28,9 @@ _LOCK = threading.RLock()  # Two threads must not add nodes to the same layers a
 TRAINING_METHODS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
-def as_functional(model: keras.Model, inputs: Any = None, input_shape=None) -> keras.Model:
+def as_functional(
+    model: keras.Model, inputs: Any = None, input_shape: InputShape | None = None
+) -> keras.Model:
     """Writes a model out as a functional graph of layers whose channels can be followed.
 
     A subclassed model becomes a functional one, and every custom layer that is made of other

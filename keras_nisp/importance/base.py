@@ -14,6 +14,9 @@ from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.keras_graph.masks import carry_mask
 
+# Gives the boolean array of units that a budget would remove, by their scores.
+Select = Callable[[np.ndarray], np.ndarray]
+
 
 class Importance:
     """Scores units: the larger the score, the more a unit matters.
@@ -34,7 +37,7 @@ class Importance:
         """
         raise NotImplementedError
 
-    def scores(self, channel_map: ChannelMap, select: Callable) -> np.ndarray:
+    def scores(self, channel_map: ChannelMap, select: Select) -> np.ndarray:
         """Scores that may depend on what is removed.
 
         Args:
@@ -64,14 +67,14 @@ class Importance:
 class Custom(Importance):
     """A plain callable as an importance."""
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable[[ChannelMap], Any]) -> None:
         self.function = function
 
-    def __call__(self, channel_map):
+    def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         return self.function(channel_map)
 
     @property
-    def name(self):
+    def name(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 

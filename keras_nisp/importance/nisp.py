@@ -11,7 +11,7 @@ from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.rule import absolute, meaningful, spread
 from keras_nisp.data.calibration import Calibration
-from keras_nisp.importance.base import Importance, map_tensors, per_unit
+from keras_nisp.importance.base import Importance, Select, map_tensors, per_unit
 from keras_nisp.importance.final_response import (
     FinalResponse,
     collect_responses,
@@ -67,7 +67,7 @@ class NISP(Importance):
         propagate_pruned: bool = True,
         seed: int = 0,
         verbose: int = 0,
-    ):
+    ) -> None:
         self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.frl = frl
         self.alpha = alpha
@@ -76,7 +76,7 @@ class NISP(Importance):
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         return propagate(channel_map, self.rank(channel_map))
 
-    def scores(self, channel_map, select):
+    def scores(self, channel_map: ChannelMap, select: Select) -> np.ndarray:
         ranks = self.rank(channel_map)
         scores = propagate(channel_map, ranks)
         if self.propagate_pruned:
@@ -112,10 +112,10 @@ class NISPMag(NISP):
     Source: Yu et al., CVPR 2018, section 4.
     """
 
-    def __init__(self, propagate_pruned: bool = True):
+    def __init__(self, propagate_pruned: bool = True) -> None:
         super().__init__(None, propagate_pruned=propagate_pruned)
 
-    def rank(self, channel_map):
+    def rank(self, channel_map: ChannelMap) -> list["Ranking"]:
         rankings = []
         for final in find_final_responses(channel_map):
             units, classifier = np.unique(final.tensor.names), final.classifier

@@ -1,6 +1,7 @@
 """Importances that look at responses on data: layer by layer, and Taylor."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -31,7 +32,14 @@ class LayerByLayer(Importance):
     Source: Yu et al., "NISP", CVPR 2018, section 4.
     """
 
-    def __init__(self, calibration: Any, alpha=0.5, max_samples=2048, seed=0, verbose=0):
+    def __init__(
+        self,
+        calibration: Any,
+        alpha: float = 0.5,
+        max_samples: int = 2048,
+        seed: int = 0,
+        verbose: int = 0,
+    ) -> None:
         self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.alpha = alpha
 
@@ -72,7 +80,14 @@ class Taylor(Importance):
     Efficient Inference", ICLR 2017, equation 8.
     """
 
-    def __init__(self, data: Any, loss=None, max_samples=1024, seed=0, verbose=0):
+    def __init__(
+        self,
+        data: Any,
+        loss: str | Callable | keras.losses.Loss | None = None,
+        max_samples: int = 1024,
+        seed: int = 0,
+        verbose: int = 0,
+    ) -> None:
         self.calibration = Calibration(data, max_samples, seed, labels=True, verbose=verbose)
         self.loss = loss
 

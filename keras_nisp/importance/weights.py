@@ -38,12 +38,12 @@ class Magnitude(_Kernels):
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (p=1).
     """
 
-    def __init__(self, p: float = 1):
+    def __init__(self, p: float = 1) -> None:
         if not p > 0:
             raise ValueError(f"Expected `p` above 0. Received: p={p}")
         self.p = p
 
-    def filters(self, filters):
+    def filters(self, filters: np.ndarray) -> np.ndarray:
         return np.linalg.norm(filters, self.p, axis=1)
 
 
@@ -54,7 +54,7 @@ class GeometricMedian(_Kernels):
     Source: He et al., "Filter Pruning via Geometric Median", CVPR 2019.
     """
 
-    def filters(self, filters):
+    def filters(self, filters: np.ndarray) -> np.ndarray:
         square = (filters**2).sum(1)
         distances = square[:, None] + square - 2 * filters @ filters.T
         return np.sqrt(np.maximum(distances, 0)).sum(1)
@@ -85,7 +85,7 @@ class Random(Importance):
         seed: integer.
     """
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_nisp.channels.tracing import InputShape
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.export.agreement import ASSUMED_SIZE
 from keras_nisp.export.interpreter import is_tflite, load_interpreter, runtime_name
@@ -118,7 +119,7 @@ def benchmark(
     rounds: int = 10,
     repeats: int = 10,
     warmup: int = 5,
-    input_shape=None,
+    input_shape: InputShape | None = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> Benchmark:

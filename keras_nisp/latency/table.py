@@ -54,7 +54,7 @@ class LatencyTable:
         threads: int = 1,
         cache: str | os.PathLike | Literal[False] | None = None,
         verbose: int = 0,
-    ):
+    ) -> None:
         quantization = None if quantization == "float32" else quantization
         if quantization not in (None, "int8"):
             raise ValueError(

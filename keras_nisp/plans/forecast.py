@@ -119,11 +119,10 @@ class Settings:
 
     def strength_of(self, is_kernel: bool) -> float:
         """The strength for kernels, or for biases, scales and offsets."""
-        if is_kernel:
-            return float(self.strength)
-        if self.vector_strength is not None:
+        if not is_kernel and self.vector_strength is not None:
             return self.vector_strength
-        return self.strength * (REFERENCE_VECTOR_FACTOR if self.preset == "reference" else 1.0)
+        weaker = not is_kernel and self.preset == "reference"
+        return float(self.strength) * (REFERENCE_VECTOR_FACTOR if weaker else 1.0)
 
     def constant_pull(self) -> float:
         """The pull of `strength="auto"`: the same at every learning rate."""
@@ -226,8 +225,9 @@ def check_plan(
 ) -> Forecast:
     """See `Plan.check`."""
     plan.check_merges()
-    settings = Settings(strength, momentum, nesterov, steps=steps, **settings)
-    return forecast(settings, learning_rate, steps)
+    return forecast(
+        Settings(strength, momentum, nesterov, steps=steps, **settings), learning_rate, steps
+    )
 
 
 def forecast(settings: Settings, learning_rate, steps: int, start: int = 0) -> Forecast:

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import fnmatch
 import os
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -235,10 +237,10 @@ class Plan:
     def check(
         self,
         steps: int,
-        learning_rate,
+        learning_rate: float | Callable,
         momentum: float = 0.0,
         strength: float | str = "auto",
-        **settings,
+        **settings: Any,
     ) -> Forecast:
         """Says before training whether the clusters will be identical in time.
 

@@ -34,8 +34,8 @@ def check_parts(plan: "Plan") -> None:
         _check_group(group, members, f"groups.{index}")
     _check_layers(plan)
     _check_merges(plan)
-    for index, row in enumerate(plan.variables):
-        _check_variable(row, f"variables.{index} ('{row.path}')")
+    for index, variable in enumerate(plan.variables):
+        _check_variable(variable, f"variables.{index} ('{variable.path}')")
 
 
 def _check_creator(row: "CreatorPlan", place: str) -> None:

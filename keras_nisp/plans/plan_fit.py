@@ -172,7 +172,7 @@ def _check_variables(plan: "Plan", channel_map: ChannelMap, unit_map: UnitMap) -
     """Raises unless what C-SGD makes identical are the clusters that are merged."""
     rows = variable_rows(channel_map, unit_map)
     if [row.shape for row in rows] == [row.shape for row in plan.variables]:
-        pairs = zip(plan.variables, rows, strict=True)
+        pairs = list(zip(plan.variables, rows, strict=True))
     else:  # some are no longer trained
         known = {(row.path, row.shape): row for row in plan.variables}
         pairs = [(known.get((row.path, row.shape), row), row) for row in rows]

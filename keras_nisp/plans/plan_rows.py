@@ -115,18 +115,18 @@ def variable_rows(channel_map: ChannelMap, unit_map: UnitMap) -> tuple[VariableP
     for variable in channel_map.model.trainable_variables:
         binding = channel_map.bindings.get(id(variable))
         clusters = {
-            axis: tuple(unit_map.labels(binding.axes[axis]).tolist())
-            for axis in (owned_axes(binding, unit_map) if binding else ())
+            axis: tuple(unit_map.labels(units).tolist())
+            for axis, units in (owned_axes(binding, unit_map) if binding else {}).items()
         }
         is_kernel = binding is not None and binding.positions > 0
         rows.append(VariablePlan(variable.path, tuple(variable.shape), is_kernel, clusters))
     return tuple(rows)
 
 
-def owned_axes(binding: Binding, unit_map: UnitMap) -> list[int]:
-    """Axes of a variable that own channels which are merged."""
-    return [
-        axis
+def owned_axes(binding: Binding, unit_map: UnitMap) -> dict[int, np.ndarray]:
+    """Axes of a variable that own channels which are merged, and their units."""
+    return {
+        axis: units
         for axis, units in binding.axes.items()
         if axis not in binding.read and unit_map.merged[units].any()
-    ]
+    }

@@ -73,8 +73,8 @@ def drawing(plan: "Plan", marks: dict[str, int]) -> Drawing:
         where = next((r.layer for r, p in zip(layers, pairs, strict=True) if p[0] == largest), "")
         outline = _body if title == "channels" else _skyline
         heights = [[height * n / max(largest, 1) for n in p] for p in zip(*pairs, strict=True)]
-        paths = tuple(outline(h, top, height) for h in heights) or ("", "")
-        panels.append(Panel(title, (largest, where), top, height, paths))
+        before, after = [outline(h, top, height) for h in heights] or ("", "")
+        panels.append(Panel(title, (largest, where), top, height, (before, after)))
         top += height
     strip = _strip([marks.get(row.layer) for row in layers], colours(plan))
     return Drawing(layers, top + 36 * bool(strip), panels, strip)
@@ -186,7 +186,7 @@ def _histogram(index: int, group: "GroupPlan") -> Figure:
         group.creators[0],
         len(kept),
         len(removed),
-        list(map(tuple, bars)),
+        [(kept_count, gone_count) for kept_count, gone_count in bars],
         (left, left + len(bars) * width),
         None if level is None else (round((level - left) / width, 2), level),
         apart,

@@ -60,8 +60,8 @@ def _feed(digest, part: Any) -> None:
     elif hasattr(part, "get_config"):  # losses and metrics of Keras
         _feed(digest, _config(part))
     else:
-        held = getattr(part, "__dict__", {}).items()
-        _feed(digest, [pair for pair in held if not isinstance(pair[1], MUTABLE)])
+        pairs = getattr(part, "__dict__", {}).items()
+        _feed(digest, [pair for pair in pairs if not isinstance(pair[1], MUTABLE)])
 
 
 def _feed_array(digest, array: np.ndarray) -> None:

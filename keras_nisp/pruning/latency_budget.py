@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import BudgetError, UnknownLayerWarning
@@ -87,7 +88,8 @@ def realise_latency(
     """
     table = LatencyTable() if latency is None else latency
     importance, measure = _Remembered(as_importance(importance)), _stopwatch(model, table)
-    results, amount = [], latency_reduction
+    results: list[Realised] = []
+    amount = latency_reduction
     while len(results) <= TRIES:
         limits |= {"latency_reduction": amount, "latency": table}
         try:
@@ -124,8 +126,11 @@ def _stopwatch(model: keras.Model, table: LatencyTable) -> Callable:
         if not original:
             original.append(content(model, shapes))
         is_open = any(None in tensor.shape[1:] for tensor in model.inputs)
-        settings = {"threads": table.threads, "input_shape": list(shapes) if is_open else None}
-        return 1 - 1 / benchmark(original[0], content(small, shapes), **settings).speedup
+        shape = list(shapes) if is_open else None
+        result = benchmark(
+            original[0], content(small, shapes), threads=table.threads, input_shape=shape
+        )
+        return 1 - 1 / result.speedup
 
     return measure
 
@@ -135,7 +140,7 @@ class _Remembered(Importance):
 
     def __init__(self, importance: Importance):
         self.importance = importance
-        self.known = None
+        self.known: np.ndarray | None = None
 
     def scores(self, channel_map, select):
         if self.known is None:

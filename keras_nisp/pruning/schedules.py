@@ -33,7 +33,15 @@ class PolynomialSchedule:
     Source: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1.
     """
 
-    def __init__(self, final, begin_step, end_step, initial=0.0, power=3, frequency=100):
+    def __init__(
+        self,
+        final: float,
+        begin_step: int,
+        end_step: int,
+        initial: float = 0.0,
+        power: float = 3,
+        frequency: int = 100,
+    ) -> None:
         for name, amount in (("initial", initial), ("final", final)):
             if not 0 <= amount < 1:
                 raise ValueError(f"Expected `{name}` in [0, 1). Received: {amount}")
@@ -63,7 +71,7 @@ class PolynomialSchedule:
         return dict(vars(self))
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "PolynomialSchedule":
         return cls(**config)
 
 

@@ -21,8 +21,8 @@ class BatchStatistics:
 
     def __init__(self, layer: keras.Layer, normalisation: Normalisation):
         self.layer, self.normalisation = layer, normalisation
-        self.moments = 0.0
-        self.count = 0.0
+        self.moments = np.zeros(())  # then two for each channel
+        self.count = np.zeros(())
         self.dtype = tf.float64 if layer.compute_dtype == "float64" else tf.float32
 
     def add(self, inputs: tf.Tensor, training=None, mask=None) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +35,7 @@ class BatchStatistics:
         axes = [axis for axis in range(rank) if axis != self.normalisation.axis % rank]
         mask = mask_of(inputs) if mask is None else mask
         if mask is None:
-            moments, count = tf.nn.moments(x, axes), len(x)
+            moments, count = tf.nn.moments(x, axes), np.asarray(len(x), np.float64)
         else:
             weights = tf.cast(tf.broadcast_to(tf.expand_dims(mask, -1), x.shape), x.dtype)
             total = tf.reduce_sum(weights, axes)

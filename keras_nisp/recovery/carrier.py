@@ -20,7 +20,7 @@ class Carrier:
 
     def __init__(self, channel_map: ChannelMap):
         self.inputs = channel_map.inputs
-        self.steps = []
+        self.steps: list[tuple[Call, tuple, dict]] = []
         self.done = 0
         self.values: dict[Traced, list[tf.Tensor]] = {}
 

@@ -99,7 +99,7 @@ def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
     A layer whose kernel does not read its input directly (depthwise, separable and grouped
     convolutions, recurrent layers, attention) is passed over.
     """
-    values = Counter()
+    values: Counter = Counter()
     for call in large.calls:
         values[call.layer] += sum(t.batch * math.prod(t.shape) for t in call.outputs)
     readers = []
@@ -139,7 +139,8 @@ def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, 
     folded = {r.call.layer: r for r in readers if r.bias is not None and removed[r.units].any()}
     if not folded:
         return
-    sums, counts = defaultdict(float), defaultdict(float)
+    sums: dict[keras.Layer, Any] = defaultdict(float)  # then an array: one for each input
+    counts: dict[keras.Layer, float] = defaultdict(float)
 
     def on_read(call, index, tensor):
         if call.layer in folded:
@@ -255,7 +256,9 @@ def _renew(statistics: BatchStatistics, carrier: Carrier) -> None:
     statistics.assign()
 
 
-def _regress(reader: Reader, unit_map: UnitMap, x: list, z: list, constant: bool, ridge):
+def _regress(
+    reader: Reader, unit_map: UnitMap, given: list, taken: list, constant: bool, ridge: float | None
+) -> tuple[np.ndarray | None, np.ndarray]:
     """Ridge regression of the original's features on the kept ones.
 
     Without data the kept features would stand for themselves alone, as after the surgery: the
@@ -264,7 +267,7 @@ def _regress(reader: Reader, unit_map: UnitMap, x: list, z: list, constant: bool
     Args:
         reader: the layer.
         unit_map: what became of the units.
-        x, z: batches of what enters the layer and its twin.
+        given, taken: batches of what enters the layer and its twin.
         constant: whether a constant can be added after the kernel.
         ridge: as for `compensate_linearly`.
 
@@ -273,7 +276,7 @@ def _regress(reader: Reader, unit_map: UnitMap, x: list, z: list, constant: bool
         each feature of the original.
     """
     axes = [axis for axis, size in enumerate(reader.call.inputs[0].names.shape, 1) if size > 1]
-    x, z = _rows(x, z, axes[0] if axes else None)
+    x, z = _rows(given, taken, axes[0] if axes else None)
     for rows in (x, z):
         check_finite(rows, f"What enters layer '{reader.call.path}' is")
     labels = unit_map.labels(reader.units)
@@ -319,7 +322,7 @@ def _rows(x: list, z: list, axis: int | None) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     features = 1 if axis is None else x[0].shape[axis]
     share = MOST_VALUES // (features * len(x)) + 1
-    rows = ([], [])
+    rows: tuple[list, list] = ([], [])
     for pair in zip(x, z, strict=True):
         flat, mask = [_positions_first(tensor, axis) for tensor in pair], mask_of(pair[0])
         if mask is not None:  # what is masked does not count later either

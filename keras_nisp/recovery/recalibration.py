@@ -105,7 +105,7 @@ def recalibrate(
         warn_of_range(original or model, samples)
     channel_map = trace_quietly(model, samples.shapes) if plan is None else plan.trace(model)
     with all_or_nothing(model):
-        if original is not None and compensate is not None:
+        if original is not None and plan is not None and compensate is not None:
             large = plan.trace(original)
             if compensate == "mean":
                 fold_means(channel_map, large, plan, samples, batch_size)
@@ -123,7 +123,7 @@ def _check(original, plan, compensate, ridge) -> None:
             "removed from it. Received only one of them."
         )
     check_compensation(compensate, original is not None, "`original` and `plan`")
-    if ridge is not None and not (isinstance(ridge, Real) and 0 < ridge < math.inf):
+    if ridge is not None and not (isinstance(ridge, Real) and 0 < float(ridge) < math.inf):
         raise ValueError(
             f"Expected `ridge` to be a positive number or None. Received: ridge={ridge!r}"
         )

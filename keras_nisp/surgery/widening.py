@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.tracing import trace, trace_quietly
+from keras_nisp.channels.tracing import Layers, trace, trace_quietly
 from keras_nisp.channels.unit_map import UnitMap, occurrences
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import VerificationError
@@ -27,7 +27,7 @@ def widen(
     *,
     init: str = "fresh",
     noise: float = 0.0,
-    exclude=(),
+    exclude: Layers = (),
     seed: int = 0,
 ) -> keras.Model:
     """Builds the same architecture with more channels.
