@@ -173,7 +173,9 @@ def _by_statistics(operation: keras.Operation, value: _Arriving) -> Draw | None:
     """Values like those that a layer took in training, if it keeps their statistics."""
 
     def draw(rng, shape):
-        mean, variance = rule.input_statistics(operation, len(shape))
+        statistics = rule.input_statistics(operation, len(shape))
+        assert statistics is not None  # as at rank 1
+        mean, variance = statistics
         around, spread = mean.astype(np.float64), np.sqrt(np.maximum(variance, 0))
         if value.moved:
             around, spread = around.mean(), spread.mean()

@@ -62,6 +62,7 @@ class Reader:
         twin: in the smaller network.
         kernel: the binding of the original's kernel.
         bias: the original's bias, if it has one.
+        made: kernel and bias in the smaller network.
         values: how many values all calls of the layer give for a sample.
     """
 
@@ -69,12 +70,8 @@ class Reader:
     twin: Call
     kernel: Binding
     bias: keras.Variable | None
+    made: PlainKernel
     values: int
-
-    @property
-    def made(self) -> PlainKernel:
-        """Kernel and bias in the smaller network."""
-        return rule_of(self.twin.layer).plain_kernel(self.twin.layer)
 
     @property
     def units(self) -> np.ndarray:
@@ -104,12 +101,14 @@ def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
         values[call.layer] += sum(t.batch * math.prod(t.shape) for t in call.outputs)
     readers = []
     for call, twin in zip(large.calls, small.calls, strict=True):
-        plain = rule_of(call.layer).plain_kernel(call.layer)
-        binding = large.bindings.get(id(plain and plain.kernel))  # none for a kernel with LoRA
+        plain, made = (rule_of(c.layer).plain_kernel(c.layer) for c in (call, twin))
+        if plain is None or made is None:
+            continue
+        binding = large.bindings.get(id(plain.kernel))  # none for a kernel with LoRA
         if binding is not None and len(binding.read) == len(binding.create) == 1:
             (read,) = binding.read
             if np.array_equal(binding.axes[read], call.inputs[0].names.ravel()):
-                readers.append(Reader(call, twin, binding, plain.bias, values[call.layer]))
+                readers.append(Reader(call, twin, binding, plain.bias, made, values[call.layer]))
     return readers
 
 
