@@ -25,7 +25,7 @@ from keras_nisp.export.interpreter import runtime_name
 from keras_nisp.export.tflite import convert
 from keras_nisp.latency.benchmarking import benchmark
 from keras_nisp.latency.table import LatencyTable
-from keras_nisp.pruning.latency_budget import realise_latency
+from keras_nisp.pruning.pruning import pruned
 
 MODELS = ("ResNet50", "MobileNetV2", "EfficientNetB0")
 VARIANTS = {
@@ -45,9 +45,9 @@ def as_tflite(model, quantization):
 def planned(model, table, limits):
     """A plan and its model; latency budgets are proven by measuring, as `prune` does it."""
     if "latency_reduction" in limits:
-        result = realise_latency(model, kn.Random(), kn.rebuild, latency=table, **limits)
-        print(result, flush=True)
-        return result.plan, result.small, result.tries
+        result = pruned(model, kn.Random(), latency=table, **limits)
+        print(result.latency, flush=True)
+        return result.plan, result.small, result.latency.tries
     if "target" not in limits:
         limits = {**limits, "round_to": limits["round_to"] or table.block}
     plan = kn.plan_pruning(model, kn.Random(), **limits)

@@ -106,10 +106,14 @@ def prune(console, model: Path, force: bool, **options):
         "input_shape": parse_shape(options["input_shape"]),
     }
     importance = importance_named(options["importance"], network, samples, options["seed"])
+    from keras_nisp.latency.table import LatencyTable
+    from keras_nisp.pruning.pruning import pruned
+
+    if "latency_reduction" in budget:
+        limits["latency"] = LatencyTable(options["quantization"], options["threads"])
     with console.stage("Choosing channels"):
-        plan, small, note = _planned(network, importance, {**budget, **limits}, options)
-    repair = samples if options["recalibrate"] else None
-    _finish(console, network, plan, small, repair, options, note)
+        result = pruned(network, importance, **budget, **limits)
+    _finish(console, result, samples if options["recalibrate"] else None, options)
 
 
 @click.command()
@@ -131,10 +135,11 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
     loaded = Plan.load(plan)
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
     samples = load_samples(network, options, "calibration", console)
+    from keras_nisp.pruning.pruning import Pruned
     from keras_nisp.surgery.rebuilding import rebuild
 
     small = rebuild(network, loaded, verbose=0)
-    _finish(console, network, loaded, small, samples, options)
+    _finish(console, Pruned(loaded.trace(network), loaded, small), samples, options)
 
 
 def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
@@ -162,21 +167,6 @@ def _budget(options: dict) -> dict:
         )
     ((name, amount),) = given.items()
     return {kinds[name]: amount}
-
-
-def _planned(network, importance, budget: dict, options: dict):
-    """A plan, its model, and what there is to say about a latency budget."""
-    from keras_nisp.latency.table import LatencyTable
-    from keras_nisp.plans.planning import plan_pruning
-    from keras_nisp.pruning.latency_budget import realise_latency
-    from keras_nisp.surgery.rebuilding import rebuild
-
-    if "latency_reduction" not in budget:
-        plan = plan_pruning(network, importance, **budget)
-        return plan, rebuild(network, plan, verbose=0), None
-    table = LatencyTable(options["quantization"], options["threads"])
-    realised = realise_latency(network, importance, rebuild, latency=table, **budget)
-    return realised.plan, realised.small, str(realised)
 
 
 def _count_or_share(value: float) -> int | float:
@@ -219,21 +209,17 @@ def _loss(network, samples):
     return losses[samples.labels.ndim - 1](from_logits=keras_models.ending(network) != "softmax")
 
 
-def _finish(console, network, plan, small, samples, options: dict, note=None) -> None:
+def _finish(console, result, samples, options: dict) -> None:
     """Proves the smaller model, repairs it on samples if there are any, and writes all files."""
-    from keras_nisp.recovery.recalibration import recalibrate
-    from keras_nisp.surgery.verification import verify
-
+    note = None if result.latency is None else str(result.latency)
     output, compensate = options["output"], options["compensate"] or "linear"
     with console.stage("Comparing it with the original"):
-        checked = verify(network, small, plan, samples)
-        checked.check()
+        checked = result.verified(samples)
     if samples is not None:
         with console.stage("Recalibrating"):
-            how = None if compensate == "none" else compensate
-            recalibrate(small, samples, network, plan, compensate=how)
+            result.repair(samples, None if compensate == "none" else compensate)
     with console.stage(f"Writing {output.name}"):
-        text, facts = _write(plan, small, options)
+        text, facts = _write(result.plan, result.small, options)
     repaired = "not recalibrated (no --calibration)"
     if samples is not None:
         how = "" if compensate == "linear" else f" (--compensate {compensate})"

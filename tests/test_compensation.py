@@ -21,8 +21,8 @@ from nets import (
 
 import keras_nisp as kn
 from keras_nisp.data.samples import Samples
-from keras_nisp.recovery import compensation
-from keras_nisp.recovery.carrier import Carrier
+from keras_nisp.keras_graph.recording import recorded
+from keras_nisp.recovery import carrier, compensation
 
 TINY = 1e-9
 
@@ -324,9 +324,8 @@ def test_mean_behind_a_transposed_convolution(compensate, size, rng):
 def test_as_many_samples_as_fit(monkeypatch):
     model, x = fitted(randomise(transposed()), 100)
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
-    carrier = Carrier(kn.trace(model))
-    samples = Samples([x])
-    memory = carrier.memory(samples)
+    channel_map, samples = kn.trace(model), Samples([x])
+    memory = carrier.memory(channel_map, np.ones(channel_map.count, bool), samples)
     most = max(np.prod(layer.output.shape[1:]) for layer in model.layers)
     assert 4 * most < memory < 4 * sum(np.prod(layer.output.shape[1:]) for layer in model.layers)
     monkeypatch.setattr(compensation, "MOST_MEMORY", 30 * memory)
@@ -339,13 +338,12 @@ def test_as_many_samples_as_fit(monkeypatch):
 
 def test_tensors_are_let_go(rng):
     model = randomise(plain())
-    carrier = Carrier(kn.trace(model))
-    x = example_inputs(model, 5)
-    carrier.start(Samples([x]), batch_size=2)
-    for _ in carrier.steps[:-1]:
-        carrier.step()
-        assert len(carrier.values) == 1
-    (batches,) = carrier.values.values()
+    x, steps = example_inputs(model, 5), recorded(model, [1] * len(kn.trace(model).calls))
+    carried = carrier.Carrier(steps, Samples([x]), batch_size=2)
+    for _ in steps[:-1]:
+        carried.step()
+        assert len(carried.values) == 1
+    (batches,) = carried.values.values()
     np.testing.assert_allclose(
         np.asarray(model.get_layer("head")(np.concatenate(batches))), model(x), rtol=1e-4, atol=1e-5
     )

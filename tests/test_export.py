@@ -511,3 +511,12 @@ def test_the_command_of_tensorflow_reads_it(tmp_path):
     np.testing.assert_allclose(
         np.load(tmp_path / "out" / "score.npy"), expected["score"], rtol=1e-4, atol=1e-5
     )
+
+
+def test_samples_that_the_model_does_not_take(tmp_path):
+    inputs = keras.Input((3,), dtype="int32")
+    x = keras.layers.Embedding(5, 4)(inputs)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(x))
+    with pytest.raises(kn.ExportError, match=r"does not run on the samples as a graph.*check_data"):
+        kn.export_tflite(model, tmp_path / "m.tflite", check_data=np.full((4, 3), 9))
+    assert not any(tmp_path.iterdir())

@@ -22,6 +22,7 @@ from keras_nisp.latency.workload import Workloads
 from keras_nisp.plans.budget import Budget
 from keras_nisp.plans.solver import Solver
 from keras_nisp.pruning import latency_budget
+from keras_nisp.pruning.pruning import pruned
 
 
 class Device(LatencyTable):
@@ -378,9 +379,7 @@ def clock(monkeypatch):
 
 def realise(wanted=0.3, **limits):
     limits = {"latency": Device(), "round_to": 1, **limits}
-    return latency_budget.realise_latency(
-        chain(64, 64), kn.Random(), kn.rebuild, latency_reduction=wanted, **limits
-    )
+    return pruned(chain(64, 64), kn.Random(), latency_reduction=wanted, **limits).latency
 
 
 def test_what_is_met_at_once_is_kept(clock):
@@ -428,8 +427,8 @@ def test_scores_are_computed_once(clock):
         return np.arange(channel_map.count, dtype=float)
 
     clock(0.1, 0.2, 0.3)
-    latency_budget.realise_latency(
-        chain(64, 64), importance, kn.rebuild, latency_reduction=0.3, latency=Device(), round_to=1
+    kn.prune(
+        chain(64, 64), importance, latency_reduction=0.3, latency=Device(), round_to=1, verbose=0
     )
     assert len(calls) == 1
 

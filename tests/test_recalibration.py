@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from nets import NETS, channels_first, example_inputs, nested, plain, randomise, shared
+from nets import NETS, channels_first, example_inputs, nested, plain, randomise, residual, shared
 
 import keras_nisp as kn
+from keras_nisp.channels import tracing
 
 
 def test_statistics_are_those_of_the_data(rng):
@@ -226,3 +227,21 @@ def test_precisions(policy, compensate):
     small, plan = pruned(model)
     kn.recalibrate(small, example_inputs(model, 32), model, plan, compensate=compensate)
     assert all(np.isfinite(value).all() for value in weights(small))
+
+
+# One trace ------------------------------------------------------------------------------
+
+
+def test_prune_traces_once(monkeypatch):
+    """Plan, rebuild, proof and repair work on the trace that the call began with."""
+    traced, begin = [], tracing.Tracer.__init__
+
+    def counted(self, *args, **kwargs):
+        traced.append(1)
+        begin(self, *args, **kwargs)
+
+    monkeypatch.setattr(tracing.Tracer, "__init__", counted)
+    model = randomise(residual())
+    x = example_inputs(model, 16)
+    kn.prune(model, kn.NISP(x), ratio=0.5, calibration=x, verbose=0)
+    assert len(traced) == 1

@@ -104,7 +104,7 @@ def compare(
     # Two batches at least show whether a state is kept.
     size = signature.batch_size or min(16, -(-len(samples) // 2))
     for inputs, _ in samples.batches(size):
-        expected = reference(*inputs)
+        expected = _run_as_graph(reference, inputs, signature.name)
         arrays = zip(signature.inputs, inputs, strict=True)
         try:
             received = run({name: value.numpy() for name, value in arrays})
@@ -120,6 +120,20 @@ def compare(
     rows = [_compared(signature, kind, name, *parts) for name, parts in outputs.items()]
     rows.sort(key=lambda row: -np.nan_to_num(row.relative, nan=np.inf))
     return Agreement(tuple(rows), len(samples), random)
+
+
+def _run_as_graph(function: Callable, inputs: list, name: str) -> dict:
+    """What a model gives as a graph."""
+    try:
+        return function(*inputs)
+    except tf.errors.OpError as error:
+        cause = error.message.strip().splitlines()[0]
+        raise ExportError(
+            f"Model '{name}' does not run on the samples as a graph, as in `predict`: {cause}. "
+            "Nothing was written. Pass other `check_data`. If the model runs when it is called on "
+            "these, TensorFlow's optimiser of graphs breaks it; switch that off: "
+            'tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False}).'
+        ) from error
 
 
 def _compared(

@@ -270,15 +270,6 @@ class Plan:
         """
         return check_plan(self, steps, learning_rate, momentum, strength, **settings)
 
-    def check_result(self, small: ChannelMap, channel_map: ChannelMap) -> None:
-        """Raises `PlanMismatchError` unless a traced model is what this plan makes of another.
-
-        Args:
-            small: the smaller model.
-            channel_map: the original.
-        """
-        plan_fit.check_result(self, small, channel_map)
-
     # Saving ------------------------------------------------------------------------
 
     def to_dict(self) -> dict:

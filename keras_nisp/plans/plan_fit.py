@@ -9,6 +9,7 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.cost import CostModel
 from keras_nisp.channels.unit_map import DROPPED, UnitMap
 from keras_nisp.errors import PlanMismatchError
+from keras_nisp.keras_graph.recording import Step
 from keras_nisp.plans.plan_rows import CreatorPlan, creator_clusters, variable_rows
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ def fitted(plan: "Plan", channel_map: ChannelMap) -> UnitMap:
     return unit_map
 
 
-def check_result(plan: "Plan", small: ChannelMap, channel_map: ChannelMap) -> None:
-    """Raises unless a smaller model has the weights that a plan leaves of another's.
+def check_result(steps: list[Step], channel_map: ChannelMap, unit_map: UnitMap) -> None:
+    """Raises unless a smaller model has the weights that remain of another's.
 
     Shapes are compared, not names: a convolution whose groups keep one input channel each creates
     channels in the original, and passes them on in the smaller model.
     """
-    keep = fitted(plan, channel_map).keep
+    keep = unit_map.keep
 
     def kept(weight) -> list[int]:
         binding = channel_map.bindings.get(id(weight))
@@ -63,11 +64,14 @@ def check_result(plan: "Plan", small: ChannelMap, channel_map: ChannelMap) -> No
         return [int(keep[axes[i]].sum()) if i in axes else n for i, n in enumerate(weight.shape)]
 
     expected = [(type(c.layer), [kept(w) for w in c.weights]) for c in channel_map.calls]
-    found = [(type(c.layer), [list(w.shape) for w in c.weights]) for c in small.calls]
+    found = [
+        (type(s.operation), [list(w.shape) for w in getattr(s.operation, "weights", ())])
+        for s in steps
+    ]
     if expected != found:
         raise PlanMismatchError(
-            f"Expected the model that this plan makes of '{plan.model}'. Received model "
-            f"'{small.model.name}', whose widths are others."
+            f"Expected the model that this plan makes of '{channel_map.model.name}'. Received a "
+            "model whose layers or widths are others."
         )
 
 

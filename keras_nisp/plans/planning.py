@@ -108,10 +108,15 @@ def plan_pruning(
         exclude=exclude,
     )
     importance = as_importance(importance)
+    return make_plan(traced_for(importance, model, input_shape, whole_groups), importance, budget)
+
+
+def traced_for(importance: Importance, model: keras.Model, input_shape=None, whole_groups=()):
+    """A model traced for an importance, at the sizes of its data unless others are given."""
     keras_models.check_model(model)
     if input_shape is None:
         input_shape = importance.input_shapes(model)
-    return make_plan(trace(model, input_shape, whole_groups), importance, budget)
+    return trace(model, input_shape, whole_groups)
 
 
 def make_plan(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Plan:

@@ -1,20 +1,22 @@
 """Latency budgets, solved with a table and then proven by measuring what was built."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
+from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.data.random_samples import random_samples
-from keras_nisp.errors import BudgetError, UnknownLayerWarning
+from keras_nisp.errors import BudgetError
 from keras_nisp.export.tflite import convert
-from keras_nisp.importance.base import Importance, as_importance
+from keras_nisp.importance.base import Importance
 from keras_nisp.latency.benchmarking import benchmark
 from keras_nisp.latency.table import LatencyTable
+from keras_nisp.plans.budget import Budget
 from keras_nisp.plans.plan import Plan
-from keras_nisp.plans.planning import plan_pruning
+from keras_nisp.plans.planning import make_plan
+from keras_nisp.surgery.rebuilding import rebuild_traced
 
 TRIES = 3  # after the first
 NOISE = 0.02  # of the latency: as much may be missing, since measurements differ by it
@@ -58,27 +60,16 @@ class Realised:
         return text + ("" if self.met else ": not met, this is the best of them")
 
 
-def realise_latency(
-    model: keras.Model,
-    importance: Importance | Callable,
-    build: Callable[[keras.Model, Plan], keras.Model],
-    *,
-    latency_reduction: float,
-    latency: LatencyTable | None = None,
-    **limits,
-) -> Realised:
+def realise_latency(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Realised:
     """Plans, builds and measures; plans again for more while too little is gone.
 
     The table knows single layers. What they cost together (weights that do not stay in the
     processor's caches, say) only the whole model shows.
 
     Args:
-        model: the model to prune.
+        channel_map: the traced model to prune.
         importance: scores its channels, once.
-        build: makes the model of a plan: `rebuild`.
-        latency_reduction: the share of the latency that is to go.
-        latency: the table.
-        **limits: as for `plan_pruning`.
+        budget: a latency budget.
 
     Returns:
         The first result that meets the budget, else the fastest of them.
@@ -86,30 +77,27 @@ def realise_latency(
     Raises:
         BudgetError: by the table it cannot be reached.
     """
-    table = LatencyTable() if latency is None else latency
-    importance, measure = _Remembered(as_importance(importance)), _stopwatch(model, table)
+    table, wanted = budget.latency, budget.latency_reduction
+    importance, measure = _Remembered(importance), _stopwatch(channel_map.model, table)
     results: list[Realised] = []
-    amount = latency_reduction
+    amount = wanted
     while len(results) <= TRIES:
-        limits |= {"latency_reduction": amount, "latency": table}
         try:
-            with warnings.catch_warnings():
-                if results:  # the first plan has warned
-                    warnings.simplefilter("ignore", UnknownLayerWarning)
-                plan = plan_pruning(model, importance, **limits)
+            plan = make_plan(channel_map, importance, budget.with_amount(amount))
         except BudgetError:
             if not results:
                 raise
             break  # more than the table can give: what there is has to do
-        channel_map, small = plan.trace(model), build(model, plan)
-        keep = ~plan.removed_units(channel_map)
-        estimated, change = table.reduction(channel_map, keep), table.change(channel_map, keep)
+        unit_map = plan.unit_map(channel_map)
+        small = rebuild_traced(channel_map, unit_map)
+        estimated = table.reduction(channel_map, unit_map.keep)
         measured = measure(small, plan.input_shapes)
-        results.append(Realised(plan, small, latency_reduction, estimated, measured, change))
+        change = table.change(channel_map, unit_map.keep)
+        results.append(Realised(plan, small, wanted, estimated, measured, change))
         if results[-1].met:
             break
         # What the table says is taken to be proportional to what is measured.
-        amount = 1 - (1 - estimated) * (1 - latency_reduction) / (1 - measured)
+        amount = 1 - (1 - estimated) * (1 - wanted) / (1 - measured)
     best = max(results, key=lambda result: result.measured)
     return dataclasses.replace(best, tries=len(results))
 

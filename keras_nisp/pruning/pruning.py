@@ -1,21 +1,28 @@
 """`prune`: plan, rebuild, prove and repair in one call."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import Samples
 from keras_nisp.data.value_range import warn_of_range, warned_once
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.keras_graph import keras_models
-from keras_nisp.plans.planning import plan_pruning
-from keras_nisp.pruning.latency_budget import realise_latency
+from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.planning import make_plan, traced_for
+from keras_nisp.pruning.latency_budget import Realised, realise_latency
 from keras_nisp.recovery.compensation import check_compensation
-from keras_nisp.recovery.recalibration import MOST_SAMPLES, recalibrate
-from keras_nisp.surgery.rebuilding import rebuild
-from keras_nisp.surgery.verification import verify_traced
+from keras_nisp.recovery.pair import Pair
+from keras_nisp.recovery.recalibration import MOST_SAMPLES, repair
+from keras_nisp.surgery.rebuilding import rebuild_traced
+from keras_nisp.surgery.verification import Verification, verify_traced
 
 
 def prune(
@@ -71,37 +78,79 @@ def prune(
         return _prune(model, importance, calibration, compensate, verify, verbose, budget)
 
 
-def _prune(model, importance, calibration, compensate, verify, verbose, budget) -> keras.Model:
-    importance, realised, samples = as_importance(importance), None, None
+def _prune(model, importance, calibration, compensate, verify, verbose, limits) -> keras.Model:
+    importance, samples = as_importance(importance), None
     if calibration is not None:
         samples = collect(calibration, model, MOST_SAMPLES)
         if not isinstance(calibration, Samples):
             warn_of_range(model, samples)
-        if budget.get("input_shape") is None and keras_models.is_open(model):
-            budget = {**budget, "input_shape": samples.shapes}
-    if budget.get("latency_reduction") is None:
-        plan = plan_pruning(model, importance, **budget)
-        small = rebuild(model, plan)
-    else:
-        realised = realise_latency(model, importance, rebuild, **budget)
-        plan, small = realised.plan, realised.small
+        if limits.get("input_shape") is None and keras_models.is_open(model):
+            limits = {**limits, "input_shape": samples.shapes}
+    result = pruned(model, importance, **limits)
+    plan, small = result.plan, result.small
     text = (
         f"{model.name}: parameters -{100 * plan.params_reduction:.1f} %, "
         f"FLOPs -{100 * plan.flops_reduction:.1f} %"
     )
-    if realised is not None:
-        text += f"; {realised}"
+    if result.latency is not None:
+        text += f"; {result.latency}"
     if verify:
-        channel_map = plan.trace(model)
-        known = samples or importance.known_samples(model)
-        result = verify_traced(channel_map, plan.unit_map(channel_map), small, known)
-        result.check()
-        text += f"; {result}"
+        text += f"; {result.verified(samples or importance.known_samples(model))}"
     if samples is not None:
-        recalibrate(small, samples, model, plan, compensate=compensate)
+        result.repair(samples, compensate)
         text += f"; repaired on {len(samples):,} samples"
     elif plan.after != plan.before:
         text += "; not repaired: pass `calibration`, or call `recalibrate`; then fine-tune"
     if verbose:
         print("\n".join([text, *plan.notes]))
     return small
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pruned:
+    """A model that was pruned, from one trace of the original.
+
+    Attributes:
+        channel_map: the original, traced.
+        plan: what was removed.
+        small: the smaller model.
+        latency: what a latency budget came to, or `None` for another budget.
+    """
+
+    channel_map: ChannelMap
+    plan: Plan
+    small: keras.Model
+    latency: Realised | None = None
+
+    @functools.cached_property
+    def unit_map(self) -> UnitMap:
+        """What became of the original's units."""
+        return self.plan.unit_map(self.channel_map)
+
+    def verified(self, samples: Samples | None) -> Verification:
+        """The proof that the smaller model is right.
+
+        Raises:
+            VerificationError: it is not.
+        """
+        result = verify_traced(self.channel_map, self.unit_map, self.small, samples)
+        result.check()
+        return result
+
+    def repair(self, samples: Samples, compensate: str | None = "auto") -> None:
+        """Recalibrates the smaller model, in place."""
+        pair = Pair(self.channel_map, self.unit_map, self.small)
+        repair(self.small, samples, pair, compensate)
+
+
+def pruned(
+    model: keras.Model, importance: Importance, input_shape=None, whole_groups=(), **limits
+) -> Pruned:
+    """Plans and rebuilds. Arguments are those of `plan_pruning`."""
+    budget = Budget(**limits)
+    channel_map = traced_for(importance, model, input_shape, whole_groups)
+    if budget.latency_reduction is None:
+        plan = make_plan(channel_map, importance, budget)
+        return Pruned(channel_map, plan, rebuild_traced(channel_map, plan.unit_map(channel_map)))
+    realised = realise_latency(channel_map, importance, budget)
+    return Pruned(channel_map, realised.plan, realised.small, realised)

@@ -25,8 +25,9 @@ from keras_nisp.plans.budget import Budget
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.planning import make_plan
 from keras_nisp.pruning.identity import identity
-from keras_nisp.recovery.recalibration import recalibrate
-from keras_nisp.surgery.rebuilding import rebuild
+from keras_nisp.recovery.pair import Pair
+from keras_nisp.recovery.recalibration import repair
+from keras_nisp.surgery.rebuilding import rebuild_traced
 
 RATIOS = (0.25, 0.5, 0.75)
 MOST_LINES = 10  # groups in a plot of lines; more become a heat map
@@ -210,8 +211,8 @@ def sensitivity(
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
     channel_map.check_weights()
     samples = collect(data, model, limit, seed, labels=True)
-    repair = None if calibration is None else collect(calibration, model, limit, seed)
-    known = _Results(path, _settings(model, importance, metric, samples, repair))
+    repaired_on = None if calibration is None else collect(calibration, model, limit, seed)
+    known = _Results(path, _settings(model, importance, metric, samples, repaired_on))
     known.check_baseline(float(metric(model, samples)))
     scores = importance(channel_map)
     rows = [(g, i) for g in range(len(channel_map.groups)) for i in range(len(ratios))]
@@ -221,7 +222,7 @@ def sensitivity(
         # By what is removed: another setting of the importance may remove something else.
         key = f"{group} {ratios[i]:g} {identity([row.removed for row in plan.creators])[:16]}"
         if key not in known:
-            known[key] = float(metric(_pruned(model, plan, repair), samples))
+            known[key] = float(metric(_pruned(channel_map, plan, repaired_on), samples))
         found[group, i] = known[key]
         if progress:
             progress(done + 1, len(rows))
@@ -256,10 +257,11 @@ def _plan(channel_map: ChannelMap, group: int, ratio: float, scores) -> Plan:
     return make_plan(channel_map, Custom(lambda _: scores), Budget(ratios={layer: ratio}))
 
 
-def _pruned(model: keras.Model, plan: Plan, repair: Samples | None) -> keras.Model:
-    small = rebuild(model, plan, verbose=0)
-    if repair is not None:  # so many networks: by what takes the least time
-        recalibrate(small, repair, model, plan, compensate="mean")
+def _pruned(channel_map: ChannelMap, plan: Plan, samples: Samples | None) -> keras.Model:
+    unit_map = plan.unit_map(channel_map)
+    small = rebuild_traced(channel_map, unit_map)
+    if samples is not None:  # so many networks: by what takes the least time
+        repair(small, samples, Pair(channel_map, unit_map, small), "mean")
     return small
 
 

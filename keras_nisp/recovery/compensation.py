@@ -1,6 +1,5 @@
 """What is left of a pruned network stands in for what was removed: by its mean, or linearly."""
 
-import dataclasses
 import math
 from collections import Counter, defaultdict
 from typing import Any
@@ -9,17 +8,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
-from keras_nisp.channels.rule import PlainKernel, rule_of
+from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.rule import rule_of
 from keras_nisp.channels.unit_map import DROPPED, UnitMap
 from keras_nisp.data.samples import Samples
 from keras_nisp.importance.base import run, spatial_axes
 from keras_nisp.keras_graph.masks import mask_of, spread_mask
-from keras_nisp.plans.plan import Plan
+from keras_nisp.keras_graph.recording import recorded
 from keras_nisp.recovery.assigning import assign_finite, check_finite
 from keras_nisp.recovery.batch_statistics import BatchStatistics
-from keras_nisp.recovery.carrier import Carrier
+from keras_nisp.recovery.carrier import Carrier, memory
+from keras_nisp.recovery.pair import Pair, Reader
 from keras_nisp.recovery.untrained import untrained
 
 COMPENSATIONS = ("auto", "linear", "mean", None)
@@ -50,91 +49,23 @@ def check_compensation(compensate: Any, possible: bool, needed: str) -> None:
         )
 
 
-# Readers ----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reader:
-    """A layer whose one kernel reads the layer's input as it is.
-
-    Attributes:
-        call: in the original.
-        twin: in the smaller network.
-        kernel: the binding of the original's kernel.
-        bias: the original's bias, if it has one.
-        made: kernel and bias in the smaller network.
-        values: how many values all calls of the layer give for a sample.
-    """
-
-    call: Call
-    twin: Call
-    kernel: Binding
-    bias: keras.Variable | None
-    made: PlainKernel
-    values: int
-
-    @property
-    def units(self) -> np.ndarray:
-        """Units along the axis that the kernel reads."""
-        return self.kernel.axes[next(iter(self.kernel.read))]
-
-    def tap_sums(self) -> np.ndarray:
-        """What an input that is 1 at all positions adds to the outputs: `(inputs, outputs)`.
-
-        The mean over positions, where outputs get different taps, as after a transposed
-        convolution. Padding is left out of account.
-        """
-        (read,), (create,) = self.kernel.read, self.kernel.create
-        weights = np.moveaxis(np.asarray(self.kernel.variable, np.float64), (read, create), (0, 1))
-        sums = weights.reshape(*weights.shape[:2], -1).sum(-1)
-        return sums * self.kernel.positions * sums.shape[1] / self.values
-
-
-def _readers(large: ChannelMap, small: ChannelMap) -> list[Reader]:
-    """All readers, one for each call.
-
-    A layer whose kernel does not read its input directly (depthwise, separable and grouped
-    convolutions, recurrent layers, attention) is passed over.
-    """
-    values: Counter = Counter()
-    for call in large.calls:
-        values[call.layer] += sum(t.batch * math.prod(t.shape) for t in call.outputs)
-    readers = []
-    for call, twin in zip(large.calls, small.calls, strict=True):
-        plain, made = (rule_of(c.layer).plain_kernel(c.layer) for c in (call, twin))
-        if plain is None or made is None:
-            continue
-        binding = large.bindings.get(id(plain.kernel))  # none for a kernel with LoRA
-        if binding is not None and len(binding.read) == len(binding.create) == 1:
-            (read,) = binding.read
-            if np.array_equal(binding.axes[read], call.inputs[0].names.ravel()):
-                readers.append(Reader(call, twin, binding, plain.bias, made, values[call.layer]))
-    return readers
-
-
 # Means ------------------------------------------------------------------------------
 
 
-def fold_means(
-    small: ChannelMap, large: ChannelMap, plan: Plan, samples: Samples, batch_size: int
-) -> None:
+def fold_means(pair: Pair, samples: Samples, batch_size: int) -> None:
     """Adds to each bias the mean that removed channels contributed in the original.
 
     Args:
-        small, large: the pruned model and the original, traced.
-        plan: what was removed.
+        pair: the original and the pruned model.
         samples: on which means are taken.
         batch_size: how many of them at a time.
     """
-    unit_map = plan.unit_map(large)
-    plan.check_result(small, large)
-    readers = _readers(large, small)
-    with untrained(small, readers, unit_map):
-        _fold(large, unit_map, readers, samples, batch_size)
+    with untrained(pair):
+        _fold(pair, pair.readers, samples, batch_size)
 
 
-def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, batch_size) -> None:
-    removed = unit_map.into == DROPPED
+def _fold(pair: Pair, readers: list[Reader], samples: Samples, batch_size: int) -> None:
+    removed = pair.unit_map.into == DROPPED
     folded = {r.call.layer: r for r in readers if r.bias is not None and removed[r.units].any()}
     if not folded:
         return
@@ -154,27 +85,20 @@ def _fold(large: ChannelMap, unit_map: UnitMap, readers: list[Reader], samples, 
         return tensor
 
     for inputs, _ in samples.batches(batch_size):
-        run(large, inputs, on_read)
+        run(pair.large, inputs, on_read)
     for layer, reader in folded.items():
         missing = np.where(removed[reader.units], sums[layer] / (counts[layer] or 1), 0)
         (create,) = reader.kernel.create
         bias = np.asarray(reader.bias, np.float64) + missing @ reader.tap_sums()
-        made = unit_map.own(tf.constant(bias), 0, reader.kernel.axes[create])
+        made = pair.unit_map.own(tf.constant(bias), 0, reader.kernel.axes[create])
         assign_finite(reader.made.bias, made, reader.call.path)
 
 
 # Linear maps ------------------------------------------------------------------------
 
 
-def compensate_linearly(
-    small: ChannelMap,
-    large: ChannelMap,
-    plan: Plan,
-    samples: Samples,
-    batch_size: int,
-    ridge: float | None,
-) -> None:
-    """Gives kernels the weights with which the kept channels stand in for all.
+def compensate_linearly(pair: Pair, samples: Samples, batch_size: int, ridge: float | None) -> None:
+    """Gives kernels the weights with which the kept channels make up for all.
 
     Both networks run side by side, layer by layer. What a layer of the original takes in is
     regressed on what its twin takes in, which the layers before, repaired by then, made of the
@@ -184,37 +108,36 @@ def compensate_linearly(
     misses go into its bias.
 
     Args:
-        small, large, plan, samples, batch_size: as for `fold_means`.
+        pair, samples, batch_size: as for `fold_means`.
         ridge: strength of the regularisation over the mean variance of a feature; by default
             chosen for each layer.
     """
-    unit_map = plan.unit_map(large)
-    plan.check_result(small, large)
-    if unit_map.keep.all():
-        return
-    readers = _readers(large, small)
-    with untrained(small, readers, unit_map):
-        _compensate(small, large, readers, unit_map, samples, batch_size, ridge)
+    if not pair.unit_map.keep.all():
+        with untrained(pair):
+            _compensate(pair, samples, batch_size, ridge)
 
 
-def _compensate(small, large, readers, unit_map, samples, batch_size, ridge) -> None:
+def _compensate(pair: Pair, samples: Samples, batch_size: int, ridge: float | None) -> None:
+    large, unit_map = pair.large, pair.unit_map
     calls = Counter(call.layer for call in large.calls)
-    shared = [reader for reader in readers if calls[reader.call.layer] > 1]
-    _fold(large, unit_map, shared, samples, batch_size)
-    single = {reader.call: reader for reader in readers if calls[reader.call.layer] == 1}
+    shared = [reader for reader in pair.readers if calls[reader.call.layer] > 1]
+    _fold(pair, shared, samples, batch_size)
+    single = {reader.call: reader for reader in pair.readers if calls[reader.call.layer] == 1}
     normalised = _normalised(large)
 
-    original, twin = Carrier(large), Carrier(small)
-    samples = _some(samples, original.memory(samples) + twin.memory(samples))
-    original.start(samples, batch_size)
-    twin.start(samples, batch_size)
-    for call, other in zip(large.calls, small.calls, strict=True):
+    widths = np.ones_like(unit_map.keep), unit_map.keep
+    samples = _some(samples, sum(memory(large, keep, samples) for keep in widths))
+    counts = [len(call.outputs) for call in large.calls]
+    original = Carrier(recorded(large.model, counts), samples, batch_size)
+    twin = Carrier(pair.twins, samples, batch_size)
+    for call, other in zip(large.calls, pair.twins, strict=True):
         if reader := single.get(call):
-            x, z = original.batches(call), twin.batches(other)
             constant = reader.bias is not None or call.outputs[0] in normalised
+            x, z = original.inputs(), twin.inputs()
             _repair(reader, unit_map, *_regress(reader, unit_map, x, z, constant, ridge))
-        if normalisation := rule_of(other.layer).normalisation(other.layer):
-            _renew(BatchStatistics(other.layer, normalisation), twin)
+        layer = other.operation
+        if normalisation := rule_of(layer).normalisation(layer):
+            _renew(BatchStatistics(layer, normalisation), twin)
         original.step()
         twin.step()
 

@@ -6,18 +6,19 @@ from typing import Any
 
 import keras
 
-from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.rule import rule_of
-from keras_nisp.channels.tracing import trace_quietly
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import Samples
 from keras_nisp.data.value_range import warn_of_range
+from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.plans.plan import Plan
 from keras_nisp.recovery.assigning import all_or_nothing
 from keras_nisp.recovery.batch_statistics import BatchStatistics
 from keras_nisp.recovery.compensation import check_compensation, compensate_linearly, fold_means
+from keras_nisp.recovery.pair import Pair
 
 MOST_SAMPLES = 4096
+BATCH_SIZE = 256
 
 
 def recalibrate(
@@ -26,7 +27,7 @@ def recalibrate(
     original: keras.Model | None = None,
     plan: Plan | None = None,
     max_samples: int = MOST_SAMPLES,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     verbose: int = 0,
     *,
@@ -100,19 +101,40 @@ def recalibrate(
     inputs, with one map for all taps and outputs of a kernel.
     """
     _check(original, plan, compensate, ridge)
+    keras_models.check_model(model)
     samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
     if not isinstance(calibration, Samples):
         warn_of_range(original or model, samples)
-    channel_map = trace_quietly(model, samples.shapes) if plan is None else plan.trace(model)
-    with all_or_nothing(model):
-        if original is not None and plan is not None and compensate is not None:
-            large = plan.trace(original)
-            if compensate == "mean":
-                fold_means(channel_map, large, plan, samples, batch_size)
-            else:
-                compensate_linearly(channel_map, large, plan, samples, batch_size, ridge)
-        _renew_statistics(channel_map, samples, batch_size)
+    pair = None
+    if original is not None and plan is not None and compensate is not None:
+        channel_map = plan.trace(original)
+        pair = Pair(channel_map, plan.unit_map(channel_map), model)
+    repair(model, samples, pair, compensate, batch_size, ridge)
     return model
+
+
+def repair(
+    model: keras.Model,
+    samples: Samples,
+    pair: Pair | None,
+    compensate: str | None = "auto",
+    batch_size: int = BATCH_SIZE,
+    ridge: float | None = None,
+) -> None:
+    """`recalibrate` for a traced original and samples that were collected.
+
+    Args:
+        model: the smaller model.
+        samples: the samples.
+        pair: the original and the smaller model; `None` compensates for nothing.
+        compensate, batch_size, ridge: as for `recalibrate`.
+    """
+    with all_or_nothing(model):
+        if pair is not None and compensate == "mean":
+            fold_means(pair, samples, batch_size)
+        elif pair is not None and compensate is not None:
+            compensate_linearly(pair, samples, batch_size, ridge)
+        _renew_statistics(model, samples, batch_size)
 
 
 def _check(original, plan, compensate, ridge) -> None:
@@ -129,17 +151,19 @@ def _check(original, plan, compensate, ridge) -> None:
         )
 
 
-def _renew_statistics(channel_map: ChannelMap, samples: Samples, batch_size: int) -> None:
+def _renew_statistics(model: keras.Model, samples: Samples, batch_size: int) -> None:
     known: dict[keras.layers.Layer, BatchStatistics] = {}
 
-    def visit(call, args, kwargs):
-        normalisation = rule_of(call.layer).normalisation(call.layer)
+    def visit(site, args, kwargs):
+        layer = site.operation
+        normalisation = rule_of(layer).normalisation(layer)
         if normalisation is None:
-            return call.infer(*args, **kwargs)
-        statistics = known.setdefault(call.layer, BatchStatistics(call.layer, normalisation))
+            return calling.infer(layer, *args, **kwargs)
+        statistics = known.setdefault(layer, BatchStatistics(layer, normalisation))
         return statistics.normalised(*args, **kwargs)
 
     for inputs, _ in samples.batches(batch_size):
-        channel_map.walk(inputs, visit)
+        with calling.fresh_states(model):
+            walking.walk(model, inputs, visit)
     for statistics in known.values():
         statistics.assign()

@@ -3,17 +3,13 @@
 import contextlib
 import hashlib
 import weakref
-from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
-from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.keras_graph.rounding import relative_difference
-
-if TYPE_CHECKING:
-    from keras_nisp.recovery.compensation import Reader
+from keras_nisp.recovery.pair import Pair, Reader
 
 SAME = 1e-6  # of weights that were not trained, over their scale
 # By model a digest of what compensation made of its kernels and biases.
@@ -21,19 +17,19 @@ _MADE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def untrained(small: ChannelMap, readers: list["Reader"], unit_map: UnitMap):
+def untrained(pair: Pair):
     """Raises if kernels or biases have learnt what compensation would put others in place of.
 
     They must be what the surgery made of the original's, or what compensation did.
     """
-    if _MADE.get(small.model) != _digest(readers):
-        for reader in readers:
-            _check_untrained(reader, unit_map, small.model)
+    if _MADE.get(pair.small) != _digest(pair.readers):
+        for reader in pair.readers:
+            _check_untrained(reader, pair.unit_map, pair.small)
     yield
-    _MADE[small.model] = _digest(readers)
+    _MADE[pair.small] = _digest(pair.readers)
 
 
-def _check_untrained(reader: "Reader", unit_map: UnitMap, model: keras.Model) -> None:
+def _check_untrained(reader: Reader, unit_map: UnitMap, model: keras.Model) -> None:
     (read,), (create,) = reader.kernel.read, reader.kernel.create
     outputs, made = reader.kernel.axes[create], reader.made
     kernel = unit_map.read(tf.convert_to_tensor(reader.kernel.variable), read, reader.units)
@@ -51,9 +47,9 @@ def _check_untrained(reader: "Reader", unit_map: UnitMap, model: keras.Model) ->
             )
 
 
-def _digest(readers: list["Reader"]) -> bytes:
+def _digest(readers: list[Reader]) -> bytes:
     digest = hashlib.sha256()
-    for layer in {id(reader.twin.layer): reader.twin.layer for reader in readers}.values():
+    for layer in {id(reader.twin.operation): reader.twin.operation for reader in readers}.values():
         for weight in layer.weights:
             digest.update(weight.numpy().tobytes())
     return digest.digest()

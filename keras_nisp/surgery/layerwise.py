@@ -1,7 +1,6 @@
 """Compares two models call by call: errors do not add up, and none hides behind another."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,73 +10,14 @@ import tensorflow as tf
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Traced
 from keras_nisp.errors import PlanMismatchError, RuleError
-from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.keras_graph.masks import carry_mask, mask_of
+from keras_nisp.keras_graph.recording import Step, Token, recorded
 from keras_nisp.keras_graph.rounding import LARGEST_TOLERANCE, Difference, difference
 from keras_nisp.surgery.oracle import Oracle, taken
 
 LAYER_TOLERANCE = 1e-5
 # Of the random values that layers are tried with: small ones do not saturate an activation.
 SCALES = (1.0, 1e-2)
-
-
-@dataclasses.dataclass(frozen=True)
-class Token:
-    """Stands for a tensor: the output of a call, or (at -1) an input of the model."""
-
-    call: int
-    output: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Step:
-    """A call of a model, with tokens for tensors."""
-
-    operation: keras.Operation
-    path: str
-    args: tuple
-    kwargs: dict
-
-    @property
-    def tokens(self) -> list[Token]:
-        return [x for x in keras.tree.flatten((self.args, self.kwargs)) if isinstance(x, Token)]
-
-    def fill(self, values: dict[Token, Any]) -> tuple[tuple, dict]:
-        """The arguments, with values for tokens."""
-        return keras.tree.map_structure(
-            lambda x: values[x] if isinstance(x, Token) else x, (self.args, self.kwargs)
-        )
-
-    def run(self, values: dict[Token, Any], weights: Sequence[tuple] = ()) -> list:
-        """The outputs of the call in inference mode, from a fresh state.
-
-        Args:
-            values: for tokens.
-            weights: pairs of a weight and the value that it is to have.
-        """
-        args, kwargs = self.fill(values)
-        scope = keras.StatelessScope(state_mapping=weights)
-        with calling.fresh_states(self.operation), scope:
-            return keras.tree.flatten(calling.infer(self.operation, *args, **kwargs))
-
-
-def recorded(model: keras.Model, counts: list[int]) -> list[Step]:
-    """The calls of a model, in order.
-
-    Args:
-        model: a functional or Sequential model.
-        counts: how many outputs each call has.
-    """
-    steps: list[Step] = []
-
-    def visit(site, args, kwargs):
-        index = len(steps)
-        steps.append(Step(site.operation, site.path, args, kwargs))
-        count = counts[index] if index < len(counts) else 1
-        return [Token(index, i) for i in range(count)]
-
-    walking.walk(model, [Token(-1, i) for i in range(len(keras_models.body(model).inputs))], visit)
-    return steps
 
 
 @dataclasses.dataclass(frozen=True)

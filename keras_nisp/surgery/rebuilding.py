@@ -71,9 +71,7 @@ def rebuild(
     channel_map = plan.trace(model)
     unit_map = plan.unit_map(channel_map)
     if not plan.merges:
-        small = rebuild_traced(channel_map, unit_map, optimizer_state)
-        check_loads(model, small)
-        return small
+        return rebuild_traced(channel_map, unit_map, optimizer_state)
     measured = deviation(model, plan)
     if measured.relative > LOSSLESS and not force:
         raise NotCollapsedError(_not_collapsed(model, str(measured)))
@@ -83,13 +81,12 @@ def rebuild(
     if not change.ok and not force:
         text += " (BatchNormalization statistics may differ still; CentripetalMonitor levels them)"
         raise NotCollapsedError(_not_collapsed(model, text))
-    check_loads(model, small)
     if verbose:
         print(f"{model.name} merged: {text}")
     return small
 
 
-def check_loads(model: keras.Model, small: keras.Model) -> None:
+def _check_loads(model: keras.Model, small: keras.Model) -> None:
     """Raises if a file of the rebuilt model could not be loaded although one of the original can.
 
     Tried by config alone, under the models' own classes; nothing is written.
@@ -116,7 +113,9 @@ def _not_collapsed(model, text: str) -> str:
     )
 
 
-def rebuild_traced(channel_map: ChannelMap, unit_map: UnitMap, optimizer_state: bool):
+def rebuild_traced(
+    channel_map: ChannelMap, unit_map: UnitMap, optimizer_state: bool = False
+) -> keras.Model:
     """`rebuild` for a traced model and what becomes of its units."""
     surgeon = Surgeon(channel_map, lambda units: np.flatnonzero(unit_map.keep[units]))
     small = surgeon.operate()
@@ -131,6 +130,7 @@ def rebuild_traced(channel_map: ChannelMap, unit_map: UnitMap, optimizer_state: 
     surgeon.transfer(resize)
     twins = list(surgeon.variables())
     compile_alike(channel_map.model, small, twins, resize if optimizer_state else None)
+    _check_loads(channel_map.model, small)
     return small
 
 
