@@ -78,6 +78,8 @@ def realise_latency(channel_map: ChannelMap, importance: Importance, budget: Bud
         BudgetError: by the table it cannot be reached.
     """
     table, wanted = budget.latency, budget.latency_reduction
+    assert table is not None  # which a latency budget has
+    assert wanted is not None
     importance, measure = _Remembered(importance), _stopwatch(channel_map.model, table)
     results: list[Realised] = []
     amount = wanted

@@ -23,6 +23,7 @@ class Reader:
     Attributes:
         call: in the original.
         twin: in the smaller model.
+        made: kernel and bias of the twin.
         kernel: the binding of the original's kernel.
         bias: the original's bias, if it has one.
         values: how many values all calls of the layer give for a sample.
@@ -30,15 +31,10 @@ class Reader:
 
     call: Call
     twin: Step
+    made: PlainKernel
     kernel: Binding
     bias: keras.Variable | None
     values: int
-
-    @property
-    def made(self) -> PlainKernel:
-        """Kernel and bias in the smaller model."""
-        layer = self.twin.operation
-        return rule_of(layer).plain_kernel(layer)
 
     @property
     def units(self) -> np.ndarray:
@@ -87,11 +83,13 @@ class Pair:
             values[call.layer] += sum(t.batch * math.prod(t.shape) for t in call.outputs)
         readers = []
         for call, twin in zip(self.large.calls, self.twins, strict=True):
-            plain = rule_of(call.layer).plain_kernel(call.layer)
-            # There is no binding for a kernel with LoRA.
-            binding = self.large.bindings.get(id(plain and plain.kernel))
+            plain, made = (rule_of(op).plain_kernel(op) for op in (call.layer, twin.operation))
+            if plain is None or made is None:
+                continue
+            binding = self.large.bindings.get(id(plain.kernel))  # none for a kernel with LoRA
             if binding is not None and len(binding.read) == len(binding.create) == 1:
                 (read,) = binding.read
                 if np.array_equal(binding.axes[read], call.inputs[0].names.ravel()):
-                    readers.append(Reader(call, twin, binding, plain.bias, values[call.layer]))
+                    count = values[call.layer]
+                    readers.append(Reader(call, twin, made, binding, plain.bias, count))
         return readers
