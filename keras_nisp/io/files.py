@@ -4,15 +4,14 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: what kills leave stays
-    fcntl = None  # type: ignore[assignment]
 
 SCRATCH = ".part"  # how names of unfinished work end
 
@@ -109,7 +108,7 @@ def _remove_leftovers(path: Path) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
     """Locks a folder, or says that another process has it; a lock ends with its process."""
-    if fcntl is None:
+    if sys.platform == "win32":  # which has no such locks: what killed processes left stays
         yield False
         return
     descriptor = os.open(folder, os.O_RDONLY)
