@@ -77,7 +77,7 @@ def test_page_says_what_the_plan_says(net):
             found.text,
         ), row.layer
     assert found.figures() == [[g.units - g.removed, g.removed] for g in plan.groups]
-    assert plan._exactness() in found.text
+    assert plan.exactness() in found.text
 
 
 def test_headline():

@@ -65,12 +65,13 @@ def _number(value: int) -> str:
     return f"{value:,}"
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     """Bytes, in units of a thousand."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
+    return f"{count:.3g} GB"
 
 
 def _score(value: float, digits: int = 3) -> str:
@@ -128,7 +129,7 @@ def _shares(plan: "Plan", title: str, word: str) -> tuple[str, int, list[Amount]
     scale = max((before for _, before, _ in named), default=1)
     if others:
         layers = f"{len(others)} other layer{'s' * (len(others) > 1)}"
-        named.append((layers, *(sum(cost[i] for cost in others) for i in (1, 2))))
+        named.append((layers, sum(b for _, b, _ in others), sum(a for _, _, a in others)))
     whole = getattr(plan.before, word), getattr(plan.after, word)
     rows = [
         Amount(name, b, a, _change(b, a), (_share(b, whole[0]), _share(a, whole[1])))
@@ -186,11 +187,11 @@ def _rows(plan: "Plan", marks: dict[str, int]) -> list[Row]:
     created = {creator.layer for creator in plan.creators}
     hidden: dict[str, list[Row]] = {}
     for creator in plan.creators:
-        layer, colon, label = creator.layer.rpartition(":")
+        path, colon, label = creator.layer.rpartition(":")
         if colon:
             row = Row(creator.layer, label, creator.channels, creator.kept, None, True)
             row = dataclasses.replace(row, mark=marks.get(creator.layer))
-            hidden.setdefault(layer, []).append(row)
+            hidden.setdefault(path, []).append(row)
     rows = []
     for layer in plan.layers:
         if layer.channels[0]:

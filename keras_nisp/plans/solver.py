@@ -1,5 +1,6 @@
 """From scores and a budget to the units that are removed."""
 
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
@@ -76,13 +77,12 @@ class Solver:
         Raises:
             BudgetError: the reduction cannot be reached; the message says what can.
         """
-        blocks = self.budget.blocks
-        for self.block in blocks:
-            try:
+        *wider, narrowest = self.budget.blocks
+        for self.block in wider:
+            with contextlib.suppress(BudgetError):
                 return self.channel_map.seen(self._chosen(scores))
-            except BudgetError:
-                if self.block == blocks[-1]:
-                    raise
+        self.block = narrowest
+        return self.channel_map.seen(self._chosen(scores))
 
     def _chosen(self, scores: np.ndarray) -> np.ndarray:
         """The units to remove, with widths in multiples of `block`."""
@@ -142,8 +142,8 @@ class Solver:
         """
         blocks = self.channel_map.blocks(group) if self.is_local else [group.units]
         parts = [self._able(units, scores, stay) for units in blocks]
-        share = [(np.arange(len(p)) + 0.5) / len(b) for p, b in zip(parts, blocks, strict=True)]
-        units, share = np.concatenate(parts), np.concatenate(share)
+        shares = [(np.arange(len(p)) + 0.5) / len(b) for p, b in zip(parts, blocks, strict=True)]
+        units, share = np.concatenate(parts), np.concatenate(shares)
         return units[np.lexsort((scores[units], share, ~self.removed[units]))]
 
     def _steps(self, scores: np.ndarray) -> Steps:
