@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import gc
 import os
 import resource
 import sys
@@ -34,6 +35,10 @@ peaks = {}
 def pytest_configure(config):
     for line in NIGHTLY_WARNINGS * (".dev" in keras.__version__):
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays; to look through it at each collection takes long
 
 
 def pytest_deselected(items):

@@ -109,7 +109,7 @@ def masked_training(model, seed: int) -> None:
     """
     data = keras.tree.map_structure(tf.convert_to_tensor, samples_for(model, 8, seed=2))
     targets = keras.tree.map_structure(np.asarray, model(data, training=False))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     masked = []
     at_end = keras.callbacks.LambdaCallback(on_train_end=lambda _: masked.append(outputs(model)))
     pruner = kn.NISPPruner(importance=kn.Random(seed), ratio=0.4, verbose=0)

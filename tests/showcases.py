@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 
 def _compiled(inputs, outputs, loss, name, **settings):
     model = keras.Model(inputs, outputs, name=name)
-    model.compile(keras.optimizers.Adam(1e-3), loss, **settings)
+    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=False, **settings)
     return model
 
 
@@ -140,7 +140,7 @@ def lora_mlp():
     model = keras.Model(inputs, outputs, name="lora")
     model.get_layer("tuned").enable_lora(4)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-2), loss)
+    model.compile(keras.optimizers.Adam(1e-2), loss, jit_compile=False)
     x, y = RNG.normal(size=(32, 12)).astype("float32"), RNG.integers(0, 3, 32)
     model.fit(x, y, epochs=2, verbose=0)
     return model, x, y

@@ -59,11 +59,9 @@ def outputs(model, samples):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("importance", ["random", "nisp"])
-def test_halved(name, importance):
+def test_halved(name):
     model, samples = build(name)
-    importance = kn.Random() if importance == "random" else kn.NISP(samples)
-    plan = kn.plan_pruning(model, importance, ratio=0.5)
+    plan = kn.plan_pruning(model, kn.NISP(samples), ratio=0.5)
     small = kn.rebuild(model, plan)
     result = kn.verify(model, small, plan, samples, tolerance=EXACT)
     assert result.ok, result
@@ -79,12 +77,15 @@ def test_halved(name, importance):
 @pytest.mark.parametrize("name", SMALL)
 def test_saved_and_trained(name, tmp_path):
     model, samples = build(name)
-    small = kn.rebuild(model, kn.plan_pruning(model, kn.Random(), ratio=0.5))
+    plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert kn.verify(model, small, plan, samples, tolerance=EXACT).ok
     small.save(tmp_path / "small.keras")
     loaded = keras.saving.load_model(tmp_path / "small.keras")
     before = outputs(small, samples)
     keras.tree.map_structure(np.testing.assert_array_equal, before, outputs(loaded, samples))
-    small.compile("sgd", keras.tree.map_structure(lambda _: "mse", before))
+    losses = keras.tree.map_structure(lambda _: "mse", before)
+    small.compile("sgd", losses, run_eagerly=True)
     targets = keras.tree.map_structure(lambda y: np.zeros_like(y) + y.mean(), before)
     small.fit(samples, targets, batch_size=16, verbose=0)
     after = keras.tree.flatten(outputs(small, samples))

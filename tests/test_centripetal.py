@@ -27,6 +27,15 @@ def every_kind():
     return keras.Model(inputs, layers.Dense(4, name="head")(x))
 
 
+def small_residual():
+    """Layers that an addition couples, with BatchNormalization, in little time a step."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, name="stem")(inputs)
+    y = layers.ReLU()(layers.BatchNormalization()(layers.Dense(6, name="inner")(x)))
+    x = layers.Add()([x, layers.Dense(8, name="outer")(y)])
+    return keras.Model(inputs, layers.Dense(3, name="head")(layers.ReLU()(x)))
+
+
 def fit(model, optimizer, steps, seed=0, callbacks=(), **compile_arguments):
     """Trains on random data, one batch per step."""
     rng = np.random.default_rng(seed)
@@ -197,7 +206,7 @@ def test_the_stated_bound_is_the_bound(momentum, nesterov):
     ids=lambda settings: next(iter(settings)),
 )
 def test_settings_of_sgd(settings):
-    model = randomise(residual())
+    model = randomise(small_residual())
     plan = kn.plan_merging(model, ratio=0.5)
     optimizer = kn.CentripetalSGD(0.02, 0.9, plan=plan, steps=400, **settings)
     fit(model, optimizer, 400 * settings.get("gradient_accumulation_steps", 1))
@@ -206,7 +215,7 @@ def test_settings_of_sgd(settings):
 
 @pytest.mark.parametrize("how", ["jit_compile", "run_eagerly", "steps_per_execution"])
 def test_ways_to_compile(how):
-    model = randomise(residual())
+    model = randomise(small_residual())
     plan = kn.plan_merging(model, ratio=0.5)
     arguments = {how: 5 if how == "steps_per_execution" else True}
     steps = 60 if how == "run_eagerly" else 200
@@ -272,7 +281,7 @@ def test_averaged_weights_are_collapsed_too(settings, wrapped):
     ids=["adam", "adamw", "rmsprop", "lion", "muon", "sgd", "accumulation"],
 )
 def test_other_optimizers(make):
-    model = randomise(residual())
+    model = randomise(small_residual())
     plan = kn.plan_merging(model, ratio=0.5)
     first = kn.deviation(model, plan).relative
     fit(model, kn.Centripetal(make(), plan, steps=300), 300)
@@ -284,7 +293,7 @@ def test_other_optimizers(make):
 
 def test_adam_needs_the_wrapper():
     """What the wrapper is for: Adam on the mean gradient follows the law, step by step."""
-    model = randomise(residual())
+    model = randomise(small_residual())
     plan = kn.plan_merging(model, ratio=0.5)
     first = kn.deviation(model, plan)
     fit(model, kn.Centripetal(keras.optimizers.Adam(0.01), plan, strength=2.0), 100)

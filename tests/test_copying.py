@@ -255,7 +255,7 @@ def test_classes_of_models(tmp_path):
     noisy.temperature = 7
     outer = Weighted(inputs, noisy(inputs), 2.5)
     outer.extra.assign(5.0)
-    outer.compile("sgd", "mse")
+    outer.compile("sgd", "mse", jit_compile=False)
     small = kn.prune(outer, kn.Magnitude(), ratio=0.5, verbose=0)
     inner = small.get_layer("noisy")
     assert type(small) is Weighted
@@ -374,7 +374,7 @@ def test_slots_belong_to_weights_and_not_to_places(scaled):
 
 def test_compile_configuration_after_saving_as_h5(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(3)])
-    model.compile(keras.optimizers.Adam(0.25), "mse")
+    model.compile(keras.optimizers.Adam(0.25), "mse", jit_compile=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("absl.logging.warning", lambda *args: None)
         model.save(tmp_path / "m.h5")

@@ -33,7 +33,7 @@ def test_two_replicas_give_what_one_device_gives():
     assert "NISPPruner cannot work with gradient_accumulation_steps=2" in refused["error"]
 
 
-@pytest.mark.parametrize("method", ["pruning", "centripetal"])
+@pytest.mark.parametrize("method", ["pruning", pytest.param("centripetal", marks=pytest.mark.slow)])
 def test_two_workers_build_the_same_model(method, tmp_path):
     run(ROOT / "examples" / "two_workers.py", "--method", method, "--out", tmp_path)
     first, second = (keras.models.load_model(tmp_path / f"worker{i}.keras") for i in (0, 1))

@@ -1,6 +1,7 @@
 """The accuracy experiments: on digits, resumed after an interruption, and their tables."""
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import re
@@ -40,6 +41,15 @@ def lab(tmp_path, monkeypatch):
     return training.Lab("digits", args)
 
 
+@pytest.fixture
+def small_lab(lab):
+    """A network of two layers instead of a residual one."""
+    lab.task = dataclasses.replace(
+        lab.task, epochs=6, network=lambda input_shape: training.plain_cnn(2, input_shape)
+    )
+    return lab
+
+
 class Interrupt(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 2:
@@ -56,7 +66,10 @@ class Steps(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-def test_training_goes_on_where_it_was_interrupted(lab, distilled):
+def test_training_goes_on_where_it_was_interrupted(small_lab, distilled):
+    lab = small_lab
+    lab.data = tuple((x[:256], y[:256]) for x, y in lab.data)
+
     def network():
         keras.utils.set_random_seed(0)
         return lab.task.build(lab.data[0][0].shape[1:], None)
@@ -75,7 +88,8 @@ def test_training_goes_on_where_it_was_interrupted(lab, distilled):
     assert not (lab.out / "running" / "trial").exists()
 
 
-def test_base_networks_are_trained_once(lab):
+def test_base_networks_are_trained_once(small_lab):
+    lab = small_lab
     first = lab.base(0)
     again = training.Lab("digits", lab.args).base(0)
     for a, b in zip(first.get_weights(), again.get_weights(), strict=True):

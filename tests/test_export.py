@@ -1,5 +1,6 @@
 """Exports: files that another process runs, with the numbers of the Keras model."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def in_fresh_process(code: str, *arguments, without=("keras_nisp",)) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@functools.cache
 def pruned(build):
     model = build()
     randomise(model)
@@ -243,8 +245,11 @@ def test_tflite_files_run_without_tensorflow(tmp_path):
 @pytest.mark.filterwarnings(
     "ignore:Quantization changes the answers"
 )  # random nets are close calls
-@pytest.mark.parametrize("build", NETS)
-@pytest.mark.parametrize("quantization", [None, "float16", "dynamic", "int8"])
+@pytest.mark.parametrize(
+    ("quantization", "build"),
+    [(kind, build) for kind in (None, "int8") for build in NETS]
+    + [(kind, build) for kind in ("float16", "dynamic") for build in (residual, squeeze_excite)],
+)
 def test_every_kind_agrees(build, quantization, tmp_path):
     model = pruned(build)
     data = samples_for(model, 48)

@@ -120,7 +120,7 @@ def test_merging_is_the_same_for_what_is_read_and_owned(data):
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_merged_model_is_the_oracle(net, seed):
     """For random clusters, with members at any distance."""
     model = randomise(net(), seed)
@@ -240,10 +240,10 @@ FRESH = """
 import sys, keras, numpy as np, keras_nisp as kn
 model = keras.models.load_model(sys.argv[1])
 plan = model.optimizer.plan
-x, y = np.load(sys.argv[2]), np.ones((8, 5), "float32")
+x, y = np.load(sys.argv[2]), np.ones((80, 5), "float32")
 slots = [np.asarray(v) for v in model.optimizer.variables]
 assert any(np.abs(s).sum() > 0 for s in slots[2:])
-model.fit(x, y, batch_size=8, epochs=150, verbose=0)
+model.fit(x, y, batch_size=8, epochs=15, verbose=0)
 print(kn.deviation(model, plan).relative, int(model.optimizer.iterations))
 """
 
@@ -252,8 +252,8 @@ def test_keras_file_in_a_fresh_process(tmp_path):
     model = randomise(plain())
     plan = kn.plan_merging(model, ratio=0.5)
     model.compile(kn.CentripetalSGD(0.02, 0.5, plan=plan, steps=200), "mse", jit_compile=False)
-    x = example_inputs(model, 8)
-    model.fit(x, np.ones((8, 5), "float32"), batch_size=8, epochs=100, verbose=0)
+    x = example_inputs(model, 80)
+    model.fit(x, np.ones((80, 5), "float32"), batch_size=8, epochs=10, verbose=0)
     assert kn.deviation(model, plan).relative > 1e-4
     model.save(tmp_path / "half.keras")
     np.save(tmp_path / "x.npy", x)
@@ -276,9 +276,9 @@ keras.utils.set_random_seed(int(sys.argv[2]))
 model = randomise(plain(), int(sys.argv[2]))
 plan = kn.plan_merging(model, ratio=0.5, seed=int(sys.argv[2]))
 model.compile(kn.CentripetalSGD(0.02, 0.5, plan=plan), "mse", jit_compile=False)
-x, y = np.random.default_rng(0).normal(size=(8, 9, 9, 3)), np.ones((8, 5))
+x, y = np.random.default_rng(0).normal(size=(64, 9, 9, 3)), np.ones((64, 5))
 backup = keras.callbacks.BackupAndRestore(sys.argv[1])
-model.fit(x, y, batch_size=8, epochs=160, verbose=0,
+model.fit(x, y, batch_size=8, epochs=20, verbose=0,
           callbacks=[kn.CentripetalMonitor(plan), Slow(), backup])
 plan = model.optimizer.plan
 small = kn.rebuild(model, plan)
@@ -292,14 +292,14 @@ def test_killed_and_resumed_with_the_same_clusters(tmp_path):
     command = [sys.executable, "-c", RESUMED, str(tmp_path / "backup")]
     first = subprocess.Popen([*command, "0"], env=environment, stdout=subprocess.PIPE, text=True)
     for line in first.stdout:
-        if line.startswith("epoch 50"):
+        if line.startswith("epoch 6"):
             first.send_signal(signal.SIGKILL)
             break
     first.communicate()
     second = subprocess.run([*command, "1"], env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr[-3000:]
     begun = next(line for line in second.stdout.splitlines() if line.startswith("epoch"))
-    assert 30 < int(begun.split()[1]) <= 51
+    assert 4 <= int(begun.split()[1]) <= 7
     plan = kn.plan_merging(randomise(plain(), 0), ratio=0.5, seed=0)
     clusters, deviation = second.stdout.splitlines()[-1].removeprefix("clusters ").rsplit(" ", 1)
     assert clusters == str(plan.creators[0].clusters)
@@ -337,7 +337,7 @@ def test_monitor_counts_the_epochs_that_are_left():
     dense = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
     model = randomise(keras.Sequential([keras.Input((4,)), *dense]))
     plan = kn.plan_merging(model, ratio=0.5)
-    model.compile(kn.CentripetalSGD(0.02, 0.9, plan=plan, tolerance=1e-3), "mse")
+    model.compile(kn.CentripetalSGD(0.02, 0.9, plan=plan, tolerance=1e-3), "mse", jit_compile=False)
     x, y = np.ones((200, 4), "float32"), np.ones((200, 3), "float32")
     monitor = kn.CentripetalMonitor(plan)
     kwargs = {"initial_epoch": 8, "epochs": 10, "verbose": 0, "callbacks": [monitor]}
@@ -393,7 +393,7 @@ def test_monitor_warns_when_something_else_moves_the_weights():
 def test_plan_for_another_model():
     plan = kn.plan_merging(plain(), ratio=0.5)
     model = residual()
-    model.compile(kn.CentripetalSGD(0.1, plan=plan, steps=10), "mse")
+    model.compile(kn.CentripetalSGD(0.1, plan=plan, steps=10), "mse", jit_compile=False)
     x, y = example_inputs(model), np.ones((4, 4))
     with pytest.raises(kn.PlanMismatchError, match="trainable variables of 'plain'"):
         model.fit(x, y, verbose=0)
@@ -407,14 +407,14 @@ def test_frozen_layers():
     model = randomise(residual())
     plan = kn.plan_merging(model, ratio=0.5)
     model.get_layer("inner0").trainable = False
-    model.compile(kn.CentripetalSGD(0.1, plan=plan, steps=10), "mse")
+    model.compile(kn.CentripetalSGD(0.1, plan=plan, steps=10), "mse", jit_compile=False)
     with pytest.raises(kn.PlanMismatchError, match="inner0/kernel"):
         model.fit(example_inputs(model), np.ones((4, 4)), verbose=0)
     plan = kn.plan_merging(model, ratio=0.5)  # which sees that it is frozen
     assert "'inner0' is not trained" in plan.explain("inner0")
     with pytest.raises(ValueError, match="'inner0' is not trained"):
         kn.plan_merging(model, widths={"inner0": 3})
-    model.compile(kn.CentripetalSGD(0.1, plan=plan, steps=10), "mse")
+    model.compile(kn.CentripetalSGD(0.1, plan=plan, steps=10), "mse", jit_compile=False)
     model.fit(example_inputs(model), np.ones((4, 4)), verbose=0)
 
 
@@ -461,7 +461,7 @@ def test_automatic_strength_needs_steps():
 def test_optimizers_that_do_not_fit():
     model = plain()
     plan = kn.plan_merging(model, ratio=0.5)
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", jit_compile=False)
     with pytest.raises(TypeError, match="Received: Adam"):
         model.fit(
             example_inputs(model),
@@ -479,7 +479,7 @@ def test_optimizers_that_do_not_fit():
     with pytest.raises(ValueError, match="plan that merges"):
         kn.CentripetalSGD(0.1, plan=pruning)
     other = kn.plan_merging(model, ratio=0.25)
-    model.compile(kn.CentripetalSGD(0.1, plan=plan), "mse")
+    model.compile(kn.CentripetalSGD(0.1, plan=plan), "mse", jit_compile=False)
     with pytest.raises(ValueError, match="plan of the optimizer"):
         model.fit(
             example_inputs(model),

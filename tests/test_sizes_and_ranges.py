@@ -59,7 +59,7 @@ def test_sizes_come_from_calibration_data(capsys):
     kn.sensitivity(model, kn.NISP(X), (X, np.zeros(8)), ratios=[0.5])
     merged = kn.plan_merging(model, ratio=0.5, clustering="activations", calibration=iter([X]))
     assert merged.before.flops == FLOPS
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     pruner = kn.NISPPruner(X, ratio=0.5, verbose=0)
     model.fit(X, np.zeros((8, 2)), verbose=0, callbacks=[pruner])
     assert pruner.plan.before.flops == FLOPS
@@ -76,7 +76,7 @@ def test_assumed_sizes_are_said_and_errors_name_the_argument():
         with pytest.raises(ValueError, match=r"assumed \(128, 3\) for input 'signal'.*input_shape"):
             act()
         act(input_shape=(300, 3))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5, input_shape=(300, 3), verbose=0)
     model.fit(X, np.zeros((8, 2)), verbose=0, callbacks=[pruner])
     assert pruner.plan.input_shapes == ((300, 3),)
@@ -160,7 +160,7 @@ def test_data_in_another_range_are_noticed():
 
 def partly_trained(steps):
     model = trained()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     model.fit(255 * UNIT, np.zeros((48, 2)), epochs=steps, batch_size=48, verbose=0)
     return model
 

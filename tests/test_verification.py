@@ -117,7 +117,7 @@ def paths_with_errors(model, index, rng):
         (image, True),
         (channels_first, False),
         (sequence, False),
-        (sequence, True),
+        pytest.param(sequence, True, marks=pytest.mark.slow),
         (plain, False),
         (nested, False),
         (shared, False),
