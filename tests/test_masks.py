@@ -31,6 +31,9 @@ CHAINS = {
     "sum": lambda e: layers.LSTM(3)(layers.Add()([layers.Dense(8)(e), e]), training=False),
     "nested": lambda e: sequence(layers.LSTM(3))(e),
     "attention": lambda e: layers.LSTM(2)(layers.MultiHeadAttention(2, 3)(e, e), training=False),
+    "taken off": lambda e: layers.LSTM(2)(
+        layers.Add()([layers.MultiHeadAttention(1, 4)(e, e), e]), training=False
+    ),
     "dot attention": lambda e: layers.GlobalAveragePooling1D()(
         layers.Attention()([layers.Dense(4)(e), layers.Dense(4)(e)])
     ),
@@ -65,6 +68,9 @@ def test_walks_and_oracles_see_masks(chain):
         np.testing.assert_allclose(copied, expected, atol=1e-6)
         plan = kn.plan_pruning(model, kn.NISP(TOKENS), ratio=0.5)
         assert kn.verify(model, kn.rebuild(model, plan), plan, TOKENS).relative < 1e-5
+        merging = kn.plan_merging(model, ratio=0.5, clustering="even")
+        merged = kn.rebuild(model, merging, force=True, verbose=0)
+        assert kn.verify(model, merged, merging, TOKENS).ok
 
 
 def tagger(**settings):

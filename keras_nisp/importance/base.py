@@ -12,7 +12,7 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph import keras_models
-from keras_nisp.keras_graph.masks import carry_mask
+from keras_nisp.keras_graph.masks import carry_mask, take_off_alike
 
 # Gives the boolean array of units that a budget would remove, by their scores.
 Select = Callable[[np.ndarray], np.ndarray]
@@ -159,17 +159,20 @@ def run(channel_map: ChannelMap, inputs: list, on_read: Callable | None = None):
     """
 
     def visit(call: Call, args, kwargs):
-        if call.reads and on_read is not None:
-            args, kwargs = map_tensors(
-                lambda index, tensor: (
-                    on_read(call, index, tensor)
-                    if tensor.dtype.is_floating  # a mask has no responses
-                    else tensor
-                ),
-                args,
-                kwargs,
-            )
-        return call.infer(*args, **kwargs)
+        if not call.reads or on_read is None:
+            return call.infer(*args, **kwargs)
+        used = map_tensors(
+            lambda index, tensor: (
+                on_read(call, index, tensor)
+                if tensor.dtype.is_floating  # a mask has no responses
+                else tensor
+            ),
+            args,
+            kwargs,
+        )
+        outputs = call.infer(*used[0], **used[1])
+        take_off_alike((args, kwargs), used)
+        return outputs
 
     outputs = channel_map.walk(inputs, visit)
     single = isinstance(outputs, (list, tuple)) and len(outputs) == 1

@@ -33,6 +33,21 @@ def carry_mask(source: Any, tensor: Any) -> Any:
     return tensor
 
 
+def with_own_mask(tensor: Any) -> Any:
+    """A tensor whose mask can be taken off without a change of the given one.
+
+    MultiHeadAttention takes masks off the very tensors that it is called with.
+    """
+    return tensor if mask_of(tensor) is None else carry_mask(tensor, tf.identity(tensor))
+
+
+def take_off_alike(tensors: Any, used: Any) -> None:
+    """Takes the masks off tensors where a call took them off those used in their place."""
+    for tensor, taken in zip(keras.tree.flatten(tensors), keras.tree.flatten(used), strict=True):
+        if mask_of(taken) is None and mask_of(tensor) is not None:
+            set_keras_mask(tensor, None)
+
+
 def set_mask(tensor: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Returns a tensor that carries a mask."""
     set_keras_mask(tensor, mask)

@@ -1,6 +1,7 @@
 """Compares two models call by call: errors do not add up, and none hides behind another."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import tensorflow as tf
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Traced
 from keras_nisp.errors import PlanMismatchError, RuleError
-from keras_nisp.keras_graph.masks import carry_mask, mask_of
+from keras_nisp.keras_graph.masks import carry_mask, mask_of, take_off_alike, with_own_mask
 from keras_nisp.keras_graph.recording import Step, Token, recorded
 from keras_nisp.keras_graph.rounding import LARGEST_TOLERANCE, Difference, difference
 from keras_nisp.surgery.oracle import Oracle, taken
@@ -101,7 +102,7 @@ class Layerwise:
 
     def run(self, inputs: list) -> Any:
         """Compares all calls, and gives the outputs of the original."""
-        self.values = {Token(-1, i): value for i, value in enumerate(inputs)}
+        self.values = {Token(-1, i): with_own_mask(value) for i, value in enumerate(inputs)}
         return self.oracle.map.walk(inputs, self._visit)
 
     def _visit(self, call: Call, args: tuple, kwargs: dict) -> list:
@@ -112,6 +113,7 @@ class Layerwise:
             self._note(call, np.inf, "is connected in another way than in the original")
         else:
             self._judge(call, original, step, (args, kwargs), wanted)
+        take_off_alike(original.fill(self.values), (args, kwargs))
         if self.undefined is None and any(map(_has_nan, kept)):
             self.undefined = call.path
         self.values |= {Token(self.done, i): value for i, value in enumerate(kept)}
@@ -137,13 +139,15 @@ class Layerwise:
 
     def _kept(self, call: Call, outputs: list) -> list:
         pairs = zip(outputs, call.outputs, strict=True)
-        return [taken(value, self.oracle.positions(traced)) for value, traced in pairs]
+        return [
+            with_own_mask(taken(value, self.oracle.positions(traced))) for value, traced in pairs
+        ]
 
     def _compare(self, call: Call, step: Step, values: dict, original: list) -> list | None:
         """Notes how far a call is from what the original gives; returns its outputs, if any."""
         wanted = self._kept(call, original)
         try:
-            outputs = step.run(values)
+            outputs = _run(step, values)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             reason = str(error).strip().split("\n")[0]
             self._note(call, np.inf, f"does not take what it takes in the original: {reason}")
@@ -244,6 +248,11 @@ def _same_mask(wanted: Any, output: Any) -> bool:
     return np.array_equal(np.asarray(one), np.asarray(other))
 
 
+def _run(step: Step, values: dict, weights: Sequence[tuple] = ()) -> list:
+    """The outputs of a call, which leaves the masks of these values alone."""
+    return step.run({token: with_own_mask(values[token]) for token in step.tokens}, weights)
+
+
 def _amplification(step: Step, values: dict, outputs: list) -> float:
     """What a change of a call's inputs by 1e-6 does to its outputs, over their scale."""
     rng = np.random.default_rng(0)
@@ -253,7 +262,7 @@ def _amplification(step: Step, values: dict, outputs: list) -> float:
         else x
         for token in step.tokens
     }
-    return _largest(outputs, step.run(moved)).relative
+    return _largest(outputs, _run(step, moved)).relative
 
 
 def _excess(original: list, kept: list) -> float:
@@ -277,7 +286,7 @@ def _tells(step: Step, values: dict, outputs: list | None) -> bool:
         arrays = [np.asarray(x) for x in outputs if isinstance(x, tf.Tensor)]
         return any(array.size and (array != array.flat[0]).any() for array in arrays)
     moved = [(weight, _moved(weight)) for weight in weights]
-    return _largest(outputs, step.run(values, moved)).relative > LAYER_TOLERANCE
+    return _largest(outputs, _run(step, values, moved)).relative > LAYER_TOLERANCE
 
 
 def _moved(weight: keras.Variable) -> tf.Tensor:
