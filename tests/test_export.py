@@ -1,7 +1,6 @@
 """Exports: files that another process runs, with the numbers of the Keras model."""
 
 import functools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fresh_process import in_fresh_process
 from nets import branches, grouped, nested, randomise, residual, saturating, squeeze_excite
 
 import keras_nisp as kn
@@ -19,15 +19,6 @@ from keras_nisp.export.signature import Signature
 from keras_nisp.export.tflite import runner
 
 NETS = [residual, branches, squeeze_excite, grouped, nested]
-
-
-def in_fresh_process(code: str, *arguments, without=("keras_nisp",)) -> None:
-    """Runs code in a process that cannot import some packages."""
-    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in without)
-    command = [sys.executable, "-c", f"import sys\n{blocked}{code}", *map(str, arguments)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @functools.cache

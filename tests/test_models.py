@@ -17,6 +17,15 @@ import keras_nisp as kn
 from keras_nisp.centripetal.merging import level
 
 EXACT = 1e-5
+
+
+def bottlenecks():
+    """A ResNet-50 with one block in each stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules["models.resnet"].BLOCKS, 50, (1, 1, 1, 1))
+        return models.resnet(50, input_shape=(33, 33, 3), classes=10)
+
+
 SMALL = {
     "lenet5": lambda: models.lenet5((16, 16, 1)),
     "cifar_quick": lambda: models.cifar_quick((18, 18, 3)),
@@ -33,7 +42,7 @@ LARGE = {  # too wide for k-means in a test
     "alexnet": lambda: models.alexnet(input_shape=(67, 67, 3), classes=10),
     "googlenet": lambda: models.googlenet((64, 64, 3), 10),
     "resnet18": lambda: models.resnet(18, input_shape=(33, 33, 3), classes=10),
-    "resnet50": lambda: models.resnet(50, input_shape=(33, 33, 3), classes=10),
+    "bottlenecks": bottlenecks,
 }
 ALL = {**SMALL, **LARGE}
 

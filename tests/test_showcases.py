@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import showcases
 import tensorflow as tf
-from test_export import in_fresh_process
+from fresh_process import in_fresh_process
 
 import keras_nisp as kn
 from keras_nisp.export.agreement import CHECKED
