@@ -1,0 +1,8 @@
+"""Proofs for those who write rules: `check_rule`.
+
+`import keras_nisp` leaves this room out: import it where tests need it.
+"""
+
+from keras_nisp.testing.check_rule import check_rule
+
+__all__ = ["check_rule"]
