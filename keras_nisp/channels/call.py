@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, Traced, rows
-from keras_nisp.channels.rule import Barrier, Rule, rule_for
+from keras_nisp.channels.rule import Barrier, Rule, rule_for, spread
 from keras_nisp.errors import RuleError, warn
 from keras_nisp.keras_graph import calling, keras_layers
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Call:
     """One call of one layer: what the methods of a `Rule` are given, to read and to say things.
 
-    A rule's `trace` says through it what happens to channels (`along`, `create`, `join`, `fix`,
-    `fix_all`, `hide`, `bind`, `bind_constant`); its other methods read what was said. Names are
-    integers: equal ones are the same channel.
+    A rule's `trace` says through it what happens to channels (`along`, `create`, `spread`, `join`,
+    `fix`, `fix_all`, `hide`, `bind`, `bind_constant`); its other methods read what was said.
+    Names are integers: equal ones are the same channel.
 
     Attributes:
         layer: the layer or operation that is called.
@@ -116,6 +116,19 @@ class Call:
             1-D array of names.
         """
         return self.tracer.create(self, count, label)
+
+    def spread(self, names: np.ndarray, axis: int = -1, output: int = 0) -> np.ndarray:
+        """Lays names along one axis of an output: what `trace` returns.
+
+        Args:
+            names: 1-D array, from `create` or `along`.
+            axis: the batch axis not counted; -1 is the last.
+            output: which of several.
+
+        Returns:
+            The names, in a shape that broadcasts to that of the output.
+        """
+        return spread(names, axis, len(self.output_shapes[output]))
 
     def fix_all(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
         """Says that the rule does not reach this call: nothing it touches may be removed.
