@@ -4,14 +4,10 @@ import contextlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-if sys.platform != "win32":
-    import fcntl
 
 SCRATCH = ".part"  # how names of unfinished work end
 
@@ -88,7 +84,7 @@ def _scratch(path: Path) -> Iterator[Path]:
     # Names with a dot are no version numbers, so TF Serving does not look at it.
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH))
     try:
-        with _locked(folder):
+        with lock(folder / ".lock", wait=False):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,25 +95,18 @@ def _remove_leftovers(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}{re.escape(SCRATCH)}")
     for entry in os.scandir(path.parent):
         if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError), _locked(Path(entry.path)) as is_ours:
-                young = time.time() - entry.stat().st_mtime < 1  # made, and not locked yet
-                if is_ours and not young:
+            young = time.time() - entry.stat().st_mtime < 1  # made, and not locked yet
+            with contextlib.suppress(OSError), lock(Path(entry.path) / ".lock", wait=False):
+                if not young:
                     shutil.rmtree(entry.path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Locks a folder, or says that another process has it; a lock ends with its process."""
-    if sys.platform == "win32":  # which has no such locks: what killed processes left stays
-        yield False
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = True
-        except OSError:  # another has it, or the file system has no locks
-            is_ours = False
-        yield is_ours
-    finally:
-        os.close(descriptor)
+def lock(path: str | os.PathLike, wait: bool = True) -> contextlib.AbstractContextManager:
+    """A lock by a file, which ends with its process.
+
+    Raises:
+        TimeoutError: another process has it, if this one is not to wait.
+    """
+    from filelock import FileLock
+
+    return FileLock(path, timeout=-1 if wait else 0)

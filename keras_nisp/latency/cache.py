@@ -12,7 +12,7 @@ from typing import Literal
 
 from keras_nisp.export.interpreter import runtime_name
 from keras_nisp.io import schema
-from keras_nisp.io.files import replacing
+from keras_nisp.io.files import lock, replacing
 
 FORMAT = 1
 
@@ -20,8 +20,8 @@ FORMAT = 1
 class LatencyCache:
     """Seconds by key, kept in a JSON file.
 
-    The file is replaced as a whole. Several processes may share it: each writes what it finds there
-    and its own; if two write at once, one has to measure again what the other knew.
+    The file is replaced as a whole. Several processes may share it: each adds what it has measured
+    to what it finds there, one after the other.
 
     Args:
         path: of the file; by default one in the user's cache folder, named after the processor
@@ -46,10 +46,11 @@ class LatencyCache:
         """Writes what is new. A folder that cannot be written to gives a warning, once."""
         if not self._fresh or self.path is None:
             return
-        record = {"format": FORMAT, "machine": machine(), "entries": self._read() | self._fresh}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as temporary:
+            with lock(f"{self.path}.lock"), replacing(self.path) as temporary:
+                entries = self._read() | self._fresh
+                record = {"format": FORMAT, "machine": machine(), "entries": entries}
                 temporary.write_text(json.dumps(record, indent=0))
             self._fresh = {}
         except OSError as error:

@@ -288,7 +288,9 @@ def _shrinkage_of(pull: float, settings: Settings) -> float:
 
 
 def _needed_strength(settings: Settings, rates: np.ndarray) -> float | None:
-    """Bisects the strength, step by step treated as if the pull were constant."""
+    """The strength that is just enough, step by step treated as if the pull were constant."""
+    from scipy.optimize import brentq  # takes a while to import
+
     momentum, nesterov = settings.momentum, settings.nesterov
 
     def left(strength):
@@ -300,7 +302,7 @@ def _needed_strength(settings: Settings, rates: np.ndarray) -> float | None:
     low, high = 1e-12, 1 / rates.max()  # stable, and as fast as any
     if left(high) > target:
         return None
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if left(middle) <= target else (middle, high)
-    return high
+    if left(low) <= target:
+        return low
+    root = brentq(lambda x: left(math.exp(x)) - target, math.log(low), math.log(high), xtol=1e-9)
+    return min(high, math.exp(root + 1e-9))
