@@ -141,8 +141,7 @@ def test_the_deviation_follows_the_law(momentum, nesterov, strength):
         assert predicted.reached == pytest.approx(400, rel=0.06)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, True)])
 def test_without_clusters_it_is_sgd_bit_for_bit(momentum, nesterov):
     model = randomise(every_kind())
     twin = keras.models.clone_model(model)

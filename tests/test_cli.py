@@ -1,5 +1,6 @@
 """The command line: what it prints, writes and refuses."""
 
+import contextlib
 import json
 import os
 import re
@@ -410,10 +411,10 @@ keras.Model(inputs, keras.layers.Dense(2)(x)).save("custom.keras")
 def test_custom_objects_come_from_modules_of_the_user(tmp_path, run):
     (tmp_path / "my_layers.py").write_text(MODULE)
     subprocess.run([sys.executable, "-c", MAKE], cwd=tmp_path, check=True, capture_output=True)
-    done = in_process("inspect", "custom.keras", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "needs 'Halve', which is not part of Keras" in done.stderr  # not 'Functional'
-    assert "--custom-objects module:Halve" in done.stderr
+    code, _, error = run("inspect", tmp_path / "custom.keras")
+    assert code == 2
+    assert "needs 'Halve', which is not part of Keras" in error  # not 'Functional'
+    assert "--custom-objects module:Halve" in error
     for name in SHADOWS:  # is looked up last, so never found
         (tmp_path / f"{name}.py").write_text("open('mark', 'w')")
     objects = ("--custom-objects", "my_layers:Double")
@@ -571,23 +572,31 @@ def test_wrong_arguments(arguments, text, files, run, monkeypatch):
     assert sorted(path.name for path in files.iterdir()) == before
 
 
-def test_a_full_disk_leaves_nothing(files):
+@contextlib.contextmanager
+def small_files():
     """A limit on the size of files is what a full disk is to whoever writes."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
-    def small_files():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
+def test_a_full_disk_leaves_nothing(files, run):
     before = sorted(files.iterdir())
     arguments = ("--importance", "random", "--ratio", "0.1", "-o", files / "small.keras")
-    done = in_process("prune", files / "model.keras", *arguments, preexec_fn=small_files)
-    assert done.returncode == 2
-    assert "Error:" in done.stderr
-    assert "Traceback" not in done.stderr
-    export = ("export", files / "model.keras", "--serving", files / "net")
-    done = in_process(*export, preexec_fn=small_files)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    with small_files():
+        code, _, err = run("prune", files / "model.keras", *arguments)
+    assert code == 2
+    assert "Error:" in err
+    assert "Traceback" not in err
+    with small_files():
+        code, _, err = run("export", files / "model.keras", "--serving", files / "net")
+    assert code == 2
+    assert "Traceback" not in err
     assert [p for p in sorted(files.iterdir()) if p.name != "net"] == before
     assert not any((files / "net").iterdir())
 
