@@ -6,7 +6,7 @@ Each network gets random weights (gamma and beta of BatchNorm too), BatchNorm st
 random images (random ones would let a net of 1,000 layers amplify rounding errors to any
 size), an odd input size, and a plan that removes a random 30 to 60 % of the channels of
 every coupled group at random. The largest difference of the outputs over their scale must
-be at most 1e-5. Backbones of keras-hub are written out by `as_functional` and get a
+be at most 1e-5. Backbones of keras-hub are converted by `as_functional` and get a
 classifier; a model from a file keeps its weights.
 """
 

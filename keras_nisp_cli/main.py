@@ -109,7 +109,7 @@ def _errors(console: Console) -> Iterator[None]:
             stop.__cause__, EOFError
         ):  # click takes it for the end of the keyboard's input
             _fail(f"A file ends too early: {stop.__cause__}", 2)
-        _fail("Interrupted. No half-written file is left.", 130)
+        _fail("Interrupted. No half-written file remains.", 130)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

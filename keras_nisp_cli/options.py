@@ -50,7 +50,7 @@ def data_options(command):
                 type=click.IntRange(1),
                 default=2048,
                 show_default=True,
-                help="How many samples to use at the most.",
+                help="How many samples to use at most.",
             ),
         )
     ):

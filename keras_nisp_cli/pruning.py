@@ -61,7 +61,9 @@ COMPENSATE = click.option(
 @click.option("--ranking", type=click.Choice(["local", "global"]), default="local")
 @click.option("--round-to", type=click.IntRange(1), help="Keep multiples of this many channels.")
 @click.option("--target", type=click.Choice(["x86", "arm", "gpu"]), help="Round for this hardware.")
-@click.option("--min-channels", type=float, default=1, help="Keep so many of a group, or a share.")
+@click.option(
+    "--min-channels", type=float, default=1, help="Keep at least this many of a group, or a share."
+)
 @click.option("--exclude", multiple=True, metavar="NAME", help="Layer or pattern that stays whole.")
 @click.option(
     "--recalibrate/--no-recalibrate",

@@ -39,8 +39,8 @@ from keras_nisp_cli.pruning import IMPORTANCES, importance_named
 def sensitivity(console, model: Path, output: Path, plot, force, **options):
     """Accuracy of MODEL if one coupled group loses channels, for each group and ratio.
 
-    Results are kept after each measurement. After an interruption the same command goes on where
-    it was; --force starts anew.
+    Results are kept after each measurement. After an interruption the same command resumes;
+    --force starts again.
     """
     check_outputs(console, True, output, plot)
     ratios = _ratios(options["ratios"])

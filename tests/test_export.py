@@ -460,7 +460,7 @@ def test_onnx_files_run_without_tensorflow(build, tmp_path):
 
 @pytest.mark.bridges
 def test_normalization_survives_onnx(tmp_path, rng):
-    """tf2onnx turns its constants into inputs, so a `Rescaling` stands in its place."""
+    """tf2onnx turns its constants into inputs, so a `Rescaling` replaces it."""
     model = keras.Sequential(
         [
             keras.Input((6, 6, 3)),

@@ -206,11 +206,11 @@ def test_refusals():
         kn.as_functional("net")
     with pytest.raises(ValueError, match="Expected `inputs`"):
         kn.as_functional(Net())
-    with pytest.raises(ValueError, match="cannot be written out"):
+    with pytest.raises(ValueError, match="cannot be converted to a functional graph"):
         kn.as_functional(ByValue(), keras.Input((4,)))
     inputs = keras.Input((6, 4))
     y = Windows()(Lying()(inputs))
-    with pytest.raises(ValueError, match="cannot be written out"):
+    with pytest.raises(ValueError, match="cannot be converted to a functional graph"):
         kn.as_functional(keras.Model(inputs, y))
 
 

@@ -3,7 +3,7 @@
 * one pass: scores are propagated once through the whole network;
 * masked: scores of neurons that are pruned are not propagated further (`propagate_pruned=False`);
 * repeated: from the last coupled group to the first, one group is pruned, then final responses are
-  ranked anew in the smaller network and propagated again.
+  ranked again in the smaller network and propagated again.
 
 Test accuracy at once and after BatchNormalization is re-estimated; and the share of the removed
 channels that the one pass removes as well.

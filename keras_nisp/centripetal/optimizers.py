@@ -52,7 +52,7 @@ class _Clustered(keras.optimizers.Optimizer):
         return batches // self._batches_per_pull()
 
     def pulls_done(self, more: int = 0) -> int:
-        """How many steps have moved clusters so far, or will have after so many `more` batches."""
+        """How many steps have moved clusters so far, or will have after `more` batches."""
         return self.pulls(keras_training.batches_seen(self._stepper()) + more)
 
     def _stepper(self) -> keras.optimizers.Optimizer:
@@ -93,7 +93,7 @@ class _Clustered(keras.optimizers.Optimizer):
         saved = Plan.from_dict(json.loads(np.asarray(plan).tobytes()))
         if saved.creators != self.plan.creators:
             warnings.warn(
-                "Training goes on with the clusters that were saved with the optimizer, not with "
+                "Training continues with the clusters that were saved with the optimizer, not with "
                 "those of the plan that was given: rebuild with `model.optimizer.plan`.",
                 stacklevel=2,
             )
@@ -380,7 +380,7 @@ class Centripetal(_Clustered):
         self.inner_optimizer.finalize_variable_values(var_list)
 
     def plain(self) -> keras.optimizers.Optimizer:
-        """The optimizer alone, anew, for the merged model."""
+        """A new plain optimizer for the merged model."""
         return type(self.inner_optimizer).from_config(self.inner_optimizer.get_config())
 
     def get_config(self) -> dict:

@@ -231,7 +231,7 @@ class ChannelMap:
         return signatures
 
     def walk(self, inputs: list, visit: Callable) -> Any:
-        """Walks the model again, with the `Call` of each site at hand.
+        """Walks the model again, with the `Call` of each site.
 
         Args:
             inputs: values for the model's inputs, flat.

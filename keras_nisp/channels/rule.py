@@ -133,7 +133,7 @@ class Rule:
         Args:
             call: the first `Call` of the layer, with names in `inputs` and `outputs`.
             config: from `layer.get_config()`; may be changed.
-            width: `width(names)` gives how many of these names are left: the new size of an axis
+            width: `width(names)` gives how many of these names remain: the new size of an axis
                 along which they lie.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Samples from whatever Keras users have at hand."""
+"""Samples from whatever Keras users pass."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -20,7 +20,7 @@ class Samples:
         inputs: one array per model input, each `(samples, ...)`.
         labels: array (or structure of arrays) of labels, or `None`.
         batch: the batch size that the model is bound to, if it is. Then there are as many samples
-            as fill batches: what is left over goes, and too few are repeated.
+            as fill batches: the remainder is dropped, and too few are repeated.
         names: names of the inputs, if data were given by name.
 
     Attributes:
@@ -50,11 +50,11 @@ class Samples:
         return [array.shape[1:] for array in self.inputs]
 
     def first(self, count: int) -> "Samples":
-        """The first so many of them."""
+        """The first `count` of them."""
         return self if len(self) <= count else self._taken(slice(count))
 
     def every(self, step: int) -> "Samples":
-        """The first of each so many."""
+        """Every `step`-th of them."""
         return self if step <= 1 else self._taken(slice(None, None, step))
 
     def _taken(self, which: slice) -> "Samples":

@@ -123,7 +123,7 @@ class _Beginning:
         layer, rule = site.operation, rule_of(site.operation)
         if normalisation := rule.normalisation(layer):
             self.ratio = _ratio(normalisation, args[0] if args else kwargs["inputs"])
-            self.rescales = True  # whatever comes, this takes up
+            self.rescales = True  # this normalises whatever comes
             raise _Found
         if not self._weights_seen:
             self.rescales |= rule.rescales

@@ -1,4 +1,4 @@
-"""An export beside its Keras model: what both give on some samples."""
+"""An export compared with its Keras model: what both give on some samples."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ CHECKED = 256  # samples
 
 @dataclasses.dataclass(frozen=True)
 class OutputAgreement:
-    """One output of an exported model beside that of the Keras model.
+    """One output of an exported model compared with that of the Keras model.
 
     Attributes:
         name: of the output.
@@ -42,7 +42,7 @@ class OutputAgreement:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """An exported model beside the Keras model it was made of.
+    """An exported model compared with the Keras model it was made of.
 
     Attributes:
         outputs: an `OutputAgreement` for each output, by the relative difference, worst first.

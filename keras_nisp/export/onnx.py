@@ -54,7 +54,7 @@ def export_onnx(
     check_data: Any = None,
     verbose: int = 1,
 ) -> OnnxExport:
-    """Writes an ONNX file, and runs it in ONNX Runtime beside the Keras model.
+    """Writes an ONNX file, and compares it in ONNX Runtime with the Keras model.
 
     Inputs and outputs have the names that `export_serving` gives them.
     Needs `pip install keras-nisp[onnx]`.

@@ -22,7 +22,7 @@ from keras_nisp.io.files import making_folder
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.rounding import default_tolerance
 
-WARMUP = 100  # requests at the most; TF Serving takes up to 1,000
+WARMUP = 100  # requests at most; TF Serving takes up to 1,000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def export_serving(
         TypeError: the model is not functional or Sequential, or was quantized by Keras.
         ValueError: an argument is wrong.
         FileExistsError: this version exists; a version is never replaced.
-        ExportError: the SavedModel computes something else. Then nothing is left of it.
+        ExportError: the SavedModel computes something else. Then it is removed.
         ImportError: `warmup` without `tensorflow-serving-api`.
 
     Example:

@@ -141,7 +141,7 @@ def write_saved_model(
 
 
 def _plain(function: Callable, specs: list) -> Callable:
-    """A function with one named argument for each spec, as a signature wants it."""
+    """A function with one named argument for each spec, as a signature needs it."""
     names = [spec.name for spec in specs]
     return lambda *args, **kwargs: function(*args, *(kwargs[n] for n in names[len(args) :]))
 

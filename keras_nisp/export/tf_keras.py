@@ -42,7 +42,7 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     """Converts a Keras 3 model to tf_keras (Keras 2), for TFMOT and other tools that need it.
 
     The result is a functional model that is not compiled. Layers keep names, weights, `trainable`,
-    regularizers and constraints; initializers are left out. Nested models are written out, because
+    regularizers and constraints; initializers are left out. Nested models are inlined, because
     TFMOT takes none: their layers are named `"backbone/conv1"`. Sums, products and activations of
     `keras.ops` become layers, and so do activations that tf_keras does not have (`hard_silu`).
 

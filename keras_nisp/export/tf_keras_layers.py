@@ -1,4 +1,4 @@
-"""What stands in tf_keras for a layer, a setting, an activation or an operation of Keras 3."""
+"""The tf_keras counterpart of each layer, setting, activation and operation of Keras 3."""
 
 from collections.abc import Callable
 from typing import Any

@@ -99,7 +99,7 @@ def export_tflite(
     seed: int = 0,
     verbose: int = 1,
 ) -> TFLiteExport:
-    """Writes a TFLite file, and runs it in the interpreter beside the Keras model.
+    """Writes a TFLite file, and compares it in the interpreter with the Keras model.
 
     Stateful layers start with zeros, and keep their state from one run of the file to the next.
 

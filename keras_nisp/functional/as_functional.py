@@ -1,4 +1,4 @@
-"""`as_functional`: writes out subclassed models and composite layers as graphs of Keras layers."""
+"""`as_functional`: converts subclassed models and composite layers to functional graphs."""
 
 import contextlib
 import dataclasses
@@ -47,7 +47,7 @@ def as_functional(
 
     Returns:
         A functional model that computes the same, checked on a random sample; the model itself
-        if there is nothing to write out.
+        if there is nothing to convert.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -89,8 +89,9 @@ def _write_graph(model: keras.Model, sizes: list[int]) -> keras.Model:
             check_same(written, model, arguments, {}, sizes)
         except Exception as error:
             raise ValueError(
-                f"Model '{model.name}' cannot be written out: {reason_of(error)}. (A layer that is "
-                "not of Keras may give other shapes than it says.)"
+                f"Model '{model.name}' cannot be converted to a functional graph: "
+                f"{reason_of(error)}. (A layer that is not of Keras may give other shapes than it "
+                "says.)"
             ) from error
     return written
 
@@ -107,8 +108,8 @@ def _write_subclassed(model: keras.Model, inputs: Any, input_shape) -> keras.Mod
     written = writer.composite(model, (inputs,), {})
     if written is None:
         raise ValueError(
-            f"Model '{model.name}' ({type(model).__name__}) cannot be written out: "
-            f"{writer.reason(model)}. Build it from layers and `keras.ops` as "
+            f"Model '{model.name}' ({type(model).__name__}) cannot be converted to a functional "
+            f"graph: {writer.reason(model)}. Build it from layers and `keras.ops` as "
             "`keras.Model(inputs, outputs)`."
         )
     return _structured(written, inputs, model)
@@ -119,9 +120,9 @@ def _structured(written: "_Written", inputs: Any, model: keras.Model) -> keras.M
     others = [x for x in keras.tree.flatten(written.structure) if not _is_tensor(x)]
     if others:
         raise ValueError(
-            f"Model '{model.name}' ({type(model).__name__}) cannot be written out: it gives "
-            f"{others[0]!r} beside tensors, which a functional model cannot. Let its `call` "
-            "return tensors alone."
+            f"Model '{model.name}' ({type(model).__name__}) cannot be converted to a functional "
+            f"graph: it gives {others[0]!r} besides tensors, which a functional model cannot. Let its "
+            "`call` return tensors alone."
         )
     new = keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=keras_models.source_name(x)),
@@ -142,20 +143,20 @@ def _warn_of_what_is_lost(model: keras.Model, written: keras.Model) -> None:
     if own and type(written) is not type(model):
         warn(
             f"Model '{model.name}' ({type(model).__name__}) has its own {', '.join(own)}: the "
-            "functional model that it is written out as has those of `keras.Model`. Train it "
+            "functional model that it is converted to has those of `keras.Model`. Train it "
             "by a loop of yours, or put it into a model class that has them.",
         )
     fault = loading_fault(written)
     if fault is not None:
         warn(
-            f"Model '{model.name}', written out, does not come back from a `.keras` file: "
-            f"{fault}. Its weights can be kept alone (`save_weights`).",
+            f"Model '{model.name}', converted to a functional graph, does not come back from a "
+            f"`.keras` file: {fault}. Its weights can be kept alone (`save_weights`).",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Written:
-    """A composite, written out.
+    """A composite, converted.
 
     Attributes:
         model: takes the tensors of the composite's call, and gives those of its result.
@@ -195,7 +196,7 @@ class _Writer:
         self.reasons: dict[int, tuple[str, keras.Layer]] = {}
 
     def graph(self, model: keras.Model) -> keras.Model:
-        """A functional or sequential model with its composites written out."""
+        """A functional or sequential model with its composites converted."""
         if id(model) not in self.models:
             changed = False
 
@@ -218,7 +219,7 @@ class _Writer:
         return self.models[id(model)][0]
 
     def call(self, operation: keras.Operation, args, kwargs) -> Callable | None:
-        """What to call in place of an operation, if that is a composite that can be written out."""
+        """What to call in place of an operation, if that is a composite that can be converted."""
         if not (_is_composite(operation) and tensors_of(args, kwargs)):
             return None
         written = self.composite(operation, args, kwargs)
@@ -231,7 +232,7 @@ class _Writer:
         for known, written in variants:
             if same(known, described):
                 return written
-        variants.append((described, None))  # a layer that calls itself is not written out
+        variants.append((described, None))  # a layer that calls itself is not converted
         place = len(variants) - 1
         written = self._written(layer, args, kwargs)
         variants[place] = described, written
@@ -256,7 +257,7 @@ class _Writer:
         return None
 
     def reason(self, layer: keras.Layer) -> str:
-        """Why a layer could not be written out, and the parts of it that could not be."""
+        """Why a layer could not be converted, and the parts of it that could not be."""
         parts = [
             f"'{part.name}' ({type(part).__name__}) in it cannot be either: {reason}"
             for reason, part in self.reasons.values()

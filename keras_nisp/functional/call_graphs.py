@@ -124,7 +124,7 @@ def _same_operation(first: keras.Operation, second: keras.Operation) -> bool:
     return same(*({k: v for k, v in vars(x).items() if k not in _KEPT} for x in (first, second)))
 
 
-# What an operation keeps for Keras, beside its settings.
+# What an operation keeps for Keras, besides its settings.
 _KEPT = frozenset(vars(keras.Operation(name="any"))) | {"_auto_config", "_lock", "_tracker"}
 
 

@@ -27,7 +27,7 @@ def arranged(operation: keras.Operation, args: tuple, kwargs: dict) -> tuple[tup
 
 
 def constructor_parameters(kind: Any) -> dict[str, inspect.Parameter]:
-    """What the `__init__` of a class takes beside `self`, by name."""
+    """What the `__init__` of a class takes besides `self`, by name."""
     return dict(list(inspect.signature(kind.__init__).parameters.items())[1:])
 
 

@@ -94,7 +94,7 @@ _interception: contextvars.ContextVar[Callable | None] = contextvars.ContextVar(
 
 
 class _Interceptor:
-    """What stands in the place of `keras.Layer.__call__` while any thread intercepts calls."""
+    """Replaces `keras.Layer.__call__` while any thread intercepts calls."""
 
     lock = threading.Lock()
     users = 0

@@ -19,7 +19,7 @@ ACTIVATIONS = [
 
 
 def operation_class(name: str) -> Any:
-    """The class behind a function of `keras.ops`, which stands in a graph in its place; `None`
+    """The class behind a function of `keras.ops`, which represents it in a graph; `None`
     where this Keras has none."""
     function = keras.ops
     for part in name.split("."):

@@ -27,7 +27,7 @@ def check_model(model: Any) -> None:
         raise TypeError(
             f"Model '{model.name}' is a subclassed model ({type(model).__name__}): its "
             "graph of layers is not known to Keras, so channels cannot be followed "
-            "through it. Expected a functional or Sequential model: write it out with "
+            "through it. Expected a functional or Sequential model: convert it with "
             "`keras_nisp.as_functional(model, keras.Input(...))`."
         )
     if not model.built or (isinstance(model, keras.Sequential) and not model.inputs):

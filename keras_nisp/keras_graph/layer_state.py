@@ -1,4 +1,4 @@
-"""What layers hold beside their config, carried from a layer to its copy.
+"""What layers hold besides their config, carried from a layer to its copy.
 
 Weights are paired in order. The rest (vocabularies, statistics that were made constants, flags of
 single weights) comes along by the hooks that Keras has for files.
@@ -59,7 +59,7 @@ def carry(
 
 
 def carry_own(old: keras.Model, new: keras.Model, layers: set[int]) -> None:
-    """Gives a copy of a model of somebody's own class what the model holds beside its graph.
+    """Gives a copy of a model of somebody's own class what the model holds besides its graph.
 
     Args:
         old: the model.
@@ -119,7 +119,7 @@ def paired_parts(old: Any, new: Any, seen: set | None = None) -> Iterator[tuple]
 
 
 def carry_part(old: Any, new: Any, twins: dict, same_width: bool) -> None:
-    """What one object holds beside variables, which its copy has got.
+    """What one object holds besides variables, which its copy has got.
 
     Args:
         old, new: the object and its copy.

@@ -84,7 +84,7 @@ def _takes_graph(kind: type, base: type) -> bool:
 
 def _arguments(model: keras.Model, base: type, graph_parts: tuple) -> dict:
     """The constructor's arguments: the graph, what the config holds, and attributes of the names
-    that are left."""
+    that remain."""
     kind = type(model)
     parameters = constructor_parameters(kind)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -105,7 +105,7 @@ def _arguments(model: keras.Model, base: type, graph_parts: tuple) -> dict:
 
 
 def _settings(model: keras.Model) -> dict:
-    """What `get_config` of a class of one's own holds beside the graph."""
+    """What `get_config` of a class of one's own holds besides the graph."""
     defined = type(model).get_config
     if keras_layers.is_of_keras(defined):
         return {}

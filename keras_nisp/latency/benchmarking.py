@@ -214,7 +214,7 @@ class _Run:
             self.interpreter.set_tensor(detail["index"], values.astype(detail["dtype"]))
 
     def __call__(self, count: int) -> tuple[float, ...]:
-        """Seconds of each of so many runs."""
+        """Seconds of each of `count` runs."""
         times = []
         for _ in range(count):
             started = time.perf_counter()

@@ -84,7 +84,7 @@ class LatencyCache:
             os.replace(self.path, aside)
         warnings.warn(
             f"The latency table '{self.path}' {wrong}. It is set aside as '{aside.name}', and "
-            "layers are measured anew.",
+            "layers are measured again.",
             stacklevel=5,
         )
         return {}

@@ -13,7 +13,7 @@ from keras_nisp.latency.cache import LatencyCache
 from keras_nisp.latency.timing import seconds_of
 from keras_nisp.latency.workload import Workload, Workloads, layer_workload
 
-# Channels that kernels compute at once: what is left of a block costs as much as all of it.
+# Channels that kernels compute at once: a part of a block costs as much as all of it.
 # These are the usual ones; `LatencyTable.block` is what a machine really does.
 BLOCKS = {"x86": 16, "arm": 8, "gpu": 8}
 STEPS = (8, 16, 32, 64)  # in which machines are known to compute channels

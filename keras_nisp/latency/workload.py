@@ -83,7 +83,7 @@ class Workloads:
         return call.outputs
 
     def __call__(self, keep: np.ndarray) -> list[Workload]:
-        """The workloads that are left if only the units of the boolean array are kept."""
+        """The remaining workloads if only the units of the boolean array are kept."""
         costs = self._costs.layers(keep)
         return [
             self._workload(call, args, kwargs, keep, costs[call.path].flops)

@@ -70,7 +70,7 @@ class Budget:
     def blocks(self) -> tuple[int, ...]:
         """Widths are to be multiples of the first of these with which the budget can be met.
 
-        That is what is given, or what the target wants, or 1. Latency falls in steps, so that
+        That is what is given, or what suits the target, or 1. Latency falls in steps, so that
         latency budgets take those that their table measures, and finer ones if they must.
         """
         if self.round_to is not None:
@@ -121,7 +121,7 @@ def _check_least(given: Any) -> None:
 
 
 def _check_effective(budget: "Budget") -> None:
-    """Raises where an argument would have no effect beside the others."""
+    """Raises where an argument would have no effect next to the others."""
     useless = []
     if budget.kind == "widths":  # they say how wide a layer becomes
         limits = {"round_to": None, "target": None, "min_channels": 1}
@@ -132,7 +132,7 @@ def _check_effective(budget: "Budget") -> None:
     if useless:
         given = ", ".join(f"{name}={getattr(budget, name)!r}" for name in useless)
         raise ValueError(
-            f"Expected `{budget.kind}` alone: it says of each layer what is left, so that "
+            f"Expected `{budget.kind}` alone: it says how wide each layer becomes, so that "
             f"{given} would have no effect. Leave it out, or give `ratio` instead."
         )
 

@@ -186,7 +186,7 @@ class Forecast:
 
     @property
     def final(self) -> float:
-        """The deviation that is left after the last step, over that at the start."""
+        """The remaining deviation after the last step, over that at the start."""
         return float(self.curve[-1])
 
     @property
@@ -204,7 +204,7 @@ class Forecast:
     def __str__(self) -> str:
         steps, tolerance = len(self.kernels) - 1, self.settings.tolerance
         text = (
-            f"After {steps:,} steps, {self.final:.1e} of the deviation is left "
+            f"After {steps:,} steps, {self.final:.1e} of the deviation remains "
             f"(kernels {abs(self.kernels[-1]):.1e}, vectors {abs(self.vectors[-1]):.1e}): "
         )
         if self.collapses:

@@ -143,7 +143,7 @@ def _check_groups(plan: "Plan", channel_map: ChannelMap, unit_map: UnitMap) -> N
 
 
 def _check_lines(channel_map: ChannelMap, unit_map: UnitMap) -> None:
-    """Raises where nothing is left of a tensor, or along an axis of a variable."""
+    """Raises where no channel of a tensor or of an axis of a variable remains."""
     keep = unit_map.keep
     lines = [(call.path, t.names) for call in channel_map.calls for t in call.outputs]
     bindings = (*channel_map.bindings.values(), *channel_map.constants)

@@ -65,7 +65,7 @@ def plan_pruning(
             the budget cannot be met with that.
         target: a preset for `round_to`: `"x86"` (16), `"arm"` (8) or `"gpu"` (8), as many
             channels as kernels there usually compute at once.
-        min_channels: keep at least so many channels of a group; below 1, that share.
+        min_channels: keep at least this many channels of a group; below 1, that share.
         exclude: names, patterns or layer objects whose channels stay.
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
             whole, with the channels that enter them. By default each group loses as many.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from keras_nisp.plans.plan import Plan
 
 LARGEST = 8  # layers that a table of costs names
-OPEN_GROUPS = 12  # so many groups are listed unfolded
-FIGURES = 24  # so many groups show their scores unfolded
+OPEN_GROUPS = 12  # groups listed unfolded
+FIGURES = 24  # groups whose scores are shown unfolded
 
 
 def write(plan: "Plan", path: str | os.PathLike, command: str | None = None) -> None:
@@ -111,7 +111,7 @@ class Amount:
 
     @property
     def left(self) -> float:
-        """What is left, in per cent."""
+        """What remains, in per cent."""
         return round(100 * self.after / self.before, 2) if self.before else 100
 
 

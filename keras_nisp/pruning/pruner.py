@@ -30,14 +30,14 @@ class NISPPruner(keras.callbacks.Callback):
     least important are masked until the end of training, inside the compiled step: kernels read
     them as zero, and layers that take statistics over channels or add them up leave them out, in
     `evaluate` and `predict`, too. What is masked stays masked. After `fit`, `pruned_model` is
-    physically smaller and gives what the trained masked model gives. The model itself is left as
-    it was trained: its kernels hold zeros, and such layers go on leaving removed channels out,
+    physically smaller and gives what the trained masked model gives. The model itself stays as
+    it was trained: its kernels hold zeros, and such layers still leave removed channels out,
     until `release`. Files and copies of it know nothing of that: save `pruned_model`.
 
     A run that is killed and restored by `BackupAndRestore` ends as if nothing had happened:
     what was removed, and how far the schedule is, lies in the model's checkpoints while it is
     pruned. For files of `ModelCheckpoint` there is `resume`. Several calls of `fit` with the
-    same pruner go on where the last one ended; for another model it starts from the beginning.
+    same pruner continue where the last one ended; for another model it starts from the beginning.
 
     In a loop of your own, call `set_model(model)`, `on_train_begin()`, `on_train_batch_end(i)`
     after each batch and `on_train_end()`, with `schedule=` given.
@@ -185,7 +185,7 @@ class NISPPruner(keras.callbacks.Callback):
             self._ended = None
 
     def resume(self, model: keras.Model, filepath) -> None:
-        """Loads a checkpoint of a run that ended early, and goes on from there in the next `fit`.
+        """Loads a checkpoint of a run that ended early; the next `fit` resumes from there.
 
         `BackupAndRestore` needs no call of this.
 
@@ -316,7 +316,7 @@ class NISPPruner(keras.callbacks.Callback):
             )
 
     def _lay_schedule(self, epoch: int) -> None:
-        """Lays the default schedule over the epochs that are left, if it is not there yet."""
+        """Lays the default schedule over the remaining epochs, if it is not there yet."""
         state = self._state
         left = self.params["steps"] * (self.params["epochs"] - epoch)
         span = default_span(state.step, left, state.span)
@@ -327,7 +327,7 @@ class NISPPruner(keras.callbacks.Callback):
     # Pruning. ------------------------------------------------------------------------
 
     def _choose(self, amount: float) -> tuple:
-        """What to remove for an amount, beside what is removed already."""
+        """What to remove for an amount, in addition to what is removed already."""
         budget = self.budget.with_amount(amount)
         with each_once(self._said):
             return choose(self._map, self.importance, budget, self._state.removed)

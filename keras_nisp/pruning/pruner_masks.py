@@ -97,7 +97,7 @@ class Masks:
             )
 
     def end(self) -> None:
-        """Gives variables their own constraints back. Layers go on leaving removed channels out, so
+        """Gives variables their own constraints back. Layers still leave removed channels out, so
         that the model is still what was trained."""
         for binding, constraint in zip(self.bindings, self.originals, strict=True):
             binding.variable.constraint = constraint

@@ -13,7 +13,7 @@ TEXT = ("fingerprint", "kind", "step", "batches", "reached", "span", "position",
 
 
 class PrunerState(keras.Operation):
-    """All that the end of pruning depends on, beside the weights.
+    """All that the end of pruning depends on besides the weights.
 
     While a model is pruned this is one of its attributes. Keras saves the state of whatever it
     finds there with the weights, so `BackupAndRestore`, `ModelCheckpoint` and `save_weights` bring

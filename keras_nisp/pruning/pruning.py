@@ -59,7 +59,7 @@ def prune(
 
     Raises:
         TypeError, ValueError: see `plan_pruning`.
-        ExportError: the model, whose latency is to be measured, is none that TFLite takes.
+        ExportError: the model, whose latency is to be measured, cannot be converted to TFLite.
         VerificationError: the smaller model does not compute what it must.
 
     Example:

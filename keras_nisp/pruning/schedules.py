@@ -76,7 +76,7 @@ class PolynomialSchedule:
 
 
 def default_span(step: int, left: int, span: tuple[int, int] | None) -> tuple[int, int]:
-    """First and last step of the default schedule: the first half of the steps that are left.
+    """First and last step of the default schedule: the first half of the remaining steps.
 
     Args:
         step: the present one.
@@ -111,7 +111,7 @@ class ScheduleReader:
 
     @property
     def position(self) -> tuple[int, bool, float]:
-        """How far the schedule was read; assign it to go on from there."""
+        """How far the schedule was read; assign it to resume from there."""
         return self.next_step, self.started, self.last
 
     @position.setter

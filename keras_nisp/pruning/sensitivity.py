@@ -260,7 +260,7 @@ def _plan(channel_map: ChannelMap, group: int, ratio: float, scores) -> Plan:
 def _pruned(channel_map: ChannelMap, plan: Plan, samples: Samples | None) -> keras.Model:
     unit_map = plan.unit_map(channel_map)
     small = rebuild_traced(channel_map, unit_map)
-    if samples is not None:  # so many networks: by what takes the least time
+    if samples is not None:  # there are many networks: by what takes the least time
         repair(small, samples, Pair(channel_map, unit_map, small), "mean")
     return small
 

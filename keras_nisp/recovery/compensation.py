@@ -1,4 +1,4 @@
-"""What is left of a pruned network stands in for what was removed: by its mean, or linearly."""
+"""The remaining channels make up for the removed ones: by their mean, or linearly."""
 
 import math
 from collections import Counter, defaultdict
@@ -143,7 +143,7 @@ def _compensate(pair: Pair, samples: Samples, batch_size: int, ridge: float | No
 
 
 def _normalised(channel_map: ChannelMap) -> set[Traced]:
-    """Tensors out of layers in which a normalisation takes up a constant that is missing."""
+    """Tensors whose missing constant the next normalisation absorbs."""
     linear = {
         tensor
         for call in channel_map.calls

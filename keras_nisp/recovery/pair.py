@@ -45,7 +45,7 @@ class Reader:
         """What an input that is 1 at all positions adds to the outputs: `(inputs, outputs)`.
 
         The mean over positions, where outputs get different taps, as after a transposed
-        convolution. Padding is left out of account.
+        convolution. Padding is ignored.
         """
         (read,), (create,) = self.kernel.read, self.kernel.create
         weights = np.moveaxis(np.asarray(self.kernel.variable, np.float64), (read, create), (0, 1))

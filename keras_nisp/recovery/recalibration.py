@@ -38,12 +38,12 @@ def recalibrate(
 
     A pruned channel leaves the sums that later layers were normalised for. New means and
     variances over a few thousand samples recover much of the accuracy. Give `original` and `plan`
-    for far more: the channels that are left stand in for those that are gone. Each channel of the
+    for far more: the remaining channels make up for the removed ones. Each channel of the
     original is predicted from the kept ones, by ridge regression over samples and positions, and
     what kernels read of it is added to what they read of those. With `compensate="mean"`, which
     takes less time, only the mean of what is missing is made up for, in biases, for layers that no
     BatchNormalization follows, such as the classifier. In a network without any, the signal that
-    is left shrinks from layer to layer, and such means can outweigh it.
+    remains shrinks from layer to layer, and such means can outweigh it.
 
     Call it without `original` once more after a short fine-tuning: moving means and variances
     follow training slowly (Keras' momentum is 0.99, that of some networks 0.999), and after a few

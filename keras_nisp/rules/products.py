@@ -15,7 +15,7 @@ from keras_nisp.channels.rule import Rule, register_operations, register_rule, s
 
 
 def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """The letters of each operand's axes and of the result's, ellipses written out.
+    """The letters of each operand's axes and of the result's, ellipses expanded.
 
     Args:
         equation: an einsum equation with an arrow.

@@ -268,7 +268,7 @@ def _amplification(step: Step, values: dict, outputs: list) -> float:
 def _excess(original: list, kept: list) -> float:
     """How many times larger the outputs of all channels are than those of the channels kept.
 
-    The oracle rounds to the larger ones. A LayerNormalization of one channel that is left gives
+    The oracle rounds to the larger ones. A LayerNormalization of one remaining channel gives
     its offset alone, as a difference of numbers of that size.
     """
     pairs = zip(original, kept, strict=True)

@@ -40,7 +40,7 @@ def rebuild(
             changed.
         plan: from `plan_pruning`, `plan_merging` or `Plan.load`.
         optimizer_state: carry the optimizer's slots (momentum, moments) and iterations
-            over, so that training goes on without a jump. Otherwise the optimizer
+            over, so that training continues without a jump. Otherwise the optimizer
             starts afresh.
         force: merge clusters that are not identical, too.
         verbose: 1 prints one line about a merge: the deviation inside clusters, and the
