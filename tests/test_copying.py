@@ -1,4 +1,4 @@
-"""Copies of layers and models: what they hold beside their weights comes along, bit by bit."""
+"""Copies of layers and models: what they hold besides their weights comes along, bit by bit."""
 
 import keras
 import numpy as np

@@ -194,7 +194,7 @@ class Net(keras.Model):
         (own_draw, "changes a variable or random seed"),
         (own_loss, "add_loss"),
         (lambda self, x: x if float(ops.sum(x)) > 0 else -x, "float"),
-        (lambda self, x: (self.dense(x), None), "None beside tensors"),
+        (lambda self, x: (self.dense(x), None), "None besides tensors"),
         (lambda self, x: self.dense(x) + self.misspelt, "misspelt"),
     ],
 )

@@ -121,8 +121,8 @@ def _structured(written: "_Written", inputs: Any, model: keras.Model) -> keras.M
     if others:
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) cannot be converted to a functional "
-            f"graph: it gives {others[0]!r} besides tensors, which a functional model cannot. Let its "
-            "`call` return tensors alone."
+            f"graph: it gives {others[0]!r} besides tensors, which a functional model cannot. "
+            "Let its `call` return tensors alone."
         )
     new = keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=keras_models.source_name(x)),
