@@ -377,6 +377,10 @@ def test_a_layer_without_a_rule():
         check_rule(layers.RandomContrast(0.1), (5, 6, 3))
     with pytest.raises(TypeError, match=r"as in `check_rule\(MyLayer\(8\), \(4,\)\)`"):
         check_rule(Unknown, (5, 6))
+    with pytest.raises(ValueError, match=r"the whole shape of one sample.*\(None, 6\)"):
+        check_rule(layers.Dense(3), (None, 6))
+    with pytest.raises(ValueError, match=r"all sizes of what layer 'open' gives.*None"):
+        check_rule(layers.EinsumDense("abc,cd->abd", (None, 6), name="open"), (5, 6))
 
 
 # The rules of this package ----------------------------------------------------------

@@ -11,6 +11,7 @@ from keras import layers
 from nets import randomise
 
 import keras_nisp as kn
+from keras_nisp.channels.rule import Normalisation, PlainKernel
 from keras_nisp.testing import check_rule
 
 FIRST = {"data_format": "channels_first"}
@@ -194,3 +195,127 @@ def test_the_documented_importances(name, rng):
     else:
         expected = model.get_layer("hidden").kernel.numpy().std(0)
     assert plan.creators[1].removed == tuple(np.sort(np.argsort(expected)[:4]))
+
+
+# Facts ----------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Standardised(layers.Layer):
+    """Statistics from training, by names of its own."""
+
+    def build(self, shape):
+        self.centre = self.add_weight(shape=shape[-1:], trainable=False, name="centre")
+        self.power = self.add_weight(
+            shape=shape[-1:], trainable=False, initializer="ones", name="variance"
+        )
+
+    def call(self, x):
+        return (x - self.centre) / keras.ops.sqrt(self.power + 1e-3)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Matrix(layers.Layer):
+    """A dense layer without activation, by names of its own."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+
+    def build(self, shape):
+        self.matrix = self.add_weight(shape=(shape[-1], self.width), name="matrix")
+        self.shift = self.add_weight(shape=(self.width,), name="shift")
+
+    def call(self, x):
+        return x @ self.matrix + self.shift
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+
+def register_own_layers():
+    @kn.register_rule(Standardised)
+    class StandardisedRule(kn.Rule):
+        def trace(self, call, x):
+            names = call.along(x, -1)
+            call.bind(call.layer.centre, own={0: names})
+            call.bind(call.layer.power, own={0: names})
+            return x.names
+
+        def absolute(self, call, x):
+            return x / tf.sqrt(tf.convert_to_tensor(call.layer.power) + 1e-3)
+
+        def normalisation(self, layer):
+            return Normalisation(layer.centre, layer.power, None, None, 1e-3, -1)
+
+    @kn.register_rule(Matrix)
+    class MatrixRule(kn.Rule):
+        def trace(self, call, x):
+            names = call.create(call.layer.width)
+            read, create = {0: call.along(x, -1)}, {1: names}
+            call.bind(call.layer.matrix, read=read, create=create, positions=1)
+            call.bind(call.layer.shift, own={0: names})
+            return call.spread(names)
+
+        def absolute(self, call, x):
+            return x @ tf.abs(tf.convert_to_tensor(call.layer.matrix))
+
+        def resize(self, call, config, width):
+            return {**config, "width": width(call.outputs[0].line(-1))}
+
+        def plain_kernel(self, layer):
+            return PlainKernel(layer.matrix, layer.shift)
+
+
+def test_layers_of_ones_own_are_recalibrated_by_what_their_rules_say(rng):
+    register_own_layers()
+    for layer, shape in ((Standardised(), (6,)), (Matrix(6), (4,))):
+        check_rule(layer, shape)
+    inputs = keras.Input((3,))
+    hidden = Standardised(name="norm")(layers.Dense(8, name="first")(inputs))
+    model = randomise(keras.Model(inputs, Matrix(2, name="last")(hidden)))
+    x = rng.normal(2, 3, (512, 3)).astype("float32")
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    kn.recalibrate(small, x, model, plan, ridge=1e-9)
+    # Four channels of three inputs say all: nothing is lost once kernels make up for the others.
+    np.testing.assert_allclose(small.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-2)
+    entering = small.get_layer("first")(x)
+    np.testing.assert_allclose(small.get_layer("norm").centre, np.mean(entering, 0), rtol=1e-4)
+
+
+def test_a_batch_normalization_without_a_rule_has_no_score():
+    class Other(layers.BatchNormalization):
+        def call(self, x, training=None, mask=None):
+            return super().call(x[..., ::-1], training=training, mask=mask)
+
+    inputs = keras.Input((3,))
+    x = layers.BatchNormalization(name="known")(layers.Dense(6, name="a")(inputs))
+    x = Other(name="other")(layers.Dense(6, name="b")(x))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
+    with pytest.warns(kn.UnknownLayerWarning, match="'other'"):
+        channel_map = kn.trace(model)
+    scores = kn.BNScale()(channel_map)
+    known = channel_map.creators[0].units
+    expected = np.abs(model.get_layer("known").gamma)
+    np.testing.assert_allclose(scores[known], expected, rtol=1e-6)
+    assert np.isnan(np.delete(scores, known)).all()
+
+
+def test_the_old_name_of_fix_all_warns():
+    class Old(layers.Layer):
+        def call(self, x):
+            return x
+
+    @kn.register_rule(Old)
+    class OldRule(kn.PassThrough):
+        def trace(self, call, x):
+            return call.block("which is not followed")
+
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4), Old(name="old"), layers.Dense(2)])
+    with pytest.warns(DeprecationWarning, match=r"now called `call\.fix_all\(reason\)`"):
+        channel_map = kn.trace(model)
+    units = channel_map.creators[0].units.tolist()
+    assert all(
+        channel_map.reasons[unit] == ["enters 'old', which is not followed"] for unit in units
+    )

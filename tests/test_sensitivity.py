@@ -215,5 +215,7 @@ def test_without_statistics_pixels_are_asked_about(rng):
     layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3)]
     rescaled = keras.Sequential(layers)
     assert starts_with_rescaling(rescaled)
+    inputs = keras.Input((8, 8, 3))
+    assert starts_with_rescaling(keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs / 255.0)))
     assert not starts_with_rescaling(bare)
     assert check_range(rescaled, Samples([x])) is None

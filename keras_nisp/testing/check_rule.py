@@ -81,19 +81,16 @@ def check_rule(
             f"Received: {layer!r}"
         )
     _check_registered(layer)
-    shapes = [tuple(shape) for shape in keras.tree.flatten(_as_leaves(input_shape))]
-    axes = range(-1, -1 - max((len(shape) for shape in shapes), default=1), -1)
-    axes = axes if "float" in dtype else (-1,)
+    ranks = [len(shape.sizes) for shape in keras.tree.flatten(_as_leaves(input_shape))]
+    count = max(ranks) if "float" in dtype else 1  # of axes along which channels may lie
     followed, reasons = False, []
-    for axis in axes or (-1,):
-        proof = _Proof(layer, input_shape, call_kwargs or {}, dtype, axis, seed)
-        # One plan shows that channels along further axes are left alone, or followed too.
+    for axis in range(-1, -1 - max(count, 1), -1):
         try:
+            proof = _Proof(layer, input_shape, call_kwargs or {}, dtype, axis, seed - axis)
+            # One plan shows that channels along further axes are left alone, or followed too.
             followed |= proof.run(1 if followed else plans, seed)
         except RuleError as error:
-            raise RuleError(
-                f"{error} (Tried with channels along axis {axis} of inputs.)"
-            ) from error
+            raise RuleError(f"{error} (Tried with channels along axis {axis} of inputs.)") from None
         reasons += proof.reasons()
     if not followed:
         why = f" It {reasons[0]}." if reasons else ""
@@ -112,6 +109,11 @@ def _check_registered(layer: keras.Operation) -> None:
 
 def _as_leaves(input_shape: Any) -> Any:
     """The structure of inputs, with lists of sizes as leaves that `keras.tree` does not enter."""
+    if not isinstance(input_shape, (Mapping, Sequence)) or None in keras.tree.flatten(input_shape):
+        raise ValueError(
+            "Expected `input_shape` to be the whole shape of one sample, such as (16, 16, 8), or a "
+            f"list or dict of shapes. Received: {input_shape!r}"
+        )
     if isinstance(input_shape, Mapping):
         return {name: _Shape(shape) for name, shape in input_shape.items()}
     if all(isinstance(size, (int, np.integer)) for size in input_shape):
@@ -130,13 +132,20 @@ class _Shape:
 class _Proof:
     """The trials of a layer in a model in which channels lie along one axis of its inputs."""
 
-    def __init__(self, layer, input_shape, call_kwargs, dtype, axis, seed) -> None:
+    def __init__(
+        self,
+        layer: keras.Operation,
+        input_shape: Sequence | Mapping,
+        call_kwargs: Mapping[str, Any],
+        dtype: str,
+        axis: int,
+        seed: int,
+    ) -> None:
         self.layer = copying.copy_layer(layer)
         self.model = _model_around(self.layer, input_shape, call_kwargs, dtype, axis)
         self.rng = np.random.default_rng(seed)
         _randomise(self.model, self.rng)
         self.map: ChannelMap = trace_quietly(self.model)
-        self.axis = axis
         self.calls: list[Call] = [c for c in self.map.calls if c.layer is self.layer]
 
     def error(self, method: str, what: str) -> RuleError:
@@ -166,8 +175,9 @@ class _Proof:
             importance = Random(seed + index) if index != 1 else NISP(samples.inputs)
             plan = plan_pruning(self.model, importance, ratio=RATIOS[index % len(RATIOS)])
             self._check_plan(plan, save=index == 0)
-        if plan := self._merging():
-            self._check_plan(plan)
+        merging = self._merging()
+        if merging is not None:
+            self._check_plan(merging)
         return True
 
     def _creates(self) -> bool:
@@ -195,7 +205,7 @@ class _Proof:
         self.map.walk(next(samples.batches())[0], visit)
         return given
 
-    def _check_plan(self, plan, save: bool = False) -> None:
+    def _check_plan(self, plan: Plan, save: bool = False) -> None:
         """The model that a plan makes must be right, and load."""
         try:
             small = rebuild(self.model, plan, force=True, verbose=0)
@@ -235,8 +245,8 @@ class _Proof:
             self._check_loads(small)
 
     def _check_loads(self, small: keras.Model) -> None:
-        inputs = random_samples(small, self.map.input_shapes)
-        inputs = next(inputs.batches())[0]
+        samples = random_samples(small, self.map.input_shapes)
+        inputs, _ = next(samples.batches())
         kinds = {type(part).__name__: type(part) for part in _parts(self.layer)}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "small.keras"
@@ -263,9 +273,15 @@ def _parts(layer: keras.Operation) -> list:
     return layer._flatten_layers() if isinstance(layer, keras.Layer) else [layer]
 
 
-def _model_around(layer, input_shape, call_kwargs, dtype: str, axis: int) -> keras.Model:
+def _model_around(
+    layer: keras.Operation,
+    input_shape: Sequence | Mapping,
+    call_kwargs: Mapping[str, Any],
+    dtype: str,
+    axis: int,
+) -> keras.Model:
     """A model in which layers create what enters the layer, and read what leaves it."""
-    inputs = []
+    inputs: list[keras.KerasTensor] = []
 
     def enter(shape: _Shape):
         inputs.append(keras.Input(shape.sizes, dtype=dtype, name=f"input{len(inputs)}"))
@@ -276,6 +292,13 @@ def _model_around(layer, input_shape, call_kwargs, dtype: str, axis: int) -> ker
     structure = keras.tree.map_structure(enter, _as_leaves(input_shape))
     named = structure if isinstance(structure, dict) else {}
     given = layer(**named, **call_kwargs) if named else layer(structure, **call_kwargs)
+    shapes = [tuple(output.shape[1:]) for output in keras.tree.flatten(given)]
+    if any(None in shape for shape in shapes):
+        raise ValueError(
+            f"Expected all sizes of what layer '{layer.name}' gives to be known, but for the batch "
+            f"axis. Received: {shapes}. Give it settings by which they are, or let it have a "
+            "`compute_output_shape`."
+        )
     read = [
         keras.layers.Dense(READ, name=f"behind{index}")(keras.layers.Flatten()(output))
         for index, output in enumerate(keras.tree.flatten(given))
