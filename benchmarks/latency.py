@@ -45,7 +45,7 @@ def as_tflite(model, quantization):
 def planned(model, table, limits):
     """A plan and its model; latency budgets are proven by measuring, as `prune` does it."""
     if "latency_reduction" in limits:
-        result = pruned(model, kn.Random(), latency=table, **limits)
+        result = pruned(model, kn.Random(), kn.Budget(latency=table, **limits))
         print(result.latency, flush=True)
         return result.plan, result.small, result.latency.tries
     if "target" not in limits:

@@ -47,6 +47,7 @@ from keras_nisp.importance import (  # noqa: E402
 )
 from keras_nisp.latency.benchmarking import benchmark  # noqa: E402
 from keras_nisp.latency.table import LatencyTable  # noqa: E402
+from keras_nisp.plans.budget import Budget  # noqa: E402
 from keras_nisp.plans.plan import Plan  # noqa: E402
 from keras_nisp.plans.planning import plan_pruning  # noqa: E402
 from keras_nisp.pruning.pruner import NISPPruner  # noqa: E402
@@ -62,6 +63,7 @@ from keras_nisp.surgery.widening import widen  # noqa: E402
 
 __all__ = [
     "BNScale",
+    "Budget",
     "BudgetError",
     "Call",
     "Centripetal",

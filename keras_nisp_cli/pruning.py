@@ -88,7 +88,7 @@ def prune(console, model: Path, force: bool, **options):
     \b
     keras-nisp prune model.keras --calibration data.npz --flops 0.5 -o small.keras
     """
-    budget = _budget(options)
+    amount = _amount(options)
     if options["importance"] in NEEDS_DATA and options["calibration"] is None:
         raise click.UsageError(
             f"--importance {options['importance']} looks at data: give --calibration, or choose "
@@ -99,22 +99,12 @@ def prune(console, model: Path, force: bool, **options):
     labels = options["importance"] == "taylor"
     samples = load_samples(network, options, "calibration", console, labels=labels)
 
-    limits = {
-        "ranking": options["ranking"],
-        "round_to": options["round_to"],
-        "target": options["target"],
-        "min_channels": _count_or_share(options["min_channels"]),
-        "exclude": options["exclude"],
-        "input_shape": parse_shape(options["input_shape"]),
-    }
     importance = importance_named(options["importance"], network, samples, options["seed"])
-    from keras_nisp.latency.table import LatencyTable
     from keras_nisp.pruning.pruning import pruned
 
-    if "latency_reduction" in budget:
-        limits["latency"] = LatencyTable(options["quantization"], options["threads"])
+    budget = _budget(amount, options)
     with console.stage("Choosing channels"):
-        result = pruned(network, importance, **budget, **limits)
+        result = pruned(network, importance, budget, parse_shape(options["input_shape"]))
     _finish(console, result, samples if options["recalibrate"] else None, options)
 
 
@@ -155,7 +145,8 @@ def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
     check_outputs(console, force, *files)
 
 
-def _budget(options: dict) -> dict:
+def _amount(options: dict) -> dict:
+    """How much to remove, as an argument of `Budget`."""
     kinds = {
         "flops": "flops_reduction",
         "params": "params_reduction",
@@ -169,6 +160,17 @@ def _budget(options: dict) -> dict:
         )
     ((name, amount),) = given.items()
     return {kinds[name]: amount}
+
+
+def _budget(amount: dict, options: dict):
+    from keras_nisp.latency.table import LatencyTable
+    from keras_nisp.plans.budget import Budget
+
+    limits = {name: options[name] for name in ("ranking", "round_to", "target", "exclude")}
+    limits["min_channels"] = _count_or_share(options["min_channels"])
+    if "latency_reduction" in amount:
+        limits["latency"] = LatencyTable(options["quantization"], options["threads"])
+    return Budget(**amount, **limits)
 
 
 def _count_or_share(value: float) -> int | float:
@@ -260,7 +262,7 @@ def _write(plan, small, options: dict) -> tuple[str, dict]:
         "output": str(options["output"]),
         "bytes": size,
         "importance": plan.importance,
-        "budget": plan.budget,
+        "budget": plan.budget_text,
         "parameters": [plan.before.parameters, plan.after.parameters],
         "flops": [plan.before.flops, plan.after.flops],
         "widths": {row.layer: [row.channels, row.kept] for row in plan.creators},

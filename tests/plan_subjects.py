@@ -1,6 +1,8 @@
 """Small models with plans of every kind: whose files `plan_mutations.py` damages."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,6 +10,13 @@ from keras import layers
 
 import keras_nisp as kn
 from keras_nisp.channels.channel_map import ChannelMap
+
+FILES = Path(__file__).parent / "plan_files"  # as release 0.1.0 wrote them, of the models here
+
+
+def file_of_version_3(name: str) -> dict:
+    """What a file of an earlier release holds."""
+    return json.loads((FILES / f"version_3_{name}.json").read_text())
 
 
 @dataclasses.dataclass

@@ -227,15 +227,6 @@ def test_plan_through_a_file_and_an_optimizer(tmp_path):
     assert again.plan == plan
 
 
-def test_version_1_is_still_read():
-    data = kn.plan_pruning(plain(), kn.Random(), ratio=0.5).to_dict()
-    data["version"] = 1
-    del data["variables"]
-    for row in data["creators"]:
-        del row["clusters"]
-    assert kn.rebuild(plain(), kn.Plan.from_dict(data)).layers[0].filters == 4
-
-
 FRESH = """
 import sys, keras, numpy as np, keras_nisp as kn
 model = keras.models.load_model(sys.argv[1])

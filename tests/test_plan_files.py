@@ -4,10 +4,9 @@ import dataclasses
 import json
 
 import keras
-import numpy as np
 import pytest
 from plan_mutations import mutant, outcome
-from plan_subjects import subjects
+from plan_subjects import file_of_version_3, subjects
 
 import keras_nisp as kn
 
@@ -66,7 +65,7 @@ def test_parts_that_do_not_fit(damage, text, plans):
         ('{"version": 3, "version": 3}', "the key 'version' is there twice"),
         ("[" * 100_000, "nested too deeply"),
         ('{"format": ' + "9" * 5000 + "}", "not JSON"),
-        ('{"format": "keras_nisp plan", "version": true}', "version 3"),
+        ('{"format": "keras_nisp plan", "version": true}', "version 4"),
     ],
 )
 def test_texts_that_are_no_plans(text, message, tmp_path):
@@ -76,21 +75,71 @@ def test_texts_that_are_no_plans(text, message, tmp_path):
         kn.Plan.load(path)
 
 
-def test_files_of_earlier_releases_are_read(plans, tmp_path):
+def of_version(version, name):
     """Version 1 knew no clusters, version 2 no scores, and neither knew whole groups at first."""
-    subject = plans["pruning"]
-    for version, later in ((1, ("variables", "whole_groups")), (2, ("whole_groups",))):
-        data = subject.plan.to_dict() | {"version": version}
-        for key in later:
-            del data[key]
+    data = file_of_version_3(name) | {"version": version}
+    if version < 3:
+        del data["whole_groups"]
         for row in data["groups"]:
             del row["scores"], row["removed_units"]
-        for row in data["creators"] if version == 1 else ():
+    if version < 2:
+        del data["variables"]
+        for row in data["creators"]:
             del row["clusters"]
-        (tmp_path / "plan.json").write_text(json.dumps(data))
-        small = kn.rebuild(subject.model, kn.Plan.load(tmp_path / "plan.json"))
-        for got, want in zip(small.get_weights(), subject.weights, strict=True):
-            np.testing.assert_array_equal(got, want)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [(v, name) for v in (1, 2, 3) for name in ("pruning", "inputs")]
+    + [(3, "merging"), (3, "merging, inputs"), (3, "whole groups")],
+)
+def test_files_of_earlier_releases_are_read(version, name, plans, tmp_path):
+    subject = plans[name]
+    data = of_version(version, name.replace(", ", "_").replace(" ", "_"))
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    plan = kn.Plan.load(tmp_path / "plan.json")
+    small = kn.rebuild(subject.model, plan, force=True, verbose=0)
+    assert kn.verify(subject.model, small, plan).ok
+    kept, expected = ([row.kept for row in p.creators] for p in (plan, subject.plan))
+    assert kept == expected
+    # It says what it said, and is written as a file of today.
+    assert str(plan).splitlines() == str(subject.plan).splitlines()
+    assert plan.to_dict()["version"] == 4
+    assert kn.Plan.from_dict(plan.to_dict()) == plan
+
+
+def test_what_earlier_releases_say_of_how_a_plan_was_made(tmp_path):
+    plan = kn.Plan.from_dict(file_of_version_3("latency"))
+    words = "latency_reduction=0.2 (table: 1.19 -> 0.77 ms, float32, 1 thread), ranking=local"
+    assert plan.budget == plan.budget_text == f"{words}, round_to=2, min_channels=2"
+    assert f"by BNScale, {words}" in str(plan)
+    plan.report(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "earlier release" in page
+    assert "plan_pruning(" not in page
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda recipe: recipe["budget"].update(ratio=0.5, flops_reduction=0.5), "exactly one"),
+        (lambda recipe: recipe["budget"].update(ratio=2.0), r"`ratio` in \[0, 1\)"),
+        (lambda recipe: recipe["budget"].update(ratio="0.5"), "budget.ratio"),
+        (lambda recipe: recipe["budget"].update(latency={}), "budget.latency"),
+        (lambda recipe: recipe["budget"].update(exclude="a"), "budget.exclude"),
+        (lambda recipe: recipe["budget"].update(round_to=-(10**400)), "round_to"),
+        (lambda recipe: recipe["budget"].update(min_channels=2.5), "min_channels"),
+        (lambda recipe: recipe.update(function="exec"), "function"),
+        (lambda recipe: recipe["importance"].update(arguments={"p": {}}), "importance.arguments"),
+        (lambda recipe: recipe.pop("budget"), "budget: Field required"),
+    ],
+)
+def test_recipes_that_cannot_be(damage, text, plans):
+    data = plans["pruning"].plan.to_dict()
+    damage(data["recipe"])
+    with pytest.raises(kn.PlanFileError, match=text):
+        kn.Plan.from_dict(data)
 
 
 def test_clusters_that_c_sgd_would_train_are_those_that_are_merged(plans):

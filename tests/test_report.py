@@ -3,16 +3,17 @@
 import dataclasses
 import os
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from nets import NETS, layer_norm, plain, random_plan, residual
+from nets import NETS, layer_norm, nested, plain, random_plan, residual
 
 import keras_nisp as kn
-from keras_nisp.plans.report import _sketch as sketch_of
+from keras_nisp.plans.recipe import EarlierRecipe
 from keras_nisp.plans.report import render
 
 VOID = {"meta", "input", "wbr"}
@@ -108,8 +109,7 @@ def test_hostile_names_are_escaped():
     plan = dataclasses.replace(
         plan,
         model=name,
-        importance=name,
-        budget=name,
+        recipe=EarlierRecipe(name, name),
         inexact=(name,) * 9,
         creators=tuple(map(renamed, plan.creators)),
         layers=tuple(map(renamed, plan.layers)),
@@ -160,14 +160,14 @@ def test_merging_plans():
     assert "Merging plan" in found.text
     assert "8 channels in 4 clusters" in found.text
     assert found.figures()[0] == [4, 4]
-    assert 'kn.plan_merging( model, clustering="kmeans", seed=0, ratio=0.5, )' in found.text
+    assert "kn.plan_merging( model, clustering='kmeans', ratio=0.5, )" in found.text
 
 
 def test_plans_without_scores():
     data = random_plan(plain()).to_dict()
     for group in data["groups"]:
         del group["scores"], group["removed_units"]
-    found = page(kn.Plan.from_dict({**data, "version": 2}))
+    found = page(kn.Plan.from_dict(data))
     assert "This plan holds no scores" in found.text
     assert found.figures() == []
 
@@ -186,6 +186,18 @@ def test_channels_that_no_tensor_shows():
     assert "attention:heads heads 4 2" in found.text
 
 
+def called(code, **names):
+    """The plan that the code of a page makes."""
+    exec(code, names)
+    return names["plan"]
+
+
+def code_of(plan):
+    """The code that stands on the page of a plan."""
+    found = re.search("<code>(import keras_nisp.*?)</code>", render(plan), re.DOTALL)
+    return unescape(found.group(1))
+
+
 @pytest.mark.parametrize(
     "budget",
     [
@@ -193,31 +205,139 @@ def test_channels_that_no_tensor_shows():
         {"ratio": 0.3, "ranking": "global", "min_channels": 0.25},
         {"params_reduction": 0.4, "round_to": 4},
         {"ratio": 0.5, "target": "arm"},
+        {"ratios": {"a": 0.5, "[bc]": 0.25}},
+        {"widths": {"a": 3, "head": 3}},
+        {"ratio": 0.5, "exclude": ["a", "conv*"][:1]},
     ],
 )
-def test_a_sketch_makes_the_plan(budget):
+@pytest.mark.parametrize(
+    "importance",
+    [
+        kn.Magnitude(p=2),
+        kn.NISPMag(propagate_pruned=False),
+        kn.Random(np.int64(7)),
+        kn.GeometricMedian(),
+    ],
+    ids=lambda importance: importance.name,
+)
+def test_the_code_of_a_page_makes_the_plan(importance, budget):
     model = wide_plain()
-    plan = kn.plan_pruning(model, kn.Magnitude(), **budget)
-    names = {"model": model}
-    exec(sketch_of(plan), names)
-    assert names["plan"] == plan
+    plan = kn.plan_pruning(model, importance, **budget)
+    assert called(code_of(plan), model=model) == plan
     assert plan.params_reduction > 0
+    # So does the budget as an object, and a plan that was read from a file.
+    assert kn.plan_pruning(model, importance, budget=plan.budget) == plan
+    assert code_of(kn.Plan.from_dict(plan.to_dict())) == code_of(plan)
 
 
-def test_a_sketch_of_a_latency_budget_leaves_out_what_the_table_said():
-    class Device(kn.LatencyTable):
-        def measure(self, work):
-            return 1e-6 * (1 + work.elements)
+def test_the_code_names_data_and_their_settings():
+    model = wide_plain()
+    x = np.random.default_rng(0).normal(size=(40, 12, 12, 3)).astype("float32")
+    y = np.eye(3)[np.arange(40) % 3]
+    nisp = kn.NISP(x, frl="head", alpha=0.25, max_samples=16, seed=3)
+    plan = kn.plan_pruning(model, nisp, ratio=0.5)
+    code = code_of(plan)
+    settings = "frl='head', alpha=0.25, max_samples=16, seed=3"
+    assert f"importance=kn.NISP(calibration=calibration, {settings})," in code
+    assert called(code, model=model, calibration=x) == plan
+    assert called(code, model=model, calibration=x[::-1] ** 2) != plan
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    for taylor in (kn.Taylor((x, y), loss), kn.Taylor((x, y), "mse", max_samples=8)):
+        plan = kn.plan_pruning(model, taylor, ratio=0.5)
+        assert called(code_of(plan), model=model, data=(x, y), loss=loss) == plan
+    plan = kn.plan_pruning(model, kn.LayerByLayer(x, 0.25), ratio=0.5)
+    assert called(code_of(plan), model=model, calibration=x) == plan
 
-    table = Device(cache=False)
-    limits = {"latency_reduction": 0.3, "round_to": 2, "latency": table}
-    plan = kn.plan_pruning(wide_plain(), kn.Magnitude(), **limits)
-    assert "table:" in plan.budget
-    names = {"kn": kn}
-    arguments = {}
-    code = sketch_of(plan).replace("kn.plan_pruning", "note").replace("import keras_nisp as kn", "")
-    exec(code, names | {"model": None, "note": lambda *_, **given: arguments.update(given)})
-    assert arguments == {"latency_reduction": 0.3, "round_to": 2}
+
+class Scaled(kn.Importance):
+    """A user's importance, with settings."""
+
+    def __init__(self, scale, power=1.0, table=None):
+        self.scale, self.power, self.table = scale, power, table
+
+    def __call__(self, channel_map):
+        return (self.scale * np.arange(channel_map.count)) ** self.power
+
+
+def last_first(channel_map):
+    return -np.arange(channel_map.count, dtype=float)
+
+
+def test_the_code_names_what_is_the_users():
+    model = wide_plain()
+    plan = kn.plan_pruning(model, Scaled(2.0, power=0.5, table={}), ratio=0.5)
+    code = code_of(plan)
+    assert "importance=Scaled(table=table, scale=2.0, power=0.5)" in code
+    assert called(code, model=model, Scaled=Scaled, table={}) == plan
+    plan = kn.plan_pruning(model, last_first, ratio=0.5)
+    assert called(code_of(plan), model=model, last_first=last_first) == plan
+    plan = kn.plan_pruning(model, lambda channel_map: last_first(channel_map), ratio=0.5)
+    assert "importance=importance," in code_of(plan)
+
+
+def test_the_code_of_a_merging_plan_makes_it():
+    model = residual()
+    for settings in (
+        {"clustering": "even"},
+        {"clustering": "kmeans", "owners": "pacesetter", "seed": 2},
+        {"clustering": "imbalanced", "exclude": "inner0", "round_to": 4},
+    ):
+        plan = kn.plan_merging(model, ratio=0.5, **settings)
+        assert called(code_of(plan), model=model) == plan
+    x = np.random.default_rng(0).normal(size=(16, *model.input_shape[1:])).astype("float32")
+    plan = kn.plan_merging(model, ratio=0.5, clustering="activations", calibration=x)
+    assert called(code_of(plan), model=model, calibration=x) == plan
+
+
+def test_the_code_names_layers_by_their_paths():
+    model = nested()
+    inner = model.get_layer("part").get_layer("conv")
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5, exclude=[inner])
+    assert plan.budget.exclude == ("part/conv",)
+    assert called(code_of(plan), model=model) == plan
+
+
+def test_the_code_of_models_that_leave_sizes_open():
+    """The size is that of the data, given, or assumed."""
+    inputs = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, name="a")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5, input_shape=(10, 10, 3))
+    assert "input_shape=((10, 10, 3),)" in code_of(plan)
+    assert called(code_of(plan), model=model) == plan
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert "input_shape" not in code_of(plan)
+    assert called(code_of(plan), model=model) == plan
+    images = np.random.default_rng(0).normal(size=(8, 9, 9, 3)).astype("float32")
+    plan = kn.plan_pruning(model, kn.NISP(images), ratio=0.5)
+    assert called(code_of(plan), model=model, calibration=images) == plan
+
+
+def test_the_code_of_whole_groups():
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, name="first")(inputs)
+    x = layers.Flatten()(layers.Conv2D(12, 3, groups=4, name="grouped")(x))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5, whole_groups="gr*")
+    assert called(code_of(plan), model=model) == plan
+
+
+class Device(kn.LatencyTable):
+    def measure(self, work):
+        return 1e-6 * (1 + work.elements)
+
+
+def test_the_code_of_a_latency_budget():
+    model, limits = wide_plain(), {"latency_reduction": 0.3, "latency": Device(threads=2)}
+    plan = kn.plan_pruning(model, kn.Magnitude(), round_to=2, **limits)
+    assert "table: " in plan.budget_text
+    assert "latency=Device(threads=2)," in code_of(plan)
+    assert called(code_of(plan), model=model, Device=Device) == plan
+    assert kn.Plan.from_dict(plan.to_dict()) == plan
+    assert plan.latency.reduction >= 0.3
+    merging = kn.plan_merging(model, clustering="even", **limits)
+    assert merging.latency.reduction >= 0.3
+    assert called(code_of(merging), model=model, Device=Device) == merging
 
 
 def wide_plain():
@@ -226,18 +346,15 @@ def wide_plain():
     return keras.Sequential([keras.Input((12, 12, 3)), *filters, *head])
 
 
-def test_command_and_sketch():
+def test_commands():
     plan = kn.plan_pruning(plain(), kn.NISPMag(), ratios={"a": 0.5}, round_to=2, exclude="c")
-    assert "A sketch" not in page(plan, command="python prune.py").text
+    text = page(plan, command="python prune.py").text
+    assert "python prune.py" in text
+    assert "kn.plan_pruning(" not in text
     text = page(plan).text
-    assert "A sketch" in text
-    sketch = text[text.index("plan = kn.plan_pruning(") :].partition(" The plan itself")[0]
-    expected = "kn.NISPMag(), ratios={'a': 0.5}, round_to=2, exclude=[...], )"
-    assert sketch == f"plan = kn.plan_pruning( model, {expected}"
-    plan = kn.plan_pruning(plain(), kn.NISPMag(), ratio=0.5, ranking="global")
-    assert 'ratio=0.5, ranking="global"' in page(plan).text
-    widths = kn.plan_pruning(plain(), kn.Random(), widths=plain())
-    assert "NISP(calibration)" not in page(widths).text
+    code = text[text.index("plan = kn.plan_pruning(") :].partition(" The plan itself")[0]
+    budget = "ratios={'a': 0.5}, round_to=2, exclude=('c',), )"
+    assert code == f"plan = kn.plan_pruning( model, importance=kn.NISPMag(), {budget}"
 
 
 def test_pages_are_the_same_byte_for_byte(tmp_path):

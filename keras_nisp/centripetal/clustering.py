@@ -149,17 +149,6 @@ class Clustering:
                 data = Calibration(calibration, limit=1024, seed=seed)
             self.responses = activation_features(channel_map, data)
 
-    @property
-    def name(self) -> str:
-        if callable(self.method):
-            return getattr(self.method, "__name__", type(self.method).__name__)
-        if self.method in ("even", "imbalanced"):
-            return f"{self.method} clusters"
-        text = "k-means on activations" if self.responses is not None else "k-means on kernels"
-        if self.responses is None and self.owners == "pacesetter":
-            text += " of pacesetters"
-        return f"{text} (seed {self.seed})"
-
     def __call__(self, group: Group, units: np.ndarray, clusters: int) -> np.ndarray:
         """A label in 0...clusters-1 for each unit."""
         if self.method == "even":
@@ -171,7 +160,8 @@ class Clustering:
         features = kernel_features(self.channel_map, units, self._layers(group, units))
         if callable(self.method):
             labels = self.method(features, clusters)
-            return _checked_labels(labels, len(units), clusters, self.name)
+            name = getattr(self.method, "__name__", type(self.method).__name__)
+            return _checked_labels(labels, len(units), clusters, name)
         return kmeans(features, clusters, self.seed)
 
     def _layers(self, group: Group, units: np.ndarray) -> set[str] | None:

@@ -1,8 +1,8 @@
 """`plan_merging`: which channels C-SGD makes identical."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 import keras
 import numpy as np
@@ -10,45 +10,40 @@ import tensorflow as tf
 
 from keras_nisp.centripetal.clustering import Clustering
 from keras_nisp.channels.channel_map import ChannelMap, reasons_by_unit
-from keras_nisp.channels.tracing import InputShape, Layers, WholeGroups, trace
+from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.keras_graph import keras_models
-from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.plan_rows import owned_axes, variable_rows
 from keras_nisp.plans.planning import describe
+from keras_nisp.plans.recipe import recipe
 from keras_nisp.plans.solver import Solver
 
 
+@lists_budget
 def plan_merging(
     model: keras.Model,
     *,
-    ratio: float | None = None,
-    ratios: Mapping[str, float] | None = None,
-    widths: Mapping[str, int] | keras.Model | None = None,
-    flops_reduction: float | None = None,
-    params_reduction: float | None = None,
+    budget: Budget | None = None,
     clustering: str | Callable = "kmeans",
     owners: str = "all",
     calibration: Any = None,
     seed: int = 0,
-    round_to: int = 1,
-    min_channels: int | float = 1,
-    exclude: Layers = (),
     whole_groups: WholeGroups = (),
     input_shape: InputShape | None = None,
+    **keywords: Unpack[BudgetKeywords],
 ) -> Plan:
     """Decides which channels C-SGD makes identical, to be merged afterwards.
 
-    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction` and `params_reduction` is
-    given. Channels that a normalisation over channels touches are left alone: for them
-    merging cannot be exact.
+    Channels that a normalisation over channels touches are left alone: for them merging cannot be
+    exact.
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        ratio, ratios, widths, flops_reduction, params_reduction: how many channels are to
-            go, as for `plan_pruning`. A layer gets as many clusters as it keeps channels.
+        budget: a `Budget`: how many channels are to go, in local ranking. A layer gets as many
+            clusters as it keeps channels.
         clustering: `"kmeans"` on the kernels, `"activations"` (k-means on responses to
             `calibration`), `"even"` (neighbours; needs no trained weights), `"imbalanced"`
             (one large cluster, for comparison), or `f(features, clusters) -> labels`.
@@ -56,7 +51,8 @@ def plan_merging(
             side, or those of the `"pacesetter"` alone, the first of them, as in the paper.
         calibration: samples for `"activations"`, as for `NISP`.
         seed: for k-means and for sampling.
-        round_to, min_channels, exclude, whole_groups, input_shape: as for `plan_pruning`.
+        whole_groups, input_shape: as for `plan_pruning`.
+        **keywords: the arguments of `Budget`, instead of `budget`.
 
     Returns:
         A `Plan`, for `CentripetalSGD` and then `rebuild`.
@@ -81,16 +77,12 @@ def plan_merging(
     Source: Ding et al., "Centripetal SGD for Pruning Very Deep Convolutional Networks", CVPR
     2019, section 3.
     """
-    budget = Budget(
-        ratio=ratio,
-        ratios=ratios,
-        widths=widths,
-        flops_reduction=flops_reduction,
-        params_reduction=params_reduction,
-        round_to=round_to,
-        min_channels=min_channels,
-        exclude=exclude,
-    )
+    budget = as_budget(budget, keywords, plan_merging)
+    if budget.ranking != "local":
+        raise ValueError(
+            "Expected ranking='local': `plan_merging` scores no channels by which groups could be "
+            f"compared. Received: ranking={budget.ranking!r}"
+        )
     keras_models.check_model(model)
     if calibration is not None:
         calibration = Calibration(calibration, limit=1024, seed=seed)
@@ -105,15 +97,10 @@ def plan_merging(
     solver.excluded[list(obstacles)] = True
     gone = solver.select(_even_scores(channel_map))
     unit_map = _merge(channel_map, gone, clusters, solver.excluded)
-    plan = describe(
-        channel_map,
-        unit_map,
-        clusters.name,
-        budget,
-        solver,
-        None,
-        variable_rows(channel_map, unit_map),
-    )
+    settings = {"clustering": clustering, "owners": owners, "seed": seed}
+    made = recipe("plan_merging", channel_map, budget, **settings)
+    variables = variable_rows(channel_map, unit_map)
+    plan = describe(channel_map, unit_map, made, solver, None, variables)
     return _with_reasons(plan, channel_map, obstacles)
 
 

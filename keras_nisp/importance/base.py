@@ -24,6 +24,8 @@ class Importance:
     Subclasses give `__call__`. Scores are compared inside a coupled group; ranking
     over all groups divides them by the group's mean first. NaN says that a unit cannot
     be scored: its group then stays as it is. Channels of one layer are scored all, or none.
+
+    A plan records the arguments of the constructor that are kept as attributes of the same names.
     """
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
@@ -60,8 +62,13 @@ class Importance:
         return calibration.samples(model).shapes if keras_models.is_open(model) else None
 
     @property
+    def source(self) -> Any:
+        """What scores: the importance itself, unless it wraps another one or a function."""
+        return self
+
+    @property
     def name(self) -> str:
-        return type(self).__name__
+        return getattr(self.source, "__name__", type(self.source).__name__)
 
 
 class Custom(Importance):
@@ -74,8 +81,8 @@ class Custom(Importance):
         return self.function(channel_map)
 
     @property
-    def name(self) -> str:
-        return getattr(self.function, "__name__", type(self.function).__name__)
+    def source(self) -> Any:
+        return self.function
 
 
 def as_importance(importance: Any) -> Importance:

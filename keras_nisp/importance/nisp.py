@@ -71,7 +71,9 @@ class NISP(Importance):
         self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.frl = frl
         self.alpha = alpha
+        self.max_samples = max_samples
         self.propagate_pruned = propagate_pruned
+        self.seed = seed
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         return propagate(channel_map, self.rank(channel_map))

@@ -42,6 +42,8 @@ class LayerByLayer(Importance):
     ) -> None:
         self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.alpha = alpha
+        self.max_samples = max_samples
+        self.seed = seed
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         samples = self.calibration.samples(channel_map.model)
@@ -90,6 +92,8 @@ class Taylor(Importance):
     ) -> None:
         self.calibration = Calibration(data, max_samples, seed, labels=True, verbose=verbose)
         self.loss = loss
+        self.max_samples = max_samples
+        self.seed = seed
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         model = channel_map.model

@@ -14,6 +14,20 @@ Row = TypeVar("Row")
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
+class StoredAs:
+    """Marks a field that files hold as another type than its constructor takes.
+
+    Args:
+        kind: that type.
+    """
+
+    def __init__(self, kind: Any):
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source, handler):
+        return handler.generate_schema(self.kind)
+
+
 class AsPairs:
     """Marks a dict with integer keys, which JSON does not have: in files it is a list of pairs."""
 

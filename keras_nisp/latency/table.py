@@ -1,5 +1,6 @@
 """Latency of a model from measurements of its layers: what latency budgets are solved with."""
 
+import dataclasses
 import functools
 import os
 from typing import Literal
@@ -18,6 +19,31 @@ from keras_nisp.latency.workload import Workload, Workloads, layer_workload
 BLOCKS = {"x86": 16, "arm": 8, "gpu": 8}
 STEPS = (8, 16, 32, 64)  # in which machines are known to compute channels
 LEAST = 1e-9  # seconds: nothing takes no time
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyChange:
+    """What a table says of a model before and after; `print` it for one line.
+
+    Attributes:
+        before, after: seconds.
+        device: for what they hold, as text.
+        estimated: layers that could not be measured.
+    """
+
+    before: float
+    after: float
+    device: str
+    estimated: tuple[str, ...] = ()
+
+    @property
+    def reduction(self) -> float:
+        """Share of the latency that is gone."""
+        return 1 - self.after / self.before
+
+    def __str__(self) -> str:
+        text = f"{1e3 * self.before:.3g} -> {1e3 * self.after:.3g} ms, {self.device}"
+        return text + (f", estimated: {', '.join(self.estimated[:4])}" if self.estimated else "")
 
 
 class LatencyTable:
@@ -94,7 +120,7 @@ class LatencyTable:
 
     def reduction(self, channel_map: ChannelMap, keep: np.ndarray) -> float:
         """Share of the latency that is gone if only the units of the boolean array are kept."""
-        return 1 - self.model(channel_map, keep) / self.model(channel_map)
+        return self.change(channel_map, keep).reduction
 
     @functools.cached_property
     def block(self) -> int:
@@ -112,15 +138,13 @@ class LatencyTable:
         whole, steps = seconds(64), STEPS[:-1]
         return next((s for s in steps if seconds(64 - s) <= whole * (1 - s / 128)), STEPS[-1])
 
-    def change(self, channel_map: ChannelMap, keep: np.ndarray) -> str:
-        """The latencies before and after, and what they hold for, as text."""
+    def change(self, channel_map: ChannelMap, keep: np.ndarray) -> LatencyChange:
+        """The latencies of the whole model and of the units of the boolean array."""
         before, after = self.model(channel_map), self.model(channel_map, keep)
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        text = f"{1e3 * before:.3g} -> {1e3 * after:.3g} ms"
-        text += f", {self.quantization or 'float32'}, {threads}"
         paths = [call.path for call in channel_map.calls if call.path in self.estimated]
-        names = list(dict.fromkeys(paths))
-        return text + (f", estimated: {', '.join(names[:4])}" if names else "")
+        device = f"{self.quantization or 'float32'}, {threads}"
+        return LatencyChange(before, after, device, tuple(dict.fromkeys(paths)))
 
     def seconds(self, work: Workload) -> float:
         """Seconds of one workload, from the table if it is there."""

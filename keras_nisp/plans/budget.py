@@ -1,37 +1,104 @@
 """How much to remove, and within which limits."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, TypedDict, TypeVar
 
 import keras
 import numpy as np
 
-from keras_nisp.channels.tracing import trace_quietly
+from keras_nisp.channels.tracing import Layers, trace_quietly
+from keras_nisp.io.schema import StoredAs
 from keras_nisp.latency.table import BLOCKS, STEPS, LatencyTable
 
+Function = TypeVar("Function", bound=Callable)
 KINDS = ("ratio", "ratios", "widths", "flops_reduction", "params_reduction", "latency_reduction")
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """How much to remove: exactly one of `KINDS`, and the limits that hold for it.
+class BudgetKeywords(TypedDict, total=False):
+    """The arguments of `Budget`, for signatures of functions that take them as keywords."""
 
-    Arguments are those of `keras_nisp.plan_pruning`.
+    ratio: float | None
+    ratios: Mapping[str, float] | None
+    widths: Mapping[str, int] | keras.Model | None
+    flops_reduction: float | None
+    params_reduction: float | None
+    latency_reduction: float | None
+    latency: LatencyTable | None
+    ranking: str
+    round_to: int | None
+    target: str | None
+    min_channels: int | float
+    exclude: Layers
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Budget:
+    """How much to remove, and the limits that hold for it.
+
+    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction`, `params_reduction` and
+    `latency_reduction` is given. Functions that take a budget take it as `budget=Budget(...)`, or
+    its arguments as keywords of their own: `prune(model, importance, flops_reduction=0.5)`.
+
+    Args:
+        ratio: share of the channels to remove, in [0, 1): of every coupled group, or of
+            the whole with `ranking="global"`.
+        ratios: share by layer name or pattern, `{"conv2": 0.3, "stage3/*": 0.6}`;
+            coupled layers go along, all others stay.
+        widths: channels to keep by layer name or pattern, `{"conv2": 24}`, likewise; a
+            model whose layers have the same names gives the widths of all of them.
+        flops_reduction: share of the FLOPs to remove, met within one channel.
+        params_reduction: share of the parameters to remove, likewise.
+        latency_reduction: share of the latency to remove, by a table of measured layers.
+        latency: the `LatencyTable` for `latency_reduction`; by default float32 on one thread
+            of this machine.
+        ranking: `"local"` takes the same share of each group, `"global"` compares
+            channels of all groups by their score over the mean of their group.
+        round_to: keep multiples of this many channels in every pruned group, the nearest with
+            which the budget is met. A group of no more channels than that stays whole. By default
+            1; for `latency_reduction` what the table measures (`LatencyTable.block`), or finer if
+            the budget cannot be met with that.
+        target: a preset for `round_to`: `"x86"` (16), `"arm"` (8) or `"gpu"` (8), as many
+            channels as kernels there usually compute at once.
+        min_channels: keep at least this many channels of a group; below 1, that share.
+        exclude: names, patterns or layer objects whose channels stay.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: an argument is out of range, has no effect beside the others, or there is not
+            exactly one amount.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> budget = Budget(ratio=0.5, min_channels=6)
+    >>> [plan_pruning(model, i, budget=budget).creators[0].kept for i in (Magnitude(), Random())]
+    [6, 6]
+    >>> budget
+    Budget(ratio=0.5, min_channels=6)
     """
 
     ratio: float | None = None
     ratios: Mapping[str, float] | None = None
-    widths: Mapping[str, int] | keras.Model | None = None
+    widths: Annotated[Mapping[str, int] | keras.Model | None, StoredAs(dict[str, int] | None)] = (
+        None
+    )
     flops_reduction: float | None = None
     params_reduction: float | None = None
     latency_reduction: float | None = None
-    latency: LatencyTable | None = None
+    latency: Annotated[LatencyTable | None, StoredAs(None)] = None
     ranking: str = "local"
     round_to: int | None = None
     target: str | None = None
     min_channels: int | float = 1
-    exclude: tuple = ()
+    exclude: Annotated[Layers, StoredAs(tuple[str, ...])] = ()
 
     def __post_init__(self):
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
@@ -39,32 +106,57 @@ class Budget:
             raise ValueError(
                 f"Expected exactly one of {', '.join(KINDS)}. Received: {given or 'none of them'}."
             )
-        if self.widths is not None:
-            object.__setattr__(self, "widths", _checked_widths(self.widths))
-        else:
-            _check_shares(given[0], getattr(self, given[0]))
-        if self.ranking not in ("local", "global"):
-            raise ValueError(
-                f"Expected `ranking` to be 'local' or 'global'. Received: {self.ranking!r}"
-            )
-        _check_rounding(self.round_to, self.target)
-        self._set_table()
-        _check_least(self.min_channels)
-        _check_effective(self)
+        amount = getattr(self, given[0])
+        checked = (_checked_widths if given[0] == "widths" else _checked_shares)(given[0], amount)
         exclude = self.exclude
         single = isinstance(exclude, str) or not isinstance(exclude, Iterable)
-        object.__setattr__(self, "exclude", (exclude,) if single else tuple(exclude))
+        _check_limits(self)
+        least = self.min_channels
+        plain = {
+            given[0]: checked,
+            "round_to": None if self.round_to is None else int(self.round_to),
+            "min_channels": float(least) if least < 1 else int(least),
+            "exclude": (exclude,) if single else tuple(exclude),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        _check_effective(self)
 
-    def _set_table(self) -> None:
-        """Checks `latency`, and gives latency budgets a table of this machine by default."""
-        if self.latency is not None and not isinstance(self.latency, LatencyTable):
-            raise TypeError(f"Expected `latency` to be a LatencyTable. Received: {self.latency!r}")
-        if (self.latency is None) != (self.latency_reduction is None):
-            if self.latency is not None:
-                raise ValueError(
-                    f"Expected `latency` with `latency_reduction` alone. Received: {self.kind}."
-                )
-            object.__setattr__(self, "latency", LatencyTable())
+    def __repr__(self) -> str:
+        arguments = (f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"Budget({', '.join(arguments)})"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that differ from their defaults."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value != DEFAULTS[name]}
+
+    @property
+    def kind(self) -> str:
+        """Which of the amounts is given."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def amount(self) -> float:
+        """The amount, as a share; of `ratios` the largest. Of `widths` there is none."""
+        given = getattr(self, self.kind)
+        return max(given.values(), default=0.0) if self.kind == "ratios" else given
+
+    def with_amount(self, amount: float) -> "Budget":
+        """The same limits with another amount of the same kind; `ratios` keep their proportions."""
+        changed: dict[str, Any] = {self.kind: amount}
+        if self.ratios is not None:
+            scale = amount / (self.amount or 1.0)
+            changed["ratios"] = {name: scale * ratio for name, ratio in self.ratios.items()}
+        if self.kind == "latency_reduction":
+            changed["latency"] = self.table  # what it has measured is not measured again
+        return dataclasses.replace(self, **changed)
+
+    @functools.cached_property
+    def table(self) -> LatencyTable:
+        """The table of a latency budget, by default one of this machine."""
+        return LatencyTable() if self.latency is None else self.latency
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -74,24 +166,81 @@ class Budget:
         latency budgets take those that their table measures, and finer ones if they must.
         """
         if self.round_to is not None:
-            return (int(self.round_to),)
+            return (self.round_to,)
         if self.target is not None:
             return (BLOCKS[self.target],)
-        if self.latency is None:
+        if self.kind != "latency_reduction":
             return (1,)
-        return tuple(step for step in reversed(STEPS) if step <= self.latency.block)
+        return tuple(step for step in reversed(STEPS) if step <= self.table.block)
 
-    @property
-    def kind(self) -> str:
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
-    @property
-    def amount(self) -> float | Mapping:
-        return getattr(self, self.kind)
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Budget)}
 
-    def with_amount(self, amount: float) -> "Budget":
-        """The same limits with another amount of the same kind."""
-        return dataclasses.replace(self, **{self.kind: amount})
+
+# Budgets as keywords -----------------------------------------------------------------
+
+
+def lists_budget(function: Function) -> Function:
+    """Puts the arguments of `Budget` in a function's signature, in the place of `**keywords`.
+
+    Help and completion show them, and they are written down once.
+    """
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    listed = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for (name, default), kind in zip(
+            DEFAULTS.items(), BudgetKeywords.__annotations__.values(), strict=True
+        )
+    ]
+    setattr(function, "__signature__", signature.replace(parameters=[*own, *listed]))  # noqa: B010
+    return function
+
+
+def as_budget(budget: Budget | None, keywords: BudgetKeywords, function: Callable) -> Budget:
+    """The budget that was passed to a function, as `budget` or as keywords.
+
+    Raises:
+        TypeError: there is no such keyword, or `budget` is none.
+        ValueError: both are given, or the keywords are no budget.
+    """
+    for name in keywords.keys() - DEFAULTS.keys():
+        near = difflib.get_close_matches(name, inspect.signature(function).parameters, 1, 0.4)
+        raise TypeError(
+            f"{function.__name__}() got an unexpected keyword argument '{name}'."
+            + (f" Did you mean `{near[0]}`?" if near else "")
+        )
+    if budget is None:
+        return Budget(**keywords)
+    if not isinstance(budget, Budget):
+        raise TypeError(f"Expected `budget` to be a keras_nisp.Budget. Received: {budget!r}")
+    if keywords:
+        given = ", ".join(f"`{name}`" for name in keywords)
+        raise ValueError(
+            f"Expected either `budget` or its arguments as keywords. Received: `budget` and "
+            f"{given}. Put them into one: `budget=keras_nisp.Budget(...)`."
+        )
+    return budget
+
+
+# Checks ------------------------------------------------------------------------------
+
+
+def _check_limits(budget: Budget) -> None:
+    if budget.ranking not in ("local", "global"):
+        raise ValueError(
+            f"Expected `ranking` to be 'local' or 'global'. Received: {budget.ranking!r}"
+        )
+    _check_rounding(budget.round_to, budget.target)
+    _check_least(budget.min_channels)
+    if budget.latency is None:
+        return
+    if not isinstance(budget.latency, LatencyTable):
+        raise TypeError(f"Expected `latency` to be a LatencyTable. Received: {budget.latency!r}")
+    if budget.latency_reduction is None:
+        raise ValueError(
+            f"Expected `latency` with `latency_reduction` alone. Received: {budget.kind}."
+        )
 
 
 def _check_rounding(round_to: int | None, target: str | None) -> None:
@@ -107,13 +256,13 @@ def _check_rounding(round_to: int | None, target: str | None) -> None:
             f"both. Received: round_to={round_to}, target={target!r}."
         )
     whole = isinstance(round_to, (int, float, np.number)) and not isinstance(round_to, bool)
-    if not whole or round_to < 1 or round_to != np.floor(round_to) or round_to == np.inf:
+    if not whole or round_to < 1 or round_to % 1 != 0:  # NaN for infinity
         raise ValueError(f"Expected `round_to` of at least 1. Received: {round_to}")
 
 
 def _check_least(given: Any) -> None:
     number = isinstance(given, (int, float, np.number)) and not isinstance(given, bool)
-    if not number or not (0 < given < 1 or (given >= 1 and given == np.floor(given) < np.inf)):
+    if not number or not (0 < given < 1 or (given >= 1 and given % 1 == 0)):
         raise (ValueError if number else TypeError)(
             "Expected `min_channels` to be a whole number of channels of at least 1, or a fraction "
             f"of a group in (0, 1). Received: {given!r}"
@@ -137,7 +286,7 @@ def _check_effective(budget: "Budget") -> None:
         )
 
 
-def _check_shares(kind: str, given: Any) -> None:
+def _checked_shares(kind: str, given: Any) -> float | dict[str, float]:
     amounts = given if kind == "ratios" else {kind: given}
     if not isinstance(amounts, Mapping):
         raise TypeError(f"Expected `ratios` to be a dict of layer: ratio. Received: {amounts!r}")
@@ -146,9 +295,11 @@ def _check_shares(kind: str, given: Any) -> None:
             raise TypeError(f"Expected `{name}` to be a number in [0, 1). Received: {amount!r}")
         if not 0 <= amount < 1:
             raise ValueError(f"Expected `{name}` in [0, 1). Received: {amount}")
+    shares = {name: float(amount) for name, amount in amounts.items()}
+    return shares if kind == "ratios" else shares[kind]
 
 
-def _checked_widths(given: Any) -> dict[str, int]:
+def _checked_widths(kind: str, given: Any) -> dict[str, int]:
     if isinstance(given, keras.Model):
         return {creator.layer: len(creator.units) for creator in trace_quietly(given).creators}
     if not isinstance(given, Mapping):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fnmatch
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,13 @@ from keras_nisp.channels.cost import Cost
 from keras_nisp.channels.tracing import trace_quietly
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.io import schema
-from keras_nisp.io.tables import Column, percent, render_table
 from keras_nisp.keras_graph import keras_models
-from keras_nisp.plans import plan_file, plan_fit, report
+from keras_nisp.latency.table import LatencyChange
+from keras_nisp.plans import plan_file, plan_fit, plan_text, report
+from keras_nisp.plans.budget import Budget
 from keras_nisp.plans.forecast import Forecast, check_plan
 from keras_nisp.plans.plan_rows import CreatorPlan, GroupPlan, LayerPlan, VariablePlan
+from keras_nisp.plans.recipe import EarlierRecipe, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,7 @@ class Plan:
     Attributes:
         model: name of the model it was made for.
         fingerprint: of that model's structure.
-        importance: name of the importance, or of the clustering.
-        budget: the budget, as text.
+        recipe: the call that made it: importance or clustering with its settings, and the budget.
         input_shapes: input sizes for which FLOPs are counted.
         creators: for each layer that creates channels, in the order of the walk.
         groups: the coupled groups.
@@ -45,14 +45,15 @@ class Plan:
         whole_groups: indices of the calls of grouped convolutions that lose whole groups.
         variables: the trainable variables in order, if channels are merged: what
             `CentripetalSGD` works on.
+        block: widths are multiples of it.
+        latency: what the table of a latency budget says.
     """
 
     __pydantic_config__ = schema.STRICT  # types as annotated are what a file must hold
 
     model: str
     fingerprint: str
-    importance: str
-    budget: str
+    recipe: Recipe | EarlierRecipe
     input_shapes: tuple[tuple[int, ...], ...]
     creators: tuple[CreatorPlan, ...]
     groups: tuple[GroupPlan, ...]
@@ -63,6 +64,8 @@ class Plan:
     variables: tuple[VariablePlan, ...] = ()
     whole_groups: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    block: int = 1
+    latency: LatencyChange | None = None
 
     @property
     def merges(self) -> bool:
@@ -79,65 +82,33 @@ class Plan:
         """Share of the parameters that is removed."""
         return 1 - self.after.parameters / self.before.parameters if self.before.parameters else 0.0
 
+    @property
+    def importance(self) -> str:
+        """Name of the importance, or of the clustering."""
+        return self.recipe.name
+
+    @property
+    def budget(self) -> Budget | str:
+        """The budget; of plans of earlier releases as text."""
+        return self.recipe.budget
+
     # Reading -----------------------------------------------------------------------
 
     def __str__(self) -> str:
-        word = "merged" if self.merges else "pruned"
-        changed = sum(group.removed > 0 for group in self.groups)
-        lines = [
-            f"Plan for '{self.model}' by {self.importance}, {self.budget}: {changed} of "
-            f"{len(self.groups)} coupled groups {word}, parameters "
-            f"{percent(self.before.parameters, self.after.parameters)}, FLOPs "
-            f"{percent(self.before.flops, self.after.flops)}."
-        ]
-        for index, group in enumerate(self.groups):
-            lines.append(f"group {index}: {group.units} -> {group.units - group.removed} channels")
-            for word in ("creators", "followers", "readers"):
-                if names := getattr(group, word):
-                    lines.append(f"  {word + ':':<11}{_shorten(names)}")
-        lines += self.notes
-        return "\n".join(lines)
+        return plan_text.overview(self)
+
+    @property
+    def budget_text(self) -> str:
+        """The budget in one line, with what came of it: latencies, and multiples of widths."""
+        return plan_text.budget_text(self)
 
     def summary(self) -> str:
         """A table of channels, parameters and FLOPs of each layer, before and after."""
-        columns = [Column("layer"), Column("type")]
-        columns += [Column(title, True) for title in ("channels", "parameters", "FLOPs")]
-        rows = [
-            (
-                row.layer,
-                row.kind,
-                _change(*row.channels),
-                _change(row.before.parameters, row.after.parameters),
-                _change(row.before.flops, row.after.flops),
-            )
-            for row in self.layers
-            if row.before.parameters
-        ]
-        shapes = ", ".join(map(str, self.input_shapes))
-        total = ("total", "", "", *(self._total(word) for word in ("parameters", "flops")))
-        table = render_table(f"{self.model}, FLOPs for input {shapes}", columns, rows, [total])
-        return "\n".join([table, self.exactness(), *self.notes])
-
-    def _total(self, word: str) -> str:
-        before, after = getattr(self.before, word), getattr(self.after, word)
-        return f"{_change(before, after)} ({percent(before, after)})"
+        return plan_text.summary(self)
 
     def exactness(self) -> str:
         """Whether the rebuilt model gives what this model gives without the channels, in words."""
-        if self.merges:
-            return (
-                "Exact once the channels of each cluster are identical: train with "
-                "CentripetalSGD, then rebuild."
-            )
-        if not self.inexact:
-            return (
-                "Exact: the rebuilt model gives what this model gives with the removed channels "
-                "at zero."
-            )
-        return (
-            "Not exact: these layers take statistics over channels, which are fewer afterwards: "
-            f"{_shorten(self.inexact)}. Fine-tune, and compare accuracies."
-        )
+        return plan_text.exactness(self)
 
     def explain(self, layer: str) -> str:
         """Why a layer has the channels that it has.
@@ -148,30 +119,14 @@ class Plan:
         Raises:
             ValueError: the plan knows no layer of this name.
         """
-        lines = [self._explain_creator(c) for c in self.creators if _is_named(c.layer, layer)]
-        for index, group in enumerate(self.groups):
-            for verb, names in (("passes on", group.followers), ("reads", group.readers)):
-                if found := [name for name in names if _is_named(name, layer)]:
-                    lines.append(
-                        f"'{found[0]}' {verb} the channels of group {index} "
-                        f"({group.units} -> {group.units - group.removed}), created by "
-                        f"{_shorten(group.creators)}."
-                    )
-        if not lines:
-            if any(_is_named(row.layer, layer) for row in self.layers):
-                return f"'{layer}' touches no channels that may be removed."
-            raise ValueError(
-                f"Expected the name of a layer. Received: {layer!r}, which is none. Layers that "
-                f"create channels: {_shorten([c.layer for c in self.creators])}."
-            )
-        return "\n".join(lines)
+        return plan_text.explanation(self, layer)
 
     def report(self, path: str | os.PathLike, command: str | None = None) -> None:
         """Writes the plan as one HTML page that needs nothing else; replaces an existing file.
 
         Args:
             path: of the page.
-            command: what made the plan, to be shown. By default a sketch of it is.
+            command: what made the plan, to be shown. By default the call that made it is.
 
         Raises:
             FileNotFoundError: the folder does not exist.
@@ -184,16 +139,6 @@ class Plan:
         ...     plan_pruning(model, Magnitude(), ratio=0.5).report(f"{folder}/report.html")
         """
         report.write(self, path, command)
-
-    def _explain_creator(self, creator: CreatorPlan) -> str:
-        text = f"'{creator.layer}' keeps {creator.kept} of {creator.channels} channels."
-        if creator.clusters:
-            text = f"'{creator.layer}' merges {creator.channels} channels into {creator.kept}."
-        if creator.group >= 0:
-            others = [n for n in self.groups[creator.group].creators if n != creator.layer]
-            if others:
-                text += f" Coupled with {_shorten(others)}."
-        return text + (f" Kept: {'; '.join(creator.reasons)}." if creator.reasons else "")
 
     # Applying ----------------------------------------------------------------------
 
@@ -302,19 +247,3 @@ class Plan:
             PlanFileError: the file is not a plan, or is damaged.
         """
         return plan_file.load(cls, path)
-
-
-def _change(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
-
-
-def _is_named(path: str, name: str) -> bool:
-    """Whether a path is that of a layer of this name or pattern, or of channels inside of it."""
-    own = path.rsplit("/", 1)[-1]
-    return any(fnmatch.fnmatchcase(part, name) for part in (path, own, own.split(":")[0]))
-
-
-def _shorten(names, limit: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -26,6 +26,10 @@ def check_parts(plan: "Plan") -> None:
         fits = all(0 < size <= LARGEST_COUNT for size in shape)
         _demand(fits and math.prod(shape) <= LARGEST_COUNT, f"input_shapes: {shape}")
     _demand(_ascending(plan.whole_groups), f"whole_groups: {plan.whole_groups}")
+    _demand(plan.block > 0, f"block: {plan.block}")
+    if plan.latency is not None:
+        seconds = plan.latency.before, plan.latency.after
+        _demand(min(seconds) > 0, f"latency: {seconds}")
     for index, row in enumerate(plan.creators):
         _check_creator(row, f"creators.{index} ('{row.layer}')")
         _demand(-1 <= row.group < len(plan.groups), f"creators.{index}: group {row.group}")

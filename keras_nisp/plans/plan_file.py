@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from keras_nisp.plans.plan import Plan
 
 FORMAT = "keras_nisp plan"
-VERSION = 3
-READABLE = (1, 2, 3)  # version 1 knew no clusters, version 2 no scores
+VERSION = 4
+READABLE = (1, 2, 3, 4)  # 1 knew no clusters, 2 no scores, 3 said in words how a plan was made
 
 
 def to_dict(plan: "Plan") -> dict:
@@ -39,6 +39,9 @@ def from_dict(kind: type["Plan"], data: dict, source: str) -> "Plan":
         )
     try:
         parts = {key: part for key, part in data.items() if key not in ("format", "version")}
+        if version < 4:
+            words = {"name": parts.pop("importance", None), "budget": parts.pop("budget", None)}
+            parts["recipe"] = words
         plan = schema.read(kind, parts)
         check_parts(plan)
     except ValueError as error:

@@ -1,76 +1,53 @@
 """`plan_pruning`: importance and budget in, plan out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Unpack
 
 import keras
 import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.cost import Cost, notes
-from keras_nisp.channels.tracing import trace
+from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.importance.base import Importance, as_importance, checked_scores
 from keras_nisp.keras_graph import keras_models
-from keras_nisp.latency.table import LatencyTable
-from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
-from keras_nisp.plans.plan_rows import CreatorPlan, GroupPlan, LayerPlan, creator_clusters
+from keras_nisp.plans.plan_rows import (
+    CreatorPlan,
+    GroupPlan,
+    LayerPlan,
+    VariablePlan,
+    creator_clusters,
+)
+from keras_nisp.plans.recipe import Recipe, recipe
 from keras_nisp.plans.solver import Solver
 
 
+@lists_budget
 def plan_pruning(
     model: keras.Model,
     importance: Importance | Callable,
     *,
-    ratio: float | None = None,
-    ratios: Mapping[str, float] | None = None,
-    widths: Mapping[str, int] | keras.Model | None = None,
-    flops_reduction: float | None = None,
-    params_reduction: float | None = None,
-    latency_reduction: float | None = None,
-    latency: LatencyTable | None = None,
-    ranking: str = "local",
-    round_to: int | None = None,
-    target: str | None = None,
-    min_channels: int | float = 1,
-    exclude=(),
-    whole_groups=(),
-    input_shape=None,
+    budget: Budget | None = None,
+    whole_groups: WholeGroups = (),
+    input_shape: InputShape | None = None,
+    **keywords: Unpack[BudgetKeywords],
 ) -> Plan:
     """Decides which channels to remove. Nothing is built or changed.
-
-    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction`, `params_reduction` and
-    `latency_reduction` is given.
 
     Args:
         model: a functional or Sequential model.
         importance: such as `NISP(calibration)` or `Magnitude()`, or a callable that takes
             a `ChannelMap` and returns one score per unit.
-        ratio: share of the channels to remove, in [0, 1): of every coupled group, or of
-            the whole with `ranking="global"`.
-        ratios: share by layer name or pattern, `{"conv2": 0.3, "stage3/*": 0.6}`;
-            coupled layers go along, all others stay.
-        widths: channels to keep by layer name or pattern, `{"conv2": 24}`, likewise; a
-            model whose layers have the same names gives the widths of all of them.
-        flops_reduction: share of the FLOPs to remove, met within one channel.
-        params_reduction: share of the parameters to remove, likewise.
-        latency_reduction: share of the latency to remove, by a table of measured layers.
-        latency: the `LatencyTable` for `latency_reduction`; by default float32 on one thread
-            of this machine.
-        ranking: `"local"` takes the same share of each group, `"global"` compares
-            channels of all groups by their score over the mean of their group.
-        round_to: keep multiples of this many channels in every pruned group, the nearest with
-            which the budget is met. A group of no more channels than that stays whole. By default
-            1; for `latency_reduction` what the table measures (`LatencyTable.block`), or finer if
-            the budget cannot be met with that.
-        target: a preset for `round_to`: `"x86"` (16), `"arm"` (8) or `"gpu"` (8), as many
-            channels as kernels there usually compute at once.
-        min_channels: keep at least this many channels of a group; below 1, that share.
-        exclude: names, patterns or layer objects whose channels stay.
+        budget: a `Budget`: how much to remove.
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
             whole, with the channels that enter them. By default each group loses as many.
         input_shape: shape of one sample for which FLOPs are counted, if the model
             leaves it open; by default that of the importance's data, or an assumed one.
+        **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
+            `flops_reduction=0.5`, `exclude="stem"` and so on.
 
     Returns:
         A `Plan`.
@@ -93,20 +70,7 @@ def plan_pruning(
     >>> plan.creators[0].kept
     12
     """
-    budget = Budget(
-        ratio=ratio,
-        ratios=ratios,
-        widths=widths,
-        flops_reduction=flops_reduction,
-        params_reduction=params_reduction,
-        latency_reduction=latency_reduction,
-        latency=latency,
-        ranking=ranking,
-        round_to=round_to,
-        target=target,
-        min_channels=min_channels,
-        exclude=exclude,
-    )
+    budget = as_budget(budget, keywords, plan_pruning)
     importance = as_importance(importance)
     return make_plan(traced_for(importance, model, input_shape, whole_groups), importance, budget)
 
@@ -122,8 +86,8 @@ def traced_for(importance: Importance, model: keras.Model, input_shape=None, who
 def make_plan(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Plan:
     """A plan for a traced model."""
     removed, solver, scores = choose(channel_map, importance, budget)
-    unit_map = UnitMap.removing(removed)
-    return describe(channel_map, unit_map, importance.name, budget, solver, scores)
+    made = recipe("plan_pruning", channel_map, budget, importance=importance.source)
+    return describe(channel_map, UnitMap.removing(removed), made, solver, scores)
 
 
 def choose(
@@ -155,18 +119,32 @@ def choose(
     return solver.select(scores), solver, scores
 
 
-def describe(channel_map, unit_map, importance, budget, solver, scores, variables=()) -> Plan:
+def describe(
+    channel_map: ChannelMap,
+    unit_map: UnitMap,
+    made: Recipe,
+    solver: Solver,
+    scores: np.ndarray | None,
+    variables: tuple[VariablePlan, ...] = (),
+) -> Plan:
     """The plan for what becomes of the units, with all that there is to say about it.
 
-    `scores` is `None` if no importance chose them.
+    Args:
+        channel_map: the traced model.
+        unit_map: what becomes of its units.
+        made: how the plan was made.
+        solver: what chose the units, or their numbers.
+        scores: by which units were chosen; `None` if no importance chose them.
+        variables: of a plan that merges.
     """
-    keep, costs = unit_map.keep, solver.costs
+    keep, costs, latency = unit_map.keep, solver.costs, None
+    if solver.budget.kind == "latency_reduction":
+        latency = solver.budget.table.change(channel_map, keep)
     before, after = costs.layers(costs.everything), costs.layers(keep)
     return Plan(
         model=channel_map.model.name,
         fingerprint=channel_map.fingerprint,
-        importance=importance,
-        budget=_budget_text(budget, solver, keep),
+        recipe=made,
         input_shapes=tuple(channel_map.input_shapes),
         creators=_creators(channel_map, unit_map, solver, scores),
         groups=_groups(channel_map, ~keep, scores),
@@ -177,6 +155,8 @@ def describe(channel_map, unit_map, importance, budget, solver, scores, variable
         variables=variables,
         whole_groups=channel_map.whole_groups,
         notes=tuple(notes(channel_map)),
+        block=solver.block,
+        latency=latency,
     )
 
 
@@ -188,22 +168,6 @@ def inexact_layers(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
         if call.mixes_channels and any(removed[t.names].any() for t in call.inputs)
     ]
     return list(dict.fromkeys(paths))
-
-
-def _budget_text(budget: Budget, solver: Solver, keep: np.ndarray) -> str:
-    amount = budget.amount
-    if budget.kind == "widths" and len(amount) > 4:
-        amount = f"those of {len(amount)} layers"
-    limits = [f"{budget.kind}={amount}", f"ranking={budget.ranking}"]
-    if budget.latency is not None:
-        limits[0] += f" (table: {budget.latency.change(solver.channel_map, keep)})"
-    if budget.target:
-        limits.append(f"target={budget.target}")
-    if solver.block > 1:
-        limits.append(f"round_to={solver.block}")
-    if budget.min_channels != 1:
-        limits.append(f"min_channels={budget.min_channels}")
-    return ", ".join(limits)
 
 
 def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
@@ -252,8 +216,8 @@ def _groups(channel_map, removed, scores) -> tuple[GroupPlan, ...]:
     creators = [
         {channel_map.creators[i].layer: None for i in g.creators} for g in channel_map.groups
     ]
-    followers = [{} for _ in channel_map.groups]
-    readers = [{} for _ in channel_map.groups]
+    followers: list[dict[str, None]] = [{} for _ in channel_map.groups]
+    readers: list[dict[str, None]] = [{} for _ in channel_map.groups]
     for call in channel_map.calls:
         for tensors, members in ((call.outputs, followers), (call.inputs, readers)):
             if members is readers and not call.reads:

@@ -6,7 +6,6 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from keras_nisp import importance
 from keras_nisp.io.files import check_writable, replacing
 from keras_nisp.io.tables import percent
 from keras_nisp.plans import report_figures
@@ -55,7 +54,6 @@ def render(plan: "Plan", command: str | None = None) -> str:
         reasons=_reasons(plan),
         exactness=plan.exactness(),
         command=command,
-        sketch=_sketch(plan),
         open_groups=OPEN_GROUPS,
         unfolded=FIGURES,
     )
@@ -212,56 +210,3 @@ def _reasons(plan: "Plan") -> dict[str, list[str]]:
         for reason in creator.reasons:
             reasons.setdefault(reason, []).append(creator.layer)
     return reasons
-
-
-IMPORTANCES = {
-    "NISP": "NISP(calibration)",
-    "LayerByLayer": "LayerByLayer(calibration)",
-    "Taylor": "Taylor((x, y))",
-}
-CLUSTERINGS = {
-    "k-means on activations": '"activations", calibration=calibration',
-    "k-means on kernels of pacesetters": '"kmeans", owners="pacesetter"',
-    "k-means on kernels": '"kmeans"',
-    "even clusters": '"even"',
-    "imbalanced clusters": '"imbalanced"',
-}
-
-
-def _sketch(plan: "Plan") -> str:
-    """Python code that makes such a plan, as far as the plan says how it was made."""
-    if plan.merges:
-        name, _, seed = plan.importance.partition(" (seed ")
-        arguments = [f"clustering={CLUSTERINGS.get(name, name)}"]
-        arguments += [f"seed={seed[:-1]}"] if seed else []
-    elif name := IMPORTANCES.get(plan.importance):
-        arguments = [f"kn.{name}"]
-    else:
-        known = plan.importance in importance.__all__
-        arguments = [f"kn.{plan.importance}()" if known else plan.importance]
-    arguments += _budget_arguments(plan)
-    if any("excluded" in creator.reasons for creator in plan.creators):
-        arguments.append("exclude=[...]")
-    function = "plan_merging" if plan.merges else "plan_pruning"
-    lines = ["import keras_nisp as kn", "", f"plan = kn.{function}(", "    model,"]
-    return "\n".join([*lines, *(f"    {argument}," for argument in arguments), ")"])
-
-
-def _budget_arguments(plan: "Plan") -> list[str]:
-    """The budget's text as arguments."""
-    pattern = r"(\w+)=(.*), ranking=(local|global)((?:, \w+=[^,=]+)*)"
-    found = re.fullmatch(pattern, plan.budget, re.DOTALL)
-    if not found:
-        return [plan.budget]
-    kind, amount, ranking, limits = found.groups()
-    if amount.startswith("those of"):
-        amount = "{...}"
-    amount = amount.partition(" (table:")[0]  # what the table said is a result
-    arguments = [f"{kind}={amount}"]
-    if ranking != "local":
-        arguments.append(f'ranking="{ranking}"')
-    given = dict(limit.split("=") for limit in limits.split(", ") if limit)
-    if "target" in given:  # which stands for a width to round to
-        given["target"] = f'"{given["target"]}"'
-        given.pop("round_to", None)
-    return arguments + [f"{name}={value}" for name, value in given.items()]

@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import difflib
-import fnmatch
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,6 +11,7 @@ from keras_nisp.channels.channel_map import ChannelMap, Group
 from keras_nisp.channels.cost import CostModel
 from keras_nisp.errors import BudgetError
 from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.named_layers import block_shares, excluded_units, group_ratios, wanted_widths
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,10 +64,10 @@ class Solver:
         self.is_local = budget.ranking == "local" or budget.kind == "ratios"
         self.costs = CostModel(channel_map)
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
-        self.excluded = _excluded(channel_map, budget.exclude)
-        self.wanted_widths = _wanted_widths(channel_map, budget.widths)
-        self.group_ratios = _group_ratios(channel_map, budget.ratios)
-        self.block_shares = _block_shares(channel_map, self.wanted_widths)
+        self.excluded = excluded_units(channel_map, budget.exclude)
+        self.wanted_widths = wanted_widths(channel_map, budget.widths)
+        self.group_ratios = group_ratios(channel_map, budget.ratios)
+        self.block_shares = block_shares(channel_map, self.wanted_widths)
 
     def select(self, scores: np.ndarray) -> np.ndarray:
         """The units to remove, as a boolean array.
@@ -219,111 +217,8 @@ class Solver:
         if self.budget.kind == "params_reduction":
             return lambda removed: self.costs.parameters(~removed), "parameters"
         if self.budget.kind == "latency_reduction":
-            table = self.budget.latency
+            table = self.budget.table
             return lambda removed: table.model(self.channel_map, ~removed), "latency"
         scored = np.concatenate([group.units for group in self.channel_map.groups])
         scored = scored[~np.isnan(scores[scored])]
         return lambda removed: np.count_nonzero(~removed[scored]), "channels"
-
-
-def matching(channel_map: ChannelMap, entry: Any, argument: str) -> list[str]:
-    """Paths of the layers that a name, pattern or layer object stands for.
-
-    Raises:
-        ValueError: nothing matches; the message names what is near.
-    """
-    calls = channel_map.calls
-    if not isinstance(entry, str):
-        paths = [call.path for call in calls if call.layer is entry]
-        entry = getattr(entry, "name", entry)
-    else:
-        paths = list(channel_map.paths.get(entry, ()))
-        if set(entry) & set("*?["):
-            matches = fnmatch.filter(channel_map.paths, entry)
-            paths += [path for name in matches for path in channel_map.paths[name]]
-    if not paths:
-        near = difflib.get_close_matches(str(entry), [call.path for call in calls], 3, 0.4)
-        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-        raise ValueError(
-            f"Expected every entry of `{argument}` to match a layer of model "
-            f"'{channel_map.model.name}'. Received: {entry!r}, which matches none.{hint}"
-        )
-    return list(dict.fromkeys(paths))
-
-
-def _excluded(channel_map: ChannelMap, exclude: tuple) -> np.ndarray:
-    excluded = np.zeros(channel_map.count, bool)
-    for entry in exclude:
-        for path in matching(channel_map, entry, "exclude"):
-            excluded[channel_map.layer_units(path)] = True
-    return excluded
-
-
-def _wanted_widths(channel_map: ChannelMap, widths: Mapping[str, int] | None) -> dict[str, int]:
-    """The width of each layer that is given one, by path."""
-    channels = {creator.layer: len(creator.units) for creator in channel_map.creators}
-    wanted: dict[str, int] = {}
-    for pattern, width in (widths or {}).items():
-        layers = [path for path in matching(channel_map, pattern, "widths") if path in channels]
-        if not layers:
-            raise ValueError(
-                f"Expected `widths` to name layers that create channels. Received: {pattern!r}, "
-                "which matches none that does."
-            )
-        for layer in layers:
-            if width > channels[layer]:
-                raise ValueError(
-                    f"Expected a width of at most {channels[layer]} for '{layer}', which has as "
-                    f"many channels. Received: {width}"
-                )
-            wanted[layer] = width
-    return wanted
-
-
-def _group_ratios(channel_map: ChannelMap, ratios: Mapping[str, float] | None) -> np.ndarray:
-    """The ratio of each group: that of its layers, 0 where none is given."""
-    result = np.zeros(len(channel_map.groups))
-    given: dict[int, str] = {}
-    group_of = {
-        channel_map.creators[i].layer: g
-        for g, group in enumerate(channel_map.groups)
-        for i in group.creators
-    }
-
-    for pattern, ratio in (ratios or {}).items():
-        layers = matching(channel_map, pattern, "ratios")
-        groups = {group_of[layer] for layer in layers if layer in group_of}
-        if not groups:
-            raise ValueError(
-                f"Expected `ratios` to name layers with channels that can be removed. Received: "
-                f"{pattern!r}, which matches {layers[:3]}: these create none, or their channels "
-                "are fixed (see `plan.explain`)."
-            )
-        for group in groups:
-            if group in given and result[group] != ratio:
-                raise ValueError(
-                    f"Expected one ratio for coupled layers. Received: {given[group]!r}: "
-                    f"{result[group]:g} and {pattern!r}: {ratio:g}, whose layers share channels."
-                )
-            given[group], result[group] = pattern, ratio
-    return result
-
-
-def _block_shares(channel_map: ChannelMap, widths: dict[str, int]) -> np.ndarray:
-    """For each unit the share of its block that must go for layers to have their widths.
-
-    A layer that creates several blocks has less to say than those that create one alone.
-    """
-    shares = np.zeros(channel_map.count)
-    creators = [c for c in channel_map.creators if c.layer in widths]
-    blocks = [units for group in channel_map.groups for units in channel_map.blocks(group)]
-    block_of = np.full(channel_map.count, -1)
-    for index, units in enumerate(blocks):
-        block_of[units] = index
-    for alone in (False, True):
-        for creator in creators:
-            free = creator.units[channel_map.free[creator.units]]
-            if len(free) and (len(np.unique(block_of[free])) == 1) == alone:
-                share = (len(creator.units) - widths[creator.layer]) / len(free)
-                shares[np.isin(block_of, block_of[free]) & (block_of >= 0)] = min(share, 1)
-    return shares

@@ -31,19 +31,21 @@ class Realised:
         plan: the plan.
         small: the model that it makes.
         wanted: share of the latency that was to go.
-        estimated: share that is gone by the table.
         measured: share that is gone, measured end to end.
-        change: the table's latencies, as text.
         tries: how many plans were built and measured.
     """
 
     plan: Plan
     small: keras.Model
     wanted: float
-    estimated: float
     measured: float
-    change: str
     tries: int = 1
+
+    @property
+    def estimated(self) -> float:
+        """Share of the latency that is gone by the table."""
+        assert self.plan.latency is not None
+        return self.plan.latency.reduction
 
     @property
     def met(self) -> bool:
@@ -53,7 +55,7 @@ class Realised:
     def __str__(self) -> str:
         text = (
             f"latency: wanted -{100 * self.wanted:.1f} %, by the table "
-            f"-{100 * self.estimated:.1f} % ({self.change}), measured "
+            f"-{100 * self.estimated:.1f} % ({self.plan.latency}), measured "
             f"-{100 * self.measured:.1f} % in {self.tries} "
         )
         text += "try" if self.tries == 1 else "tries"
@@ -77,12 +79,9 @@ def realise_latency(channel_map: ChannelMap, importance: Importance, budget: Bud
     Raises:
         BudgetError: by the table it cannot be reached.
     """
-    table, wanted = budget.latency, budget.latency_reduction
-    assert table is not None  # which a latency budget has
-    assert wanted is not None
-    importance, measure = _Remembered(importance), _stopwatch(channel_map.model, table)
+    importance, measure = _Remembered(importance), _stopwatch(channel_map.model, budget.table)
     results: list[Realised] = []
-    amount = wanted
+    amount = wanted = budget.amount
     while len(results) <= TRIES:
         try:
             plan = make_plan(channel_map, importance, budget.with_amount(amount))
@@ -90,16 +89,13 @@ def realise_latency(channel_map: ChannelMap, importance: Importance, budget: Bud
             if not results:
                 raise
             break  # more than the table can give: what there is has to do
-        unit_map = plan.unit_map(channel_map)
-        small = rebuild_traced(channel_map, unit_map)
-        estimated = table.reduction(channel_map, unit_map.keep)
-        measured = measure(small, plan.input_shapes)
-        change = table.change(channel_map, unit_map.keep)
-        results.append(Realised(plan, small, wanted, estimated, measured, change))
+        small = rebuild_traced(channel_map, plan.unit_map(channel_map))
+        results.append(Realised(plan, small, wanted, measure(small, plan.input_shapes)))
         if results[-1].met:
             break
         # What the table says is taken to be proportional to what is measured.
-        amount = 1 - (1 - estimated) * (1 - wanted) / (1 - measured)
+        left = (1 - results[-1].estimated) / (1 - results[-1].measured)
+        amount = 1 - left * (1 - wanted)
     best = max(results, key=lambda result: result.measured)
     return dataclasses.replace(best, tries=len(results))
 
@@ -138,5 +134,5 @@ class _Remembered(Importance):
         return self.known
 
     @property
-    def name(self):
-        return self.importance.name
+    def source(self):
+        return self.importance.source

@@ -1,22 +1,23 @@
 """NISPPruner: pruning while a model trains."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.tracing import trace
+from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.errors import each_once, warn
 from keras_nisp.importance import NISP
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.keras_graph import keras_training
 from keras_nisp.keras_graph.replicas import check_fit
-from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.planning import choose, describe
+from keras_nisp.plans.recipe import recipe
 from keras_nisp.pruning.pruner_masks import Masks, trained_again, warn_of_other_weights
 from keras_nisp.pruning.pruner_state import PrunerState
 from keras_nisp.pruning.schedules import ScheduleReader, default_schedule, default_span
@@ -47,18 +48,21 @@ class NISPPruner(keras.callbacks.Callback):
 
     Args:
         calibration: samples for NISP, as for `keras_nisp.NISP`.
-        ratio, flops_reduction, params_reduction: what to remove in the end, one of them,
-            as for `plan_pruning`.
+        budget: a `Budget`: what to remove in the end. `widths` cannot be reached step by step. The
+            latency of a latency budget is that of its table, which is not compared with the whole
+            model.
         schedule: `step -> amount` or `step -> (should_prune, amount)`, such as
             `PolynomialSchedule` or the schedules of
             `tensorflow_model_optimization.sparsity.keras`. A step is a batch; those that the
             optimizer has seen before count. Amounts are those of the budget that is given (a
-            share of the channels with `ratio`), cut at the target. By default the amount
-            grows by a cubic over the first half of training in ten pruning steps.
+            share of the channels with `ratio`; the largest one with `ratios`, which keep their
+            proportions), cut at the target. By default the amount grows by a cubic over the first
+            half of training in ten pruning steps.
         importance: used instead of NISP, such as `Magnitude()`; needs no `calibration`.
-        ranking, round_to, min_channels, exclude, whole_groups, input_shape: as for
-            `plan_pruning`.
+        whole_groups, input_shape: as for `plan_pruning`.
         verbose: 1 prints a line at each pruning step.
+        **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
+            `flops_reduction=0.5`, `exclude="stem"` and so on.
 
     Attributes:
         plan: the `Plan`, after training.
@@ -87,22 +91,18 @@ class NISPPruner(keras.callbacks.Callback):
     2017.
     """
 
+    @lists_budget
     def __init__(
         self,
         calibration: Any = None,
         *,
-        ratio: float | None = None,
-        flops_reduction: float | None = None,
-        params_reduction: float | None = None,
+        budget: Budget | None = None,
         schedule: Callable | None = None,
         importance: Importance | Callable | None = None,
-        ranking: str = "local",
-        round_to: int = 1,
-        min_channels: int | float = 1,
-        exclude=(),
-        whole_groups=(),
-        input_shape=None,
+        whole_groups: WholeGroups = (),
+        input_shape: InputShape | None = None,
         verbose: int = 1,
+        **keywords: Unpack[BudgetKeywords],
     ):
         super().__init__()
         if (calibration is None) == (importance is None):
@@ -113,15 +113,12 @@ class NISPPruner(keras.callbacks.Callback):
         if schedule is not None and not callable(schedule):
             raise TypeError(f"Expected `schedule` to be callable. Received: {schedule!r}")
         self.importance = as_importance(NISP(calibration) if importance is None else importance)
-        self.budget = Budget(
-            ratio=ratio,
-            flops_reduction=flops_reduction,
-            params_reduction=params_reduction,
-            ranking=ranking,
-            round_to=round_to,
-            min_channels=min_channels,
-            exclude=exclude,
-        )
+        self.budget = as_budget(budget, keywords, NISPPruner)
+        if self.budget.kind == "widths":
+            raise ValueError(
+                "Expected a budget that can be reached step by step. Received: `widths`, which say "
+                "what stays in the end. Give `ratios`, the share to remove by layer."
+            )
         self.whole_groups = whole_groups
         self.input_shape = input_shape
         self.schedule = schedule
@@ -135,6 +132,16 @@ class NISPPruner(keras.callbacks.Callback):
         self._pruned_model: keras.Model | None = None
         self._done = self._epoch = 0  # batches of this epoch, and which one it is
         self._said: set = set()
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make another pruner of the same settings, as objects."""
+        names = ("importance", "budget", "schedule", "whole_groups", "input_shape", "verbose")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "NISPPruner":
+        """A pruner of the settings that `get_config` gave."""
+        return cls(**config)
 
     @property
     def plan(self) -> Plan:
@@ -388,8 +395,8 @@ class NISPPruner(keras.callbacks.Callback):
                 f"{self.budget.amount:g} was not reached. Train on with this pruner, or pass a "
                 "schedule that ends sooner."
             )
+        budget, others = self.budget.with_amount(state.reached), {"schedule": self.schedule}
+        others["importance"] = self.importance.source
+        made = recipe("NISPPruner", self._map, budget, **others)
         unit_map = UnitMap.removing(state.removed)
-        budget = self.budget.with_amount(state.reached)
-        self._plan = describe(
-            self._map, unit_map, self.importance.name, budget, self._solver, state.scores
-        )
+        self._plan = describe(self._map, unit_map, made, self._solver, state.scores)

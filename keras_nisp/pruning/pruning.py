@@ -3,18 +3,19 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
 from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.tracing import InputShape, WholeGroups
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import Samples
 from keras_nisp.data.value_range import warn_of_range, warned_once
 from keras_nisp.importance.base import Importance, as_importance
 from keras_nisp.keras_graph import keras_models
-from keras_nisp.plans.budget import Budget
+from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.planning import make_plan, traced_for
 from keras_nisp.pruning.latency_budget import Realised, realise_latency
@@ -25,21 +26,29 @@ from keras_nisp.surgery.rebuilding import rebuild_traced
 from keras_nisp.surgery.verification import Verification, verify_traced
 
 
+@lists_budget
 def prune(
     model: keras.Model,
     importance: Importance | Callable,
     *,
+    budget: Budget | None = None,
+    whole_groups: WholeGroups = (),
+    input_shape: InputShape | None = None,
     calibration: Any = None,
     compensate: str | None = "auto",
     verify: bool = True,
     verbose: int = 1,
-    **budget,
+    **keywords: Unpack[BudgetKeywords],
 ) -> keras.Model:
     """Plans and rebuilds in one step, proves the result, and repairs it.
 
     Args:
         model: a functional or Sequential model. It is not changed.
         importance: such as `NISP(calibration)`.
+        budget: a `Budget`: how much to remove. For `latency_reduction` both models are measured in
+            the TFLite interpreter, and more is removed (up to three times) if too little latency is
+            gone.
+        whole_groups, input_shape: as for `plan_pruning`.
         calibration: samples on which to `recalibrate` the result. By default it is left as the
             surgery made it, and may answer as if by chance until it was fine-tuned.
         compensate: as for `recalibrate`: besides BatchNormalization statistics, kernels make up
@@ -50,9 +59,8 @@ def prune(
             function `verify` does, on samples of `calibration`, else of what the importance has
             read, else on random ones. It proves the surgery; it says nothing of the accuracy.
         verbose: 1 prints the outcome in one line, and whether the result was repaired; 0 nothing.
-        **budget: as for `plan_pruning`: `ratio=`, `flops_reduction=` and so on. With
-            `latency_reduction=` both models are measured in the TFLite interpreter, and more is
-            removed (up to three times) if too little latency is gone.
+        **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
+            `flops_reduction=0.5`, `exclude="stem"` and so on.
 
     Returns:
         The smaller model, as from `rebuild`.
@@ -73,20 +81,24 @@ def prune(
     >>> small.count_params()
     35
     """
+    budget = as_budget(budget, keywords, prune)
     check_compensation(compensate, calibration is not None, "`calibration` data")
     with warned_once():
-        return _prune(model, importance, calibration, compensate, verify, verbose, budget)
+        shape = {"input_shape": input_shape, "whole_groups": whole_groups}
+        return _prune(model, importance, budget, shape, calibration, compensate, verify, verbose)
 
 
-def _prune(model, importance, calibration, compensate, verify, verbose, limits) -> keras.Model:
+def _prune(
+    model, importance, budget, shape, calibration, compensate, verify, verbose
+) -> keras.Model:
     importance, samples = as_importance(importance), None
     if calibration is not None:
         samples = collect(calibration, model, MOST_SAMPLES)
         if not isinstance(calibration, Samples):
             warn_of_range(model, samples)
-        if limits.get("input_shape") is None and keras_models.is_open(model):
-            limits = {**limits, "input_shape": samples.shapes}
-    result = pruned(model, importance, **limits)
+        if shape["input_shape"] is None and keras_models.is_open(model):
+            shape = {**shape, "input_shape": samples.shapes}
+    result = pruned(model, importance, budget, **shape)
     plan, small = result.plan, result.small
     text = (
         f"{model.name}: parameters -{100 * plan.params_reduction:.1f} %, "
@@ -144,12 +156,11 @@ class Pruned:
 
 
 def pruned(
-    model: keras.Model, importance: Importance, input_shape=None, whole_groups=(), **limits
+    model: keras.Model, importance: Importance, budget: Budget, input_shape=None, whole_groups=()
 ) -> Pruned:
     """Plans and rebuilds. Arguments are those of `plan_pruning`."""
-    budget = Budget(**limits)
     channel_map = traced_for(importance, model, input_shape, whole_groups)
-    if budget.latency_reduction is None:
+    if budget.kind != "latency_reduction":
         plan = make_plan(channel_map, importance, budget)
         return Pruned(channel_map, plan, rebuild_traced(channel_map, plan.unit_map(channel_map)))
     realised = realise_latency(channel_map, importance, budget)

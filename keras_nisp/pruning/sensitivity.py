@@ -156,7 +156,8 @@ def sensitivity(
     importance: Importance | Callable,
     data: Any,
     *,
-    ratios: Iterable[float] = RATIOS,
+    ratios: Iterable[float] | None = None,
+    budget: Budget | None = None,
     calibration: Any = None,
     metric: Callable[[keras.Model, Samples], float] = accuracy,
     path: str | os.PathLike | None = None,
@@ -170,7 +171,10 @@ def sensitivity(
         model: a functional or Sequential model. It is not changed.
         importance: such as `Magnitude()`; scores the whole model once.
         data: labelled samples on which accuracy is measured, as `(x, y)` or a dataset.
-        ratios: shares of the channels of a group to remove, in (0, 1).
+        ratios: shares of the channels of a group to remove, in (0, 1); by default 0.25, 0.5 and
+            0.75.
+        budget: instead of `ratios`, a `Budget` with one `ratio` and its limits (`round_to`,
+            `target`, `min_channels`, `exclude`).
         calibration: samples on which BatchNormalization and biases are repaired first, as
             `recalibrate(compensate="mean")` does; by default nothing is.
         metric: `metric(model, samples)` gives the figure, by default top-1 accuracy.
@@ -201,7 +205,7 @@ def sensitivity(
     >>> result.groups, result.channels
     ((('hidden',),), (8,))
     """
-    ratios = _checked_ratios(ratios)
+    ratios, limits = _checked_ratios(ratios, budget)
     importance = as_importance(importance)
     if path is not None:
         check_writable(path)
@@ -218,7 +222,7 @@ def sensitivity(
     rows = [(g, i) for g in range(len(channel_map.groups)) for i in range(len(ratios))]
     found = {}
     for done, (group, i) in enumerate(rows):
-        plan = _plan(channel_map, group, ratios[i], scores)
+        plan = _plan(channel_map, group, ratios[i], limits, scores)
         # By what is removed: another setting of the importance may remove something else.
         key = f"{group} {ratios[i]:g} {identity([row.removed for row in plan.creators])[:16]}"
         if key not in known:
@@ -240,21 +244,32 @@ def sensitivity(
     )
 
 
-def _checked_ratios(ratios: Iterable[float]) -> tuple[float, ...]:
-    ratios = tuple(sorted({float(ratio) for ratio in ratios}))
+def _checked_ratios(ratios, budget: Budget | None) -> tuple[tuple[float, ...], Budget]:
+    """The ratios in ascending order, and a budget whose limits hold for each of them."""
+    if budget is not None and ratios is not None:
+        raise ValueError("Expected either `ratios` or `budget`. Received both.")
+    if budget is not None:
+        if not isinstance(budget, Budget) or (budget.kind, budget.ranking) != ("ratio", "local"):
+            raise ValueError(
+                "Expected `budget` to be a Budget with `ratio`, in local ranking: each group is "
+                f"pruned alone. Received: {budget!r}"
+            )
+        ratios = [budget.amount]
+    ratios = tuple(sorted({float(ratio) for ratio in (RATIOS if ratios is None else ratios)}))
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         raise ValueError(f"Expected `ratios` in (0, 1). Received: {list(ratios)}")
-    return ratios
+    return ratios, budget or Budget(ratio=ratios[0])
 
 
 def _layers(group: Group, channel_map: ChannelMap) -> tuple[str, ...]:
     return tuple(dict.fromkeys(channel_map.creators[i].layer for i in group.creators))
 
 
-def _plan(channel_map: ChannelMap, group: int, ratio: float, scores) -> Plan:
+def _plan(channel_map: ChannelMap, group: int, ratio: float, limits: Budget, scores) -> Plan:
     """The plan that removes that share of one group's channels."""
     layer = _layers(channel_map.groups[group], channel_map)[0]
-    return make_plan(channel_map, Custom(lambda _: scores), Budget(ratios={layer: ratio}))
+    budget = dataclasses.replace(limits, ratio=None, ratios={layer: ratio})
+    return make_plan(channel_map, Custom(lambda _: scores), budget)
 
 
 def _pruned(channel_map: ChannelMap, plan: Plan, samples: Samples | None) -> keras.Model:

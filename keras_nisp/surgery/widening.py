@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.selecting import matching
 from keras_nisp.channels.tracing import Layers, trace, trace_quietly
 from keras_nisp.channels.unit_map import UnitMap, occurrences
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import VerificationError
-from keras_nisp.plans.solver import matching
 from keras_nisp.surgery.compiling import compile_alike
 from keras_nisp.surgery.oracle import Oracle
 from keras_nisp.surgery.rebuilding import Surgeon
