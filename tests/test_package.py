@@ -1,5 +1,7 @@
 """The package from outside: import cost, environment, public names."""
 
+import configparser
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -57,6 +59,44 @@ def test_public_names():
     assert all(getattr(kn, name).__doc__ for name in kn.__all__)
     assert len(kn.__all__) == len(set(kn.__all__))
     assert set(dir(kn)) == {*kn.__all__, "__version__"}
+
+
+def _functions(thing):
+    """A public function, or the constructor, methods and properties of a class."""
+    if not isinstance(thing, type):
+        yield thing
+        return
+    for cls in thing.__mro__:
+        if cls.__module__.partition(".")[0] != "keras_nisp":
+            continue
+        for name, value in vars(cls).items():
+            if name.startswith("_") and name not in ("__init__", "__call__"):
+                continue
+            parts = [getattr(value, key, None) for key in ("fget", "fset", "func", "__func__")]
+            yield from filter(inspect.isfunction, [value, *parts])
+
+
+@pytest.mark.parametrize("public", kn.__all__)
+def test_public_signatures_say_all_types(public):
+    """`py.typed` promises them to type checkers."""
+    untyped = []
+    for function in _functions(getattr(kn, public)):
+        signature = inspect.signature(function)
+        known = {name: p.annotation for name, p in signature.parameters.items()}
+        known["return"] = signature.return_annotation
+        for name, annotation in known.items():
+            if annotation is signature.empty and name not in ("self", "cls"):
+                untyped.append((function.__qualname__, name))
+    assert not untyped
+
+
+@pytest.mark.parametrize("package", ["keras_nisp", "keras_nisp_cli"])
+def test_types_are_shipped(package):
+    root = Path(kn.__file__).parents[1]
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg")
+    assert (root / package / "py.typed").is_file()
+    assert "py.typed" in setup["options.package_data"][package]
 
 
 def test_no_public_name_is_that_of_a_module():

@@ -185,6 +185,14 @@ def test_loop_by_hand_needs_a_schedule():
         pruner.on_train_begin()
 
 
+def test_loop_by_hand_says_what_it_left_out():
+    pruner = by_magnitude(schedule=kn.PolynomialSchedule(0.5, 0, 9, frequency=3))
+    pruner.set_model(net())
+    for call in (lambda: pruner.on_train_batch_end(0), pruner.on_train_end):
+        with pytest.raises(ValueError, match=r"call `set_model\(model\)` and `on_train_begin"):
+            call()
+
+
 class TwoOptimizers(keras.Model):
     """A step of its own: one optimizer for kernels, a plain assignment for all else."""
 

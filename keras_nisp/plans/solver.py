@@ -221,4 +221,4 @@ class Solver:
             return lambda removed: table.model(self.channel_map, ~removed), "latency"
         scored = np.concatenate([group.units for group in self.channel_map.groups])
         scored = scored[~np.isnan(scores[scored])]
-        return lambda removed: np.count_nonzero(~removed[scored]), "channels"
+        return lambda removed: int(np.count_nonzero(~removed[scored])), "channels"

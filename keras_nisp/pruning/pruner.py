@@ -1,5 +1,6 @@
 """NISPPruner: pruning while a model trains."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -18,7 +19,7 @@ from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_bud
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.planning import choose, describe
 from keras_nisp.plans.recipe import recipe
-from keras_nisp.pruning.pruner_masks import Masks, trained_again, warn_of_other_weights
+from keras_nisp.pruning.pruner_masks import Masks, warn_of_other_weights
 from keras_nisp.pruning.pruner_state import PrunerState
 from keras_nisp.pruning.schedules import ScheduleReader, default_schedule, default_span
 from keras_nisp.surgery.rebuilding import rebuild_traced
@@ -103,7 +104,7 @@ class NISPPruner(keras.callbacks.Callback):
         input_shape: InputShape | None = None,
         verbose: int = 1,
         **keywords: Unpack[BudgetKeywords],
-    ):
+    ) -> None:
         super().__init__()
         if (calibration is None) == (importance is None):
             raise ValueError(
@@ -124,7 +125,7 @@ class NISPPruner(keras.callbacks.Callback):
         self.schedule = schedule
         self.verbose = verbose
         self._map: ChannelMap | None = None
-        self._masks: Masks | None = None
+        self._active: Masks | None = None
         self._ended: Masks | None = None  # after training: variables are free, layers are not
         self._reader: ScheduleReader | None = None
         self._state = PrunerState()
@@ -158,10 +159,11 @@ class NISPPruner(keras.callbacks.Callback):
     def pruned_model(self) -> keras.Model:
         """The smaller model. Raises `ValueError` before the end of training."""
         if self.plan and self._pruned_model is None:
-            warn_of_other_weights(self._map, self._state.removed, self._state.epoch)
-            unit_map = UnitMap.removing(self._state.removed)
-            self._pruned_model = rebuild_traced(self._map, unit_map, optimizer_state=True)
-            self._state.detach(self._map.model)
+            channel_map, removed = self._solver.channel_map, self._state.removed
+            warn_of_other_weights(channel_map, removed, self._state.epoch)
+            unit_map = UnitMap.removing(removed)
+            self._pruned_model = rebuild_traced(channel_map, unit_map, optimizer_state=True)
+            self._state.detach(channel_map.model)
         return self._pruned_model
 
     def finish(self) -> keras.Model:
@@ -175,9 +177,9 @@ class NISPPruner(keras.callbacks.Callback):
         Returns:
             The pruned model.
         """
-        if self._state.removed is None or self._map is None:
+        if not self._state.begun or self._map is None:
             raise ValueError("Expected `finish` after the start of training. Call `fit` first.")
-        if self._masks is not None:
+        if self._active is not None:
             self._end()
         self._pruned_model = None
         return self.pruned_model
@@ -191,7 +193,7 @@ class NISPPruner(keras.callbacks.Callback):
             self._ended.remove()
             self._ended = None
 
-    def resume(self, model: keras.Model, filepath) -> None:
+    def resume(self, model: keras.Model, filepath: str | os.PathLike) -> None:
         """Loads a checkpoint of a run that ended early; the next `fit` resumes from there.
 
         `BackupAndRestore` needs no call of this.
@@ -219,44 +221,45 @@ class NISPPruner(keras.callbacks.Callback):
 
     # What `fit` calls, and loops of the user's own. ---------------------------------
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         if self.model is not model:
-            self._map = self._masks = None
+            self._map = self._active = None
             self._state = PrunerState()
         super().set_model(model)
         # Here and not later: other callbacks load weights when training begins.
         self._state.attach(model)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self._plan = self._pruned_model = self._reader = None
         self._said.clear()
         check_fit(self.model, self)
         self._check_length()
         with each_once(self._said):
             shape = self.input_shape or self.importance.input_shapes(self.model)
-            self._map = self._map or trace(self.model, shape, self.whole_groups)
+            channel_map = self._map or trace(self.model, shape, self.whole_groups)
+        self._map = channel_map
         # What is wrong with the data or the budget is said now, not in the middle of training.
-        _, self._solver, self._scores = self._choose(self.budget.amount)
-        if self._masks is not None:
-            self._masks.remove()
+        _, self._solver, self._scores = self._choose(channel_map, self.budget.amount)
+        if self._active is not None:
+            self._active.remove()
         self.release()
-        self._masks = Masks(self._map)
+        self._active = Masks(channel_map)
         self._state.attach(self.model)
         self._take_over()
         if self.schedule is not None:
             self._prune_if_due()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._done, self._epoch = 0, epoch
         self._look_after_state()
         if self.schedule is None:
             self._lay_schedule(epoch)
         self._prune_if_due()
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self._look_after_state()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._look_after_state()
         steps = (self.params or {}).get("steps")
         # With `steps_per_execution` the last batch of an epoch may lie beyond its end.
@@ -264,18 +267,27 @@ class NISPPruner(keras.callbacks.Callback):
         self._state.step += done - self._done if done > self._done else done
         self._state.batches = self._batches()
         self._done = done
-        self._hold()
+        self._masks.hold()
         self._prune_if_due()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is not None:
             logs.update(self._progress())
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         self._look_after_state()
         self._end()
 
     # State and schedule. -------------------------------------------------------------
+
+    @property
+    def _masks(self) -> Masks:
+        if self._active is None:
+            raise ValueError(
+                "Expected `on_train_begin` before. In a loop of your own call `set_model(model)` "
+                "and `on_train_begin()` first; `fit` does so."
+            )
+        return self._active
 
     def _look_after_state(self) -> None:
         """Goes on from another state if a callback has loaded one since."""
@@ -288,17 +300,16 @@ class NISPPruner(keras.callbacks.Callback):
 
     def _take_over(self) -> None:
         """Goes on from the state that is there, which a checkpoint may have brought back."""
-        state = self._state
+        state, channel_map = self._state, self._masks.map
         state.loaded = False
-        state.check(self._map, self.budget.kind)
-        if state.removed is None:
-            state.removed, state.scores = np.zeros(self._map.count, bool), self._scores
-            state.fingerprint, state.kind = self._map.fingerprint, self.budget.kind
+        state.check(channel_map, self.budget.kind)
+        if not state.begun:
+            state.removed, state.scores = np.zeros(channel_map.count, bool), self._scores
+            state.fingerprint, state.kind = channel_map.fingerprint, self.budget.kind
         # A checkpoint may be older than our count of its last batch: other callbacks come first.
         state.step += self._batches() - state.batches
         state.batches = self._batches()
         self._masks.update(state.removed)
-        self._check_held = True
         if self.schedule is not None:
             self._read(self.schedule)
         elif state.span is not None:
@@ -333,11 +344,12 @@ class NISPPruner(keras.callbacks.Callback):
 
     # Pruning. ------------------------------------------------------------------------
 
-    def _choose(self, amount: float) -> tuple:
+    def _choose(self, channel_map: ChannelMap, amount: float) -> tuple:
         """What to remove for an amount, in addition to what is removed already."""
         budget = self.budget.with_amount(amount)
         with each_once(self._said):
-            return choose(self._map, self.importance, budget, self._state.removed)
+            removed = self._state.removed if self._state.begun else None
+            return choose(channel_map, self.importance, budget, removed)
 
     def _prune_if_due(self) -> None:
         if self._reader is None:
@@ -350,45 +362,28 @@ class NISPPruner(keras.callbacks.Callback):
         state.position = self._reader.position
         if amount is None:
             return
-        self._check_finite()
-        state.removed, self._solver, state.scores = self._choose(amount)
+        self._masks.check_finite(state.step)
+        state.removed, self._solver, state.scores = self._choose(self._masks.map, amount)
         state.reached, state.epoch = amount, self._epoch
         self._masks.update(state.removed)
-        self._check_held = True
         if self.verbose:
             progress = ", ".join(f"{k} {v:.3f}" for k, v in self._progress().items())
             print(f"\nstep {state.step}: pruned to {self.budget.kind}={amount:.3f}: {progress}")
 
-    def _check_finite(self) -> None:
-        for binding in self._map.bindings.values():
-            if not np.isfinite(np.asarray(binding.variable, np.float32)).all():
-                raise ValueError(
-                    f"Training has diverged by step {self._state.step}: '{binding.layer}' has "
-                    "weights that are not finite, and channels cannot be chosen by them. Train "
-                    "at a smaller learning rate."
-                )
-
-    def _hold(self) -> None:
-        """Applies masks after a step that does not apply the constraints of variables itself."""
-        if self._check_held:
-            self._steps_ignore_constraints = bool(trained_again(self._map, self._state.removed))
-            self._check_held = False
-        if self._steps_ignore_constraints:
-            self._masks.apply()
-
     def _progress(self) -> dict[str, float]:
-        costs, free, removed = self._solver.costs, self._map.free, self._state.removed
+        costs, removed = self._solver.costs, self._state.removed
+        free = costs.channel_map.free
         left = costs.flops(~removed) / max(costs.flops(costs.everything), 1)
         return {"channels_removed": float(removed[free].mean()), "flops_left": left}
 
     def _end(self) -> None:
         """Lets the variables go, and writes the plan."""
-        state = self._state
-        warn_of_other_weights(self._map, self._state.removed, self._state.epoch)
-        self._masks.apply()  # an average of weights may have been put in their place
-        self._masks.say_what_is_not_held(state.removed, self.verbose)
-        self._masks.end()
-        self._masks, self._ended = None, self._masks
+        state, masks = self._state, self._masks
+        warn_of_other_weights(masks.map, state.removed, state.epoch)
+        masks.apply()  # an average of weights may have been put in their place
+        masks.say_what_is_not_held(state.removed, self.verbose)
+        masks.end()
+        self._active, self._ended = None, masks
         if state.reached < self.budget.amount:
             warn(
                 f"Training ended at {self.budget.kind}={state.reached:g}; the target "
@@ -397,6 +392,6 @@ class NISPPruner(keras.callbacks.Callback):
             )
         budget, others = self.budget.with_amount(state.reached), {"schedule": self.schedule}
         others["importance"] = self.importance.source
-        made = recipe("NISPPruner", self._map, budget, **others)
+        made = recipe("NISPPruner", masks.map, budget, **others)
         unit_map = UnitMap.removing(state.removed)
-        self._plan = describe(self._map, unit_map, made, self._solver, state.scores)
+        self._plan = describe(masks.map, unit_map, made, self._solver, state.scores)

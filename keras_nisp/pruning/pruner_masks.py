@@ -32,7 +32,9 @@ class Masks:
             for b in channel_map.bindings.values()
             if any(channel_map.free[b.axes[axis]].any() for axis in b.read)
         ]
-        everything = np.ones(channel_map.count, bool)
+        self.removed = np.zeros(channel_map.count, bool)
+        self.steps_ignore: bool | None = None  # constraints: unknown until a step was taken
+        everything = ~self.removed
         with keras_training.strategy_of(channel_map.model).scope():
             self.calls = MaskedCalls(channel_map)
             self.masks = [
@@ -50,6 +52,14 @@ class Masks:
             mask.assign(read_mask(binding, ~removed))
         self.calls.update(removed)
         self.apply()
+        self.removed, self.steps_ignore = removed, None
+
+    def hold(self) -> None:
+        """Applies masks after a step that does not apply the constraints of variables itself."""
+        if self.steps_ignore is None:  # the first step since masks have changed tells
+            self.steps_ignore = bool(trained_again(self.map, self.removed))
+        if self.steps_ignore:
+            self.apply()
 
     def apply(self) -> None:
         """Zeroes what reads removed channels, in the weights and in averages of them."""
@@ -59,6 +69,16 @@ class Masks:
             for variable in (binding.variable, average):
                 if variable is not None:
                     variable.assign(variable * mask)
+
+    def check_finite(self, step: int) -> None:
+        """Raises if training has diverged by a step."""
+        for binding in self.map.bindings.values():
+            if not np.isfinite(np.asarray(binding.variable, np.float32)).all():
+                raise ValueError(
+                    f"Training has diverged by step {step}: '{binding.layer}' has weights that are "
+                    "not finite, and channels cannot be chosen by them. Train at a smaller "
+                    "learning rate."
+                )
 
     def change(self, removed: np.ndarray) -> float:
         """How far outputs of the masked model are from those of a model without the removed

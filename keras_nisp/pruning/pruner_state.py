@@ -28,7 +28,7 @@ class PrunerState(keras.Operation):
         span: first and last step of the default schedule, once it is laid.
         position: how far the schedule was read; see `ScheduleReader`.
         epoch: the one of the last pruning step.
-        removed: boolean per unit, or `None` before training.
+        removed: boolean per unit; empty before training.
         scores: those by which units were removed last.
         random_states: what dropout draws next, which Keras does not save by itself.
         loaded: whether a file was loaded that the pruner has not looked at yet.
@@ -41,10 +41,14 @@ class PrunerState(keras.Operation):
         self.step, self.batches, self.reached, self.epoch = 0, 0, 0.0, 0
         self.span: tuple[int, int] | None = None
         self.position: tuple | None = None
-        self.removed: np.ndarray | None = None
-        self.scores: np.ndarray | None = None
+        self.removed, self.scores = np.zeros(0, bool), np.zeros(0)
         self.loaded = self.restored = False
         self.random_states: list[keras.Variable] = []
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is said of each unit if it is removed."""
+        return len(self.removed) > 0
 
     def attach(self, model: keras.Model) -> None:
         setattr(model, ATTRIBUTE, self)
@@ -63,7 +67,7 @@ class PrunerState(keras.Operation):
         store["text"] = np.frombuffer(text.encode(), np.uint8)
         for index, state in enumerate(self.random_states):
             store[f"random_{index}"] = np.asarray(state)
-        if self.removed is not None:
+        if self.begun:
             store["removed"], store["scores"] = self.removed, self.scores
 
     def load_own_variables(self, store):
@@ -73,7 +77,7 @@ class PrunerState(keras.Operation):
         text = json.loads(np.asarray(store["text"]).tobytes())
         for name in TEXT:
             setattr(self, name, text[name])
-        self.removed = self.scores = None
+        self.removed, self.scores = np.zeros(0, bool), np.zeros(0)
         if "removed" in store.keys():  # noqa: SIM118
             self.removed = np.asarray(store["removed"], bool)
             self.scores = np.asarray(store["scores"], np.float64)
@@ -84,7 +88,7 @@ class PrunerState(keras.Operation):
 
     def check(self, channel_map: ChannelMap, kind: str) -> None:
         """Raises if the state is that of another model or of a budget of another kind."""
-        if self.removed is None:
+        if not self.begun:
             return
         if self.fingerprint != channel_map.fingerprint:
             raise ValueError(
