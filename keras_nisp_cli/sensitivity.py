@@ -56,7 +56,7 @@ def sensitivity(console, model: Path, output: Path, plot, force, **options):
             ratios=ratios,
             calibration=samples if options["recalibrate"] else None,
             path=output,
-            limit=options["samples"],
+            max_samples=options["samples"],
             progress=progress,
         )
     if plot is not None:

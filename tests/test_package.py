@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 import keras_nisp as kn
@@ -112,3 +113,15 @@ def test_one_room_alone_touches_internals_of_keras():
         if re.search(r"(from|import) keras\.src", path.read_text(encoding="utf-8"))
     }
     assert touching == {"keras_graph"}
+
+
+def test_old_names_of_arguments():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dense(2)])
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small, x = kn.rebuild(model, plan), np.ones((3, 4))
+    with pytest.warns(DeprecationWarning, match=r"`data` of `verify` is now called `calibration`"):
+        assert kn.verify(model, small, plan, data=x).ok
+    with pytest.raises(TypeError, match="Expected `calibration` alone"):
+        kn.verify(model, small, plan, calibration=x, data=x)
+    with pytest.raises(TypeError, match="nonsense"):
+        kn.verify(model, small, plan, nonsense=x)

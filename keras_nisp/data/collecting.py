@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.data.samples import Samples, map_labels
+from keras_nisp.data.samples import MAX_SAMPLES, Samples, map_labels
 from keras_nisp.keras_graph import keras_models
 
 MOST_EMPTY = 100  # batches without samples: a source may never give any
@@ -16,7 +16,7 @@ MOST_EMPTY = 100  # batches without samples: a source may never give any
 def collect(
     data: Any,
     model: keras.Model,
-    limit: int = 2048,
+    limit: int = MAX_SAMPLES,
     seed: int = 0,
     labels: bool = False,
     verbose: int = 0,

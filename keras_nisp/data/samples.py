@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_nisp.keras_graph import calling
 
 DEFAULT_BATCH = 64
+MAX_SAMPLES = 2048  # that are used of larger data, unless asked for otherwise
 
 
 class Samples:

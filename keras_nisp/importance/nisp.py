@@ -11,6 +11,7 @@ from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.rule import absolute, meaningful, spread
 from keras_nisp.data.calibration import Calibration
+from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.base import Importance, Select, map_tensors, per_unit
 from keras_nisp.importance.final_response import (
     FinalResponse,
@@ -63,7 +64,7 @@ class NISP(Importance):
         calibration: Any,
         frl: str | list[str] | None = None,
         alpha: float = 0.5,
-        max_samples: int = 2048,
+        max_samples: int = MAX_SAMPLES,
         propagate_pruned: bool = True,
         seed: int = 0,
         verbose: int = 0,

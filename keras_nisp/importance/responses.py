@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.data.calibration import Calibration
+from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.base import Importance, per_unit, run, scored_where
 from keras_nisp.importance.inf_fs import inf_fs
 from keras_nisp.keras_graph import keras_training
@@ -36,7 +37,7 @@ class LayerByLayer(Importance):
         self,
         calibration: Any,
         alpha: float = 0.5,
-        max_samples: int = 2048,
+        max_samples: int = MAX_SAMPLES,
         seed: int = 0,
         verbose: int = 0,
     ) -> None:
@@ -86,7 +87,7 @@ class Taylor(Importance):
         self,
         data: Any,
         loss: str | Callable | keras.losses.Loss | None = None,
-        max_samples: int = 1024,
+        max_samples: int = MAX_SAMPLES,
         seed: int = 0,
         verbose: int = 0,
     ) -> None:

@@ -21,7 +21,7 @@ from keras_nisp.plans.planning import make_plan, traced_for
 from keras_nisp.pruning.latency_budget import Realised, realise_latency
 from keras_nisp.recovery.compensation import check_compensation
 from keras_nisp.recovery.pair import Pair
-from keras_nisp.recovery.recalibration import MOST_SAMPLES, repair
+from keras_nisp.recovery.recalibration import repair
 from keras_nisp.surgery.rebuilding import rebuild_traced
 from keras_nisp.surgery.verification import Verification, verify_traced
 
@@ -93,7 +93,7 @@ def _prune(
 ) -> keras.Model:
     importance, samples = as_importance(importance), None
     if calibration is not None:
-        samples = collect(calibration, model, MOST_SAMPLES)
+        samples = collect(calibration, model)
         if not isinstance(calibration, Samples):
             warn_of_range(model, samples)
         if shape["input_shape"] is None and keras_models.is_open(model):

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from keras_nisp._renaming import renamed
 from keras_nisp.channels.channel_map import ChannelMap, Group
 from keras_nisp.channels.tracing import trace
 from keras_nisp.data.collecting import collect
-from keras_nisp.data.samples import Samples, outputs_of
+from keras_nisp.data.samples import MAX_SAMPLES, Samples, outputs_of
 from keras_nisp.errors import PlanFileError
 from keras_nisp.importance.base import Custom, Importance, as_importance
 from keras_nisp.io import schema
@@ -151,6 +152,7 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
     return float((outputs[0].argmax(-1) == labels.ravel()).mean())
 
 
+@renamed(limit="max_samples")
 def sensitivity(
     model: keras.Model,
     importance: Importance | Callable,
@@ -161,7 +163,7 @@ def sensitivity(
     calibration: Any = None,
     metric: Callable[[keras.Model, Samples], float] = accuracy,
     path: str | os.PathLike | None = None,
-    limit: int = 2048,
+    max_samples: int = MAX_SAMPLES,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
@@ -181,7 +183,7 @@ def sensitivity(
         path: JSON file where results are kept after each measurement; a file of the same model,
             importance, metric, samples and labels is continued. What a metric reads besides its
             arguments, constants and closure is not known: give it another path when that changes.
-        limit: number of samples to measure on.
+        max_samples: how many samples to measure on at most.
         seed: for choosing them.
         progress: called with how many measurements are done, of how many.
 
@@ -214,8 +216,8 @@ def sensitivity(
     if not channel_map.groups:
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
     channel_map.check_weights()
-    samples = collect(data, model, limit, seed, labels=True)
-    repaired_on = None if calibration is None else collect(calibration, model, limit, seed)
+    samples = collect(data, model, max_samples, seed, labels=True)
+    repaired_on = None if calibration is None else collect(calibration, model, max_samples, seed)
     known = _Results(path, _settings(model, importance, metric, samples, repaired_on))
     known.check_baseline(float(metric(model, samples)))
     scores = importance(channel_map)

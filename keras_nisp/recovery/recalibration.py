@@ -8,7 +8,7 @@ import keras
 
 from keras_nisp.channels.rule import rule_of
 from keras_nisp.data.collecting import collect
-from keras_nisp.data.samples import Samples
+from keras_nisp.data.samples import MAX_SAMPLES, Samples
 from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.plans.plan import Plan
@@ -17,7 +17,6 @@ from keras_nisp.recovery.batch_statistics import BatchStatistics
 from keras_nisp.recovery.compensation import check_compensation, compensate_linearly, fold_means
 from keras_nisp.recovery.pair import Pair
 
-MOST_SAMPLES = 4096
 BATCH_SIZE = 256
 
 
@@ -26,7 +25,7 @@ def recalibrate(
     calibration: Any,
     original: keras.Model | None = None,
     plan: Plan | None = None,
-    max_samples: int = MOST_SAMPLES,
+    max_samples: int = MAX_SAMPLES,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     verbose: int = 0,

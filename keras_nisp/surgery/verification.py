@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp._renaming import renamed
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.collecting import collect
@@ -109,11 +110,12 @@ class Verification:
         )
 
 
+@renamed(data="calibration")
 def verify(
     model: keras.Model,
     small: keras.Model,
     plan: Plan,
-    data: Any = None,
+    calibration: Any = None,
     tolerance: float | None = None,
 ) -> Verification:
     """Compares a rebuilt model with its oracle, layer by layer and as a whole.
@@ -129,8 +131,7 @@ def verify(
         model: the original.
         small: from `rebuild(model, plan)`, not trained since.
         plan: the plan.
-        data: samples to compare on, as calibration data, of which two are taken; random ones by
-            default.
+        calibration: samples to compare on, of which two are taken; random ones by default.
         tolerance: allowed difference over the scale of the outputs, and of those of each layer.
             Defaults to 1e-4 for outputs and 1e-5 for layers, 0.05 for half precision; where
             rounding errors are amplified, to ten times what a change of the inputs by 1e-6 does
@@ -155,7 +156,7 @@ def verify(
     True
     """
     channel_map = plan.trace(model)
-    samples = None if data is None else collect(data, model, limit=SAMPLES)
+    samples = None if calibration is None else collect(calibration, model, limit=SAMPLES)
     return verify_traced(channel_map, plan.unit_map(channel_map), small, samples, tolerance)
 
 
