@@ -68,7 +68,7 @@ class Budget:
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: an argument is out of range, has no effect beside the others, or there is not
+        ValueError: an argument is out of range, has no effect next to the others, or there is not
             exactly one amount.
 
     Example:
