@@ -10,9 +10,10 @@ OLDEST = "keras==3.12.0" "tensorflow==2.18.*" "tf_keras==2.18.*" "tensorflow-ser
 # (Warnings that only the nightly gives are named in conftest.py.)
 NIGHTLY_EXCEPTIONS =
 
-# Tests run in this many processes, which need up to 3 GB each: `make test WORKERS=8`.
+# Tests run in this many processes, which need up to 3 GB each: `make test WORKERS=8`. Each takes the
+# next file; the smallest, which keep both busy to the end, come last.
 WORKERS ?= 2
-PYTEST = python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST = -m "not slow and not bridges"
 
 .PHONY: demo demo-centripetal test test-bridges test-slow test-oldest test-nightly lint format clean
