@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_nisp as kn
+from keras_nisp.keras_graph.keras_layers import operation_class
 from keras_nisp.testing import check_rule
 from keras_nisp.testing.multiplications import kernel_multiplications
 
@@ -428,6 +429,8 @@ SLOW = {
     "softmax": (layers.Softmax, (5, 8)),
     "rescaling": (lambda: layers.Rescaling([1.0, -2.0, 3.0, 4.0]), (6, 4)),
     "dropout": (lambda: layers.Dropout(0.5), (6, 8)),
+    "masking": (layers.Masking, (4, 8)),
+    "matrix product": (lambda: operation_class("matmul")(), {"x1": (5, 8), "x2": (8, 4)}),
     "flatten": (layers.Flatten, (3, 4, 8)),
     "reshape": (lambda: layers.Reshape((4, 10)), (5, 8)),
     "permute": (lambda: layers.Permute((2, 1)), (5, 8)),
@@ -452,6 +455,13 @@ def test_rules_of_this_package(name):
 def test_more_rules_of_this_package(name):
     build, shape = SLOW[name]
     check_rule(build(), shape)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.skipif(not hasattr(layers, "ReversibleEmbedding"), reason="a later Keras has it")
+def test_an_embedding_backwards_counts_as_a_dense_layer(tied):
+    layer = layers.ReversibleEmbedding(5, 8, tie_weights=tied)
+    check_rule(layer, (4, 8), call_kwargs={"reverse": True})
 
 
 # Multiplications --------------------------------------------------------------------

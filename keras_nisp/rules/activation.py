@@ -140,9 +140,13 @@ class Idle(PassThrough):
 
 @register_rule(layers.Masking)
 class Masking(PassThrough):
-    """Time steps become zero."""
+    """Time steps become zero; channels lie along the last axis."""
 
     elementwise = True
+
+    def trace(self, call, x):
+        call.along(x, -1)  # time steps, which the mask tells apart, are no channels
+        return x.names
 
     def affine(self, layer, args):
         return 1, 0

@@ -128,9 +128,10 @@ class ReversibleEmbedding(Embedding):
     def trace(self, call, x, reverse=False):
         layer = call.layer
         names = call.hidden["embedding"] = call.create(layer.output_dim)
-        call.bind(layer.embeddings, create={1: names})
         other = getattr(layer, "reverse_embeddings", None)
-        call.bind(other, read={0: names})
+        applied = positions(x.shape, -1) if reverse else 0
+        call.bind(layer.embeddings, create={1: names}, positions=applied if other is None else 0)
+        call.bind(other, read={0: names}, positions=applied)
         if not reverse:
             call.fix(x.names, f"is an index for '{call.path}'")
             return spread(names, -1, x.rank + 1)

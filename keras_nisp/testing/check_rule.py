@@ -1,6 +1,8 @@
 """`check_rule`: proves the rule of a layer."""
 
+import itertools
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ def check_rule(
 ) -> None:
     """Proves the rule that is registered for a layer.
 
-    A small model is built around the layer: layers before it that create the channels which enter,
+    Small models are built around the layer: layers before it that create the channels which enter,
     along each axis in turn, and layers behind it that read what it gives. By numbers, independent
     of the rule, it is then tried what depends on what:
 
@@ -81,16 +83,32 @@ def check_rule(
             f"Received: {layer!r}"
         )
     _check_registered(layer)
-    ranks = [len(shape.sizes) for shape in keras.tree.flatten(_as_leaves(input_shape))]
-    count = max(ranks) if "float" in dtype else 1  # of axes along which channels may lie
+    with warnings.catch_warnings():
+        # The layers behind it take no masks.
+        warnings.filterwarnings("ignore", ".*destroy the mask", UserWarning)
+        _check_all_axes(layer, input_shape, call_kwargs or {}, dtype, plans, seed)
+
+
+def _check_all_axes(
+    layer: keras.Operation,
+    input_shape: Sequence | Mapping,
+    call_kwargs: Mapping[str, Any],
+    dtype: str,
+    plans: int,
+    seed: int,
+) -> None:
+    """`check_rule` with channels along each axis in turn."""
     followed, reasons = False, []
-    for axis in range(-1, -1 - max(count, 1), -1):
+    for index, axes in enumerate(_axes(input_shape) if "float" in dtype else [()]):
         try:
-            proof = _Proof(layer, input_shape, call_kwargs or {}, dtype, axis, seed - axis)
+            proof = _Proof(layer, input_shape, call_kwargs, dtype, axes, seed + index)
             # One plan shows that channels along further axes are left alone, or followed too.
             followed |= proof.run(1 if followed else plans, seed)
         except RuleError as error:
-            raise RuleError(f"{error} (Tried with channels along axis {axis} of inputs.)") from None
+            where = ", ".join(map(str, axes)) or "-1"
+            raise RuleError(
+                f"{error} (Tried with channels along axis {where} of inputs.)"
+            ) from None
         reasons += proof.reasons()
     if not followed:
         why = f" It {reasons[0]}." if reasons else ""
@@ -121,6 +139,15 @@ def _as_leaves(input_shape: Any) -> Any:
     return [_Shape(shape) for shape in input_shape]
 
 
+def _axes(input_shape: Any) -> list[tuple[int, ...]]:
+    """For each model the axis of each input along which channels lie: all pairs of two, of more
+    inputs the same."""
+    ranks = [max(len(shape.sizes), 1) for shape in keras.tree.flatten(_as_leaves(input_shape))]
+    if len(ranks) < 3:
+        return list(itertools.product(*(range(-1, -1 - rank, -1) for rank in ranks)))
+    return [tuple(max(axis, -rank) for rank in ranks) for axis in range(-1, -1 - max(ranks), -1)]
+
+
 class _Shape:
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(map(int, sizes))
@@ -138,11 +165,11 @@ class _Proof:
         input_shape: Sequence | Mapping,
         call_kwargs: Mapping[str, Any],
         dtype: str,
-        axis: int,
+        axes: tuple[int, ...],
         seed: int,
     ) -> None:
         self.layer = copying.copy_layer(layer)
-        self.model = _model_around(self.layer, input_shape, call_kwargs, dtype, axis)
+        self.model = _model_around(self.layer, input_shape, call_kwargs, axes, dtype)
         self.rng = np.random.default_rng(seed)
         _randomise(self.model, self.rng)
         self.map: ChannelMap = trace_quietly(self.model)
@@ -277,17 +304,17 @@ def _model_around(
     layer: keras.Operation,
     input_shape: Sequence | Mapping,
     call_kwargs: Mapping[str, Any],
+    axes: tuple[int, ...],
     dtype: str,
-    axis: int,
 ) -> keras.Model:
     """A model in which layers create what enters the layer, and read what leaves it."""
     inputs: list[keras.KerasTensor] = []
 
     def enter(shape: _Shape):
         inputs.append(keras.Input(shape.sizes, dtype=dtype, name=f"input{len(inputs)}"))
-        if "float" not in dtype:
+        if not axes:
             return inputs[-1]
-        return _created(inputs[-1], axis, f"before{len(inputs)}")
+        return _created(inputs[-1], axes[len(inputs) - 1], f"before{len(inputs)}")
 
     structure = keras.tree.map_structure(enter, _as_leaves(input_shape))
     named = structure if isinstance(structure, dict) else {}
@@ -308,11 +335,11 @@ def _model_around(
 
 
 def _created(x, axis: int, name: str):
-    """A layer that creates channels along an axis of its input (the last, if it has fewer)."""
+    """A layer that creates channels along an axis of its input, the batch axis not counted."""
     rank = len(x.shape) - 1
     if not rank:
         return x
-    axis = max(axis, -rank) % rank + 1
+    axis = axis % rank + 1
     order = [i for i in range(1, rank + 1) if i != axis] + [axis]
     dense = keras.layers.Dense(x.shape[axis], name=name)
     if axis == rank:
