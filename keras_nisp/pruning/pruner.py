@@ -390,8 +390,8 @@ class NISPPruner(keras.callbacks.Callback):
                 f"{self.budget.amount:g} was not reached. Train on with this pruner, or pass a "
                 "schedule that ends sooner."
             )
-        budget, others = self.budget.with_amount(state.reached), {"schedule": self.schedule}
-        others["importance"] = self.importance.source
-        made = recipe("NISPPruner", masks.map, budget, **others)
+        budget, source = self.budget.with_amount(state.reached), self.importance.source
+        settings = {"importance": source, "schedule": self.schedule}
+        made = recipe("NISPPruner", masks.map, budget, **settings)
         unit_map = UnitMap.removing(state.removed)
         self._plan = describe(masks.map, unit_map, made, self._solver, state.scores)
