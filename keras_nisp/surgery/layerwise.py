@@ -157,8 +157,8 @@ class Layerwise:
         if self.tolerance is None and limit < found.relative < np.inf:
             rounding = 10 * _amplification(step, values, outputs), limit * _excess(original, wanted)
             limit = max(limit, min(max(rounding), LARGEST_TOLERANCE))
-        problem = ""
-        if not all(_same_mask(*pair) for pair in zip(wanted, outputs, strict=True)):
+        problem = _other_shapes(wanted, outputs)
+        if not problem and not all(_same_mask(*pair) for pair in zip(wanted, outputs, strict=True)):
             found, problem = Difference(np.inf, 1.0), "gives another mask than in the original"
         elif any(map(_has_nan, outputs)) and not any(map(_has_nan, wanted)):
             problem = "gives NaN, which it does not in the original"
@@ -239,6 +239,13 @@ def _largest(wanted: list, outputs: list) -> Difference:
     pairs = zip(wanted, outputs, strict=True)
     found = [difference(*pair) for pair in pairs if isinstance(pair[0], tf.Tensor)]
     return max(found, key=lambda d: d.relative, default=Difference(0.0, 1.0))
+
+
+def _other_shapes(wanted: list, outputs: list) -> str:
+    for want, output in zip(wanted, outputs, strict=True):
+        if np.shape(want) != np.shape(output):
+            return f"gives shape {np.shape(output)}, where {np.shape(want)} remains of the original"
+    return ""
 
 
 def _same_mask(wanted: Any, output: Any) -> bool:
