@@ -127,7 +127,7 @@ def test_activations(activation):
         lambda x: keras.activations.relu(x, negative_slope=0.1, max_value=2.0),
         lambda x: ops.softmax(ops.reshape(x, (-1, 64, 6)), axis=1),
     ],
-    ids=str,
+    ids=lambda step: getattr(step, "__name__", None) or step.name,
 )
 def test_layers_and_operations(step):
     model = image_model(step)
