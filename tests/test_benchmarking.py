@@ -96,7 +96,7 @@ warnings.filterwarnings("error", message=".*[Ii]nterpreter")
 import keras, keras_nisp as kn
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
 print(type(kn.benchmark(model, rounds=1, repeats=1)).__name__)
-from keras_nisp.runtime import load_interpreter
+from keras_nisp.export.interpreter import load_interpreter
 from keras_nisp.export.tflite import convert
 print(type(load_interpreter(convert(model))).__module__)
 """
