@@ -341,12 +341,8 @@ def test_a_model_of_another_plan():
     model = randomise(plain())
     plans = [kn.plan_pruning(model, kn.Random(), ratio=ratio) for ratio in (0.25, 0.5)]
     small = kn.rebuild(model, plans[0])
-    with pytest.raises(kn.PlanMismatchError, match="layers or widths are others"):
-        kn.verify(model, small, plans[1])
-    channel_map = plans[1].trace(model)
-    result = verify_traced(channel_map, plans[1].unit_map(channel_map), small)
-    with pytest.raises(kn.VerificationError, match=r"gives shape \(.*\), where \(.*\) remains"):
-        result.check()
+    with pytest.raises(kn.VerificationError, match=r"gives shape \(.*\), where \(.*another plan"):
+        kn.verify(model, small, plans[1]).check()
 
 
 def test_fresh_networks(rng):

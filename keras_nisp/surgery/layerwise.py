@@ -244,7 +244,10 @@ def _largest(wanted: list, outputs: list) -> Difference:
 def _other_shapes(wanted: list, outputs: list) -> str:
     for want, output in zip(wanted, outputs, strict=True):
         if np.shape(want) != np.shape(output):
-            return f"gives shape {np.shape(output)}, where {np.shape(want)} remains of the original"
+            return (
+                f"gives shape {np.shape(output)}, where {np.shape(want)} remains of the original: "
+                "the model is of another plan, or a rule resizes it wrongly"
+            )
     return ""
 
 
