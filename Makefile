@@ -6,6 +6,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # The oldest versions that setup.cfg allows.
 OLDEST = "keras==3.12.0" "tensorflow==2.18.*" "tf_keras==2.18.*" "tensorflow-serving-api==2.18.*"
+# Later ones need a protobuf that this TensorFlow does not take.
+OLDEST += "tensorflow-metadata<1.18"
 # Tests that fail with the nightly of Keras for a reason in Keras, with the reason: none.
 # (Warnings that only the nightly gives are named in conftest.py.)
 NIGHTLY_EXCEPTIONS =

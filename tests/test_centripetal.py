@@ -280,6 +280,8 @@ def test_averaged_weights_are_collapsed_too(settings, wrapped):
     ids=["adam", "adamw", "rmsprop", "lion", "muon", "sgd", "accumulation"],
 )
 def test_other_optimizers(make):
+    if make().name == "muon" and keras.__version__.startswith("3.12."):
+        pytest.skip("Muon of Keras 3.12 trains nothing on TensorFlow")
     model = randomise(small_residual())
     plan = kn.plan_merging(model, ratio=0.5)
     first = kn.deviation(model, plan).relative

@@ -50,7 +50,6 @@ LINEAR = {
     "cropping": (lambda: layers.Cropping2D(((1, 0), (0, 2))), (4, 5, 3)),
     "upsampling": (lambda: layers.UpSampling2D(2), (4, 5, 3)),
     "einsum dense": (lambda: layers.EinsumDense("abc,cde->abde", (7, 2, 4)), (7, 3)),
-    "adaptive average": (lambda: layers.AdaptiveAveragePooling2D((2, 3)), (5, 7, 3)),
     "resizing": (lambda: layers.Resizing(7, 3), (4, 5, 3)),
     "repeat vector": (lambda: layers.RepeatVector(3), (4,)),
     "rescaling": (lambda: layers.Rescaling([1.0, 2.0, 3.0]), (4, 5, 3)),
@@ -59,6 +58,8 @@ LINEAR = {
         (5, 6, 3),
     ),
 }
+if hasattr(layers, "AdaptiveAveragePooling2D"):  # new in Keras 3.13
+    LINEAR["adaptive average"] = (lambda: layers.AdaptiveAveragePooling2D((2, 3)), (5, 7, 3))
 
 
 def only_call(layer, shape):
