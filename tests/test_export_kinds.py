@@ -305,10 +305,10 @@ def test_operations_that_stay_float_are_named(tmp_path, rng):
         [keras.Input((6, 6, 3)), layers.Conv2D(4, 3), layers.ELU(), layers.LayerNormalization()]
     )
     x = rng.normal(size=(16, 6, 6, 3)).astype("float32")
-    with pytest.warns(UserWarning, match=r"computes in float .*: ELU, .*integers alone"):
+    with pytest.warns(UserWarning, match=r"computes in float .*: .*ELU.*integers alone"):
         done = kn.export_tflite(model, tmp_path / "net.tflite", "int8", x, verbose=0)
     assert done.float_operations["ELU"] == 1
-    assert "int8 (in float: ELU, " in str(done)
+    assert "int8 (in float: " in str(done)
     plain = kn.export_tflite(
         residual(), tmp_path / "net.tflite", "int8", rng.normal(size=(8, 11, 11, 3)), verbose=0
     )
