@@ -340,6 +340,27 @@ def test_masks(call, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*destroy the mask")
+def test_masks_that_a_part_takes_off():
+    """MultiHeadAttention takes masks off what it is given: each run begins with them."""
+
+    class Pooled(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.attention, self.dense = layers.MultiHeadAttention(1, 4), layers.Dense(6)
+
+        def call(self, x):
+            return self.dense(ops.mean(self.attention(x, x) + x, axis=1))
+
+    words = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(words)
+    model = keras.Model(words, layers.Dense(2)(Pooled()(x)))
+    written = kn.as_functional(model)
+    assert not any(isinstance(layer, Pooled) for layer in written._flatten_layers())
+    x = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 0]], "int32")
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*destroy the mask")
 def test_mask_that_a_layer_passes_on_and_its_graph_does_not():
     special = layer_of(lambda self, x: ops.relu(self.dense(x)), Masked)
     words = keras.Input((6,), dtype="int32")

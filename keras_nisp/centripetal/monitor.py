@@ -1,7 +1,5 @@
 """CentripetalMonitor: watches clusters come together."""
 
-import warnings
-
 import keras
 import numpy as np
 
@@ -9,6 +7,7 @@ from keras_nisp.centripetal.cluster_mean import ClusteredVariables
 from keras_nisp.centripetal.deviation import Deviation, deviation_of
 from keras_nisp.centripetal.merging import level
 from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD
+from keras_nisp.errors import warn
 from keras_nisp.keras_graph import keras_training
 from keras_nisp.keras_graph.replicas import check_fit
 from keras_nisp.plans.forecast import Forecast
@@ -118,7 +117,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         self.history.append({"step": self._begun, "deviation": self._first, "predicted": None})
         tolerance = optimizer.settings.tolerance
         if self.forecast is not None and self._first.relative * self.forecast.final > tolerance:
-            warnings.warn(f"{self.forecast}", stacklevel=2)
+            warn(f"{self.forecast}")
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         step = self._optimizer.pulls_done()
@@ -151,9 +150,8 @@ class CentripetalMonitor(keras.callbacks.Callback):
     def _warn(self, measured: Deviation, predicted: float) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"The {measured} is more than the {predicted:.1e} that the law of C-SGD predicts: "
                 "something else moves the weights apart (a constraint, an average of weights, "
-                "another callback).",
-                stacklevel=3,
+                "another callback)."
             )

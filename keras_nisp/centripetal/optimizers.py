@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.centripetal.cluster_mean import ClusteredVariables
+from keras_nisp.errors import warn
 from keras_nisp.keras_graph import keras_training
 from keras_nisp.plans.forecast import TOLERANCE, Forecast, Settings, forecast, learning_rates
 from keras_nisp.plans.plan import Plan
@@ -92,10 +92,9 @@ class _Clustered(keras.optimizers.Optimizer):
             return
         saved = Plan.from_dict(json.loads(np.asarray(plan).tobytes()))
         if saved.creators != self.plan.creators:
-            warnings.warn(
+            warn(
                 "Training continues with the clusters that were saved with the optimizer, not with "
-                "those of the plan that was given: rebuild with `model.optimizer.plan`.",
-                stacklevel=2,
+                "those of the plan that was given: rebuild with `model.optimizer.plan`."
             )
         self.plan = saved
         if self.built:

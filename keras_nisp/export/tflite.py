@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import Samples
-from keras_nisp.errors import ExportError
+from keras_nisp.errors import ExportError, warn
 from keras_nisp.export.agreement import (
     Agreement,
     check_agreement,
@@ -199,19 +199,17 @@ def _warn_of_quantization(name: str, export: TFLiteExport) -> None:
         or (row.top1 is None and row.relative > MOST_CHANGED)
     ]
     if changed and not export.agreement.random:
-        warnings.warn(
+        warn(
             f"Quantization changes the answers of model '{name}' in "
             f"{', '.join(map(repr, changed))}: {export.agreement}. More representative data may "
             "help; else 'float16', or training with emulated int8 "
-            "(`keras_nisp.quantization_aware`).",
-            stacklevel=3,
+            "(`keras_nisp.quantization_aware`)."
         )
     if export.quantization == "int8" and export.float_operations:
-        warnings.warn(
+        warn(
             f"The int8 file of model '{name}' computes in float what TFLite's converter does not "
             f"quantize: {listed(export.float_operations)}. Devices that know integers alone do "
-            "not run it.",
-            stacklevel=3,
+            "not run it."
         )
 
 

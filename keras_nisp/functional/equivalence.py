@@ -11,7 +11,7 @@ from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import reason_of
 from keras_nisp.functional.call_graphs import NotAGraphError
 from keras_nisp.keras_graph import calling, keras_models
-from keras_nisp.keras_graph.masks import mask_of, set_mask
+from keras_nisp.keras_graph.masks import mask_of, set_mask, with_own_mask
 
 TOLERANCE = 1e-4
 COUNT = 2  # samples, where the batch size is open
@@ -126,7 +126,7 @@ def _outcome(layer, call: Callable, training: bool, values: list, seed: int = 0)
     seeds = [v for v in layer.variables if id(v) not in known] if seed else []
     state = [(v, keras.ops.convert_to_tensor(v) + keras.ops.cast(seed, v.dtype)) for v in seeds]
     with keras.StatelessScope(state, collect_losses=True) as scope:
-        result = call(training, values)
+        result = call(training, list(map(with_own_mask, values)))
     outputs = [x for x in keras.tree.flatten(result) if keras.ops.is_tensor(x)]
     masks = [mask_of(x) for x in outputs]
     return _Outcome(

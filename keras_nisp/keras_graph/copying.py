@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.saving.serialization_lib import SafeModeScope
 
+from keras_nisp.errors import warn
 from keras_nisp.keras_graph import layer_state
 from keras_nisp.keras_graph.arguments import as_written, constructor_parameters
 from keras_nisp.keras_graph.keras_layers import is_of_keras
@@ -126,11 +127,10 @@ def copy_layer(layer: keras.Operation, /, **settings) -> keras.Operation:
         doubtful.append((copy, lost))
     if doubtful:
         copy, lost = doubtful[0]
-        warnings.warn(
+        warn(
             f"Layer '{layer.name}' ({type(layer).__name__}) does not take its own config: its copy "
             f"differs in {lost}. `__init__` (or `from_config`) must pass on all that `get_config` "
-            "gives.",
-            stacklevel=2,
+            "gives."
         )
         return copy
     raise TypeError(
@@ -203,10 +203,9 @@ def _without_unexpected(layer: keras.Layer, config: dict) -> keras.Layer:
             dropped.append(named[-1])
             del config[named[-1]]
     if lost := [name for name in dropped if name not in SETTABLE]:
-        warnings.warn(
+        warn(
             f"`get_config` of layer '{layer.name}' ({kind.__name__}) holds {lost}, which its "
-            "`__init__` does not take: the copy is made without.",
-            stacklevel=4,
+            "`__init__` does not take: the copy is made without."
         )
     return _with_settings(layer, copy)
 

@@ -1,11 +1,11 @@
 """Models of people's own classes, made from other layers: constructor, settings, `train_step`."""
 
-import warnings
 from typing import Any
 
 import keras
 from keras.src.models.functional import functional_like_constructor
 
+from keras_nisp.errors import warn
 from keras_nisp.keras_graph import keras_layers, keras_models
 from keras_nisp.keras_graph.arguments import constructor_parameters
 
@@ -137,9 +137,8 @@ def own_behaviour(model: keras.Model) -> list[str]:
 def _warn_of_loss(model: keras.Model, reason: str) -> None:
     """Says what a plain model does otherwise than a model's own class."""
     if lost := own_behaviour(model):
-        warnings.warn(
+        warn(
             f"Model '{model.name}' ({type(model).__name__}) becomes a plain model, since {reason}: "
             f"`{'`, `'.join(lost)}` of the class are lost. Give the class an `__init__` that takes "
-            "`(inputs, outputs, ..., **kwargs)` and a `get_config` with its other arguments.",
-            stacklevel=2,
+            "`(inputs, outputs, ..., **kwargs)` and a `get_config` with its other arguments."
         )

@@ -6,10 +6,10 @@ import json
 import os
 import platform
 import re
-import warnings
 from pathlib import Path
 from typing import Literal
 
+from keras_nisp.errors import warn
 from keras_nisp.export.interpreter import runtime_name
 from keras_nisp.io import schema
 from keras_nisp.io.files import lock, replacing
@@ -54,10 +54,9 @@ class LatencyCache:
                 temporary.write_text(json.dumps(record, indent=0))
             self._fresh = {}
         except OSError as error:
-            warnings.warn(
+            warn(
                 f"Measured latencies cannot be kept in '{self.path}' ({error}): they will be "
-                "measured again. Give `LatencyTable` another path as `cache`.",
-                stacklevel=4,
+                "measured again. Give `LatencyTable` another path as `cache`."
             )
             self.path = None
 
@@ -82,10 +81,9 @@ class LatencyCache:
         aside = self.path.with_name(self.path.name + ".aside")
         with contextlib.suppress(OSError):
             os.replace(self.path, aside)
-        warnings.warn(
+        warn(
             f"The latency table '{self.path}' {wrong}. It is set aside as '{aside.name}', and "
-            "layers are measured again.",
-            stacklevel=5,
+            "layers are measured again."
         )
         return {}
 

@@ -1,6 +1,5 @@
 """The compile configuration of a rebuilt model, and what its optimizer remembers."""
 
-import warnings
 from collections import Counter
 from collections.abc import Callable
 
@@ -8,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD
+from keras_nisp.errors import warn
 from keras_nisp.keras_graph import copying, keras_layers, keras_training, layer_state
 
 MOST_NAMED = 4  # variables in a warning
@@ -32,10 +32,9 @@ def compile_alike(model, small, twins: list[tuple], resize: Callable | None = No
             arguments[name] = keras.tree.map_structure(_fresh_metric, arguments.get(name))
         small.compile(**arguments)
     except Exception as error:  # whatever a class of somebody's own raises
-        warnings.warn(
+        warn(
             f"The compile configuration of '{model.name}' could not be copied "
-            f"({type(error).__name__}: {error}). Call `compile` on the rebuilt model yourself.",
-            stacklevel=4,
+            f"({type(error).__name__}: {error}). Call `compile` on the rebuilt model yourself."
         )
         return
     if resize is not None:
@@ -111,10 +110,9 @@ def _carry_slots(old, small, twins: list[tuple], resize: Callable) -> None:
     if afresh:
         named = ", ".join(f"'{path}'" for path in afresh[:MOST_NAMED])
         more = f" and {len(afresh) - MOST_NAMED} more" if len(afresh) > MOST_NAMED else ""
-        warnings.warn(
+        warn(
             f"Optimizer variables {named}{more} start afresh: the old optimizer has none for their "
-            "weights, which it did not train, or none of their shape.",
-            stacklevel=5,
+            "weights, which it did not train, or none of their shape."
         )
 
 
