@@ -336,6 +336,19 @@ def test_as_many_samples_as_fit(monkeypatch):
     assert all(np.isfinite(w.numpy()).all() for w in small.weights)
 
 
+def test_empty_parts_take_no_memory(rng):
+    inputs = keras.Input((6,))
+    empty, rest = keras.ops.split(layers.Dense(8, activation="relu")(inputs), [0], axis=-1)
+    x = layers.Dense(8, activation="relu")(layers.Concatenate()([empty, rest]))
+    model = randomise(keras.Model(inputs, layers.Dense(3)(x)))
+    x = rng.normal(size=(32, 6)).astype("float32")
+    channel_map, samples = kn.trace(model), Samples([x])
+    memory = carrier.memory(channel_map, np.ones(channel_map.count, bool), samples)
+    assert memory == 4 * 2 * 8  # what is split, and the part with all of it
+    small = kn.prune(model, kn.Magnitude(), ratio=0.5, calibration=x, verbose=0)
+    assert np.isfinite(small(x)).all()
+
+
 def test_tensors_are_let_go(rng):
     model = randomise(plain())
     x, steps = example_inputs(model, 5), recorded(model, [1] * len(kn.trace(model).calls))

@@ -61,7 +61,8 @@ def memory(channel_map: ChannelMap, keep: np.ndarray, samples: Samples) -> int:
     """
 
     def size(tensor: Traced) -> float:
-        return tensor.batch * math.prod(tensor.shape) * np.mean(keep[tensor.names])
+        share = np.count_nonzero(keep[tensor.names]) / max(tensor.names.size, 1)
+        return tensor.batch * math.prod(tensor.shape) * share
 
     last = {t: i for i, call in enumerate(channel_map.calls) for t in call.inputs}
     live, most = set(channel_map.inputs), 0.0
