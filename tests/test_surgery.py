@@ -202,3 +202,23 @@ def test_layer_that_cannot_be_copied():
         pytest.raises(TypeError, match=r"(?s)'no_config'.*get_config"),
     ):
         kn.prune(model, kn.Random(), ratio=0.5)
+
+
+def test_warnings_about_compiling_point_at_the_line_of_the_user():
+    """However deep the call that finds it out: in `rebuild`, and in `prune`."""
+
+    class Picky(keras.optimizers.SGD):
+        def get_config(self):
+            raise RuntimeError("no config")
+
+    model = randomise(plain())
+    model.compile(Picky(), "mse")
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    calls = (
+        lambda: kn.rebuild(model, plan),
+        lambda: kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0),
+    )
+    for call in calls:
+        with pytest.warns(UserWarning, match="could not be copied") as caught:
+            call()
+        assert [warning.filename for warning in caught] == [__file__]

@@ -1,5 +1,6 @@
 """Can a model be loaded again after it was saved? Tried by its config, without its weights."""
 
+import contextlib
 import json
 import warnings
 
@@ -42,15 +43,14 @@ def _fault(part: keras.Layer) -> str | None:
         config = json.dumps(config)
     except Exception as error:  # whatever code of users raises in `get_config`
         return f"its config cannot be written ({reason_of(error)}): {ADVICE}"
-    try:
-        with calling.without_memory():
-            return _difference(part, _loaded(config))
-    except Exception:
-        pass  # Some layers need values when they are built.
-    try:
-        return _difference(part, _loaded(config))
-    except Exception as error:
-        return f"it cannot be made from its config ({reason_of(error)}): {ADVICE}"
+    # Without values for weights first; some layers need them when they are built.
+    for scope in (calling.without_memory, contextlib.nullcontext):
+        try:
+            with scope():
+                return _difference(part, _loaded(config))
+        except Exception as error:  # whatever code of users raises in `__init__` or `build`
+            reason = reason_of(error)
+    return f"it cannot be made from its config ({reason}): {ADVICE}"
 
 
 def _loaded(config: str) -> keras.Layer:

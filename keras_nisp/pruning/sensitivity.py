@@ -1,6 +1,7 @@
 """`sensitivity`: what a model loses if one coupled group loses channels, for each of them."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -221,17 +222,16 @@ def sensitivity(
     known = _Results(path, _settings(model, importance, metric, samples, repaired_on))
     known.check_baseline(float(metric(model, samples)))
     scores = importance(channel_map)
-    rows = [(g, i) for g in range(len(channel_map.groups)) for i in range(len(ratios))]
-    found = {}
-    for done, (group, i) in enumerate(rows):
-        plan = _plan(channel_map, group, ratios[i], limits, scores)
+    measured = []
+    for group, ratio in itertools.product(range(len(channel_map.groups)), ratios):
+        plan = _plan(channel_map, group, ratio, limits, scores)
         # By what is removed: another setting of the importance may remove something else.
-        key = f"{group} {ratios[i]:g} {identity([row.removed for row in plan.creators])[:16]}"
+        key = f"{group} {ratio:g} {identity([row.removed for row in plan.creators])[:16]}"
         if key not in known:
             known[key] = float(metric(_pruned(channel_map, plan, repaired_on), samples))
-        found[group, i] = known[key]
+        measured.append(known[key])
         if progress:
-            progress(done + 1, len(rows))
+            progress(len(measured), len(channel_map.groups) * len(ratios))
     return Sensitivity(
         model.name,
         importance.name,
@@ -239,10 +239,7 @@ def sensitivity(
         tuple(_layers(group, channel_map) for group in channel_map.groups),
         tuple(len(group.units) for group in channel_map.groups),
         ratios,
-        tuple(
-            tuple(found[group, i] for i in range(len(ratios)))
-            for group in range(len(channel_map.groups))
-        ),
+        tuple(map(tuple, np.reshape(measured, (-1, len(ratios))).tolist())),
     )
 
 
