@@ -8,7 +8,8 @@ from pathlib import Path
 
 import keras
 
-from keras_nisp.channels.rule import Barrier, PassThrough, registered
+from keras_nisp.channels.registry import registered
+from keras_nisp.channels.rule import Barrier, PassThrough
 from keras_nisp.keras_graph import keras_layers
 from keras_nisp.keras_graph.wrappers import WRAPPED
 

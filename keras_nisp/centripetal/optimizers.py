@@ -1,108 +1,20 @@
 """CentripetalSGD, and the same pull for any other optimizer."""
 
-import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_nisp.centripetal.cluster_mean import ClusteredVariables
-from keras_nisp.errors import warn
+from keras_nisp.centripetal.clustered_optimizer import ClusteredOptimizer, check_settings, plan_from
 from keras_nisp.keras_graph import keras_training
-from keras_nisp.plans.forecast import TOLERANCE, Forecast, Settings, forecast, learning_rates
+from keras_nisp.plans.forecast import TOLERANCE, Settings
 from keras_nisp.plans.plan import Plan
-
-# Steps over which a schedule is looked at when their number is not given.
-ASSUMED_STEPS = 100_000
-
-
-class _Clustered(keras.optimizers.Optimizer):
-    """What both optimizers share: the plan, the strength, and how they are saved."""
-
-    plan: Plan
-    settings: Settings
-    _clustered: ClusteredVariables  # once it is built
-
-    @property
-    def steps(self) -> int | None:
-        """Number of optimizer steps, for `strength="auto"`."""
-        return self.settings.steps
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        self.settings = dataclasses.replace(self.settings, steps=steps)
-
-    def forecast(self, steps: int | None = None, start: int = 0) -> Forecast:
-        """What will become of the deviation in `steps` steps from step `start`.
-
-        See `Plan.check`.
-        """
-        steps = steps or self.steps
-        if not steps:
-            raise ValueError(f"Expected `steps`, the number of training steps. Received: {steps}")
-        return forecast(
-            self.settings, keras_training.learning_rate_of(self._stepper()), steps, start
-        )
-
-    def pulls(self, batches: int) -> int:
-        """How many steps move clusters in a number of batches."""
-        return batches // self._batches_per_pull()
-
-    def pulls_done(self, more: int = 0) -> int:
-        """How many steps have moved clusters so far, or will have after `more` batches."""
-        return self.pulls(keras_training.batches_seen(self._stepper()) + more)
-
-    def _stepper(self) -> keras.optimizers.Optimizer:
-        """The optimizer that has the learning rate and counts steps."""
-        return self
-
-    def _batches_per_pull(self) -> int:
-        return 1
-
-    def _own_config(self) -> dict:
-        """The settings that a plain optimizer does not have."""
-        names = ("strength", "steps", "tolerance", "vector_strength", "preset")
-        own = {name: getattr(self.settings, name) for name in names}
-        return {**own, "plan": self.plan.to_dict()}
-
-    def _level_averages(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Gives members the mean of their moving averages, which else remember how far apart they
-        were at first. (The mean of averages is the average of means.)"""
-        if optimizer.use_ema:
-            kept = keras_training.moving_averages(optimizer)
-            rows = [(kept[i], mean) for i, (_, mean) in self._clustered.rows.items()]
-            keras_training.update_replicas(self, lambda x, mean: x.assign(mean(x.value())), rows)
-
-    # The plan lies beside the slots: weights alone (as `BackupAndRestore` keeps them) bring the
-    # clusters back with which a run began.
-
-    def save_own_variables(self, store: dict) -> None:
-        super().save_own_variables(store)
-        text = json.dumps(self.plan.to_dict()).encode()
-        store["plan"] = np.frombuffer(text, np.uint8)
-
-    def load_own_variables(self, store: dict) -> None:
-        values = {name: store[name] for name in store.keys()}  # noqa: SIM118
-        plan = values.pop("plan", None)
-        super().load_own_variables(values)
-        if plan is None:
-            return
-        saved = Plan.from_dict(json.loads(np.asarray(plan).tobytes()))
-        if saved.creators != self.plan.creators:
-            warn(
-                "Training continues with the clusters that were saved with the optimizer, not with "
-                "those of the plan that was given: rebuild with `model.optimizer.plan`."
-            )
-        self.plan = saved
-        if self.built:
-            self._clustered = ClusteredVariables(saved, self._trainable_variables)
 
 
 @keras.saving.register_keras_serializable(package="keras_nisp")
-class CentripetalSGD(_Clustered, keras.optimizers.SGD):
+class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
     """SGD that makes the channels of each cluster identical while it trains.
 
     A variable that owns clustered channels (kernels, biases, scales and offsets) takes the step
@@ -183,7 +95,7 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
         settings = Settings(
             strength, momentum, nesterov, weight_decay, vector_strength, preset, tolerance, steps
         )
-        _check(plan, settings, learning_rate)
+        check_settings(plan, settings, learning_rate)
         super().__init__(learning_rate, momentum, nesterov, weight_decay, name=name, **kwargs)
         self.plan, self.settings = plan, settings
 
@@ -249,11 +161,11 @@ class CentripetalSGD(_Clustered, keras.optimizers.SGD):
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "CentripetalSGD":
-        return super().from_config({**config, "plan": _plan_from(config["plan"])}, custom_objects)
+        return super().from_config({**config, "plan": plan_from(config["plan"])}, custom_objects)
 
 
 @keras.saving.register_keras_serializable(package="keras_nisp")
-class Centripetal(_Clustered):
+class Centripetal(ClusteredOptimizer):
     """Any optimizer, with the centripetal pull as a step of its own.
 
     Each step first moves clustered variables towards the mean of their cluster,
@@ -298,7 +210,7 @@ class Centripetal(_Clustered):
             raise TypeError(
                 f"Expected `optimizer` to be a Keras optimizer. Received: {optimizer!r}"
             )
-        if isinstance(optimizer, _Clustered):
+        if isinstance(optimizer, ClusteredOptimizer):
             raise TypeError(f"Expected a plain optimizer. Received: {type(optimizer).__name__}")
         if optimizer.built:
             raise ValueError(
@@ -312,7 +224,7 @@ class Centripetal(_Clustered):
             tolerance=tolerance,
             steps=steps,
         )
-        _check(plan, settings, keras_training.learning_rate_of(optimizer))
+        check_settings(plan, settings, keras_training.learning_rate_of(optimizer))
         super().__init__(learning_rate=0.0, name=name)
         self.plan, self.settings = plan, settings
         self.inner_optimizer = optimizer
@@ -389,17 +301,4 @@ class Centripetal(_Clustered):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Centripetal":
         optimizer = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects)
-        return cls(**{**config, "optimizer": optimizer, "plan": _plan_from(config["plan"])})
-
-
-def _check(plan: Any, settings: Settings, learning_rate) -> None:
-    """Raises unless the plan merges and a fixed strength is stable."""
-    if not isinstance(plan, Plan):
-        raise TypeError(f"Expected `plan` to be a Plan from `plan_merging`. Received: {plan!r}")
-    plan.check_merges()
-    if not settings.automatic:
-        settings.check_stable(learning_rates(learning_rate, settings.steps or ASSUMED_STEPS))
-
-
-def _plan_from(data) -> Plan:
-    return data if isinstance(data, Plan) else Plan.from_dict(data)
+        return cls(**{**config, "optimizer": optimizer, "plan": plan_from(config["plan"])})

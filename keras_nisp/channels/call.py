@@ -8,12 +8,13 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, Traced, rows
-from keras_nisp.channels.rule import Barrier, Rule, rule_for, spread
+from keras_nisp.channels.registry import rule_for
+from keras_nisp.channels.rule import Barrier, Rule, spread
 from keras_nisp.errors import RuleError, warn
 from keras_nisp.keras_graph import calling, keras_layers
 
 if TYPE_CHECKING:
-    from keras_nisp.channels.tracing import Tracer
+    from keras_nisp.channels.tracer import Tracer
 
 
 @dataclasses.dataclass(eq=False)

@@ -23,7 +23,7 @@ from keras_nisp.keras_graph import calling, walking
 
 if TYPE_CHECKING:
     from keras_nisp.channels.call import Call
-    from keras_nisp.channels.tracing import Tracer
+    from keras_nisp.channels.tracer import Tracer
 
 
 @dataclasses.dataclass(eq=False)

@@ -1,18 +1,17 @@
 """`trace(model)`: walks the graph once and gives every channel a name."""
 
 import fnmatch
-import math
 from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced, compact
-from keras_nisp.channels.rule import Barrier, Rule, is_registered, meaningful, rule_for, rule_of
+from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.registry import rule_of
+from keras_nisp.channels.rule import Barrier, Rule
+from keras_nisp.channels.tracer import Tracer
 from keras_nisp.errors import RuleError, UnknownLayerWarning, warn
 from keras_nisp.keras_graph import keras_models, walking
 from keras_nisp.keras_graph.keras_layers import check_shared
@@ -27,139 +26,6 @@ ASSUMED_SIZES = {1: 128, 2: 128, 3: 224, 4: 32}
 InputShape = Sequence[int | None] | Sequence[Sequence[int | None]]
 WholeGroups = str | Iterable[str | int]
 Layers = str | keras.Layer | Iterable[str | keras.Layer]
-
-
-class Tracer:
-    """Collects names, joins, fixed names and bindings during the walk."""
-
-    def __init__(self, samples: int = 1):
-        self.samples = samples
-        self.count = 0
-        self.first: list[np.ndarray] = []
-        self.second: list[np.ndarray] = []
-        self.fixed: list[tuple[np.ndarray, str]] = []
-        self.unknown: dict[str, str] = {}  # reasons for want of a rule, and for what it is wanted
-        self.bindings: dict[int, Binding] = {}
-        self.created: dict[tuple[int, str], np.ndarray] = {}
-        self.creators: list[tuple[str, np.ndarray]] = []
-
-    def fresh(self, count: int) -> np.ndarray:
-        names = np.arange(self.count, self.count + count)
-        self.count += count
-        return names
-
-    def fresh_last(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Fresh names along the last axis of a tensor."""
-        names = self.fresh(shape[-1] if shape else 1)
-        return names.reshape((1,) * (len(shape) - 1) + (-1,) if shape else ())
-
-    def create(self, call: Call, count: int, label: str) -> np.ndarray:
-        key = (id(call.layer), label)
-        if key not in self.created:
-            self.created[key] = self.fresh(count)
-            self.creators.append((call.path + label, self.created[key]))
-        return self.created[key]
-
-    def join(self, first: np.ndarray, second: np.ndarray) -> None:
-        first, second = np.broadcast_arrays(first, second)
-        self.first.append(first.ravel())
-        self.second.append(second.ravel())
-
-    def couple(self, first: Traced, second: Traced, reason: str) -> None:
-        """Joins the names of two tensors that come to the same place.
-
-        Args:
-            first, second: the tensors.
-            reason: why their channels are fixed if their shapes are too different for that.
-        """
-        try:
-            self.join(first.names, second.names)
-        except ValueError:
-            self.fixed += [(np.unique(tensor.names), reason) for tensor in (first, second)]
-
-    def boxed(self, names: np.ndarray) -> np.ndarray:
-        """Names that vary along one axis at most, so that a tensor is a box after any removal.
-
-        Names that vary along several (a Dense layer reshaped to a feature map) would leave
-        holes: positions that share the last of these axes become one channel.
-        """
-        names = compact(names)
-        varying = [axis for axis, size in enumerate(names.shape) if size > 1]
-        if len(varying) < 2:
-            return names
-        rows = np.moveaxis(names, varying[-1], -1)
-        shape = [-1 if axis == varying[-1] else 1 for axis in range(names.ndim)]
-        rows = rows.reshape(-1, rows.shape[-1])
-        self.join(rows[:1], rows[1:])
-        return rows[0].reshape(shape)
-
-    def bind(self, call, variable, own, read, create, positions) -> None:
-        rank = len(variable.shape)
-        axes = {axis % rank: names for part in (own, read, create) for axis, names in part.items()}
-        for axis, names in axes.items():
-            if np.shape(names) != (variable.shape[axis],):
-                raise ValueError(
-                    f"Expected {variable.shape[axis]} names along axis {axis} of variable "
-                    f"'{variable.path}'. Received: names of shape {np.shape(names)}"
-                )
-        known = self.bindings.get(id(variable))
-        if known is None:
-            self.bindings[id(variable)] = Binding(
-                variable,
-                call.path,
-                axes,
-                frozenset(axis % rank for axis in read),
-                frozenset(axis % rank for axis in create),
-                positions,
-            )
-            return
-        known.positions += positions
-        for axis in {**known.axes, **axes}:
-            both = [part[axis] for part in (known.axes, axes) if axis in part]
-            if len(both) == 1:  # in one call the axis holds channels, in the other positions
-                reason = f"'{call.path}' is also called where these are no channels"
-                self.fixed.append((np.unique(both), reason))
-            elif both[0] is not both[1]:
-                self.join(*both)
-
-    def call(self, site: walking.Site, args: tuple, kwargs: dict, whole_groups=None) -> Call:
-        """Names what one call gives.
-
-        Args:
-            site, args, kwargs: from the walk.
-            whole_groups: whether a call loses whole groups.
-        """
-        kwargs = meaningful(kwargs)
-        flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
-        shapes = walking.output_shapes(site, args, kwargs, _shape_of)
-        rule = rule_for(site.operation, args, kwargs)
-        call = Call(site.operation, site.path, rule, flat, shapes, self, node=site.place)
-        call.samples = self.samples
-        call.whole_groups = whole_groups is not None and whole_groups(call)
-        names = _trace_call(call, args, kwargs)
-        call.outputs = [
-            Traced(self.boxed(n), shape, call.batch) for n, shape in zip(names, shapes, strict=True)
-        ]
-        return call
-
-    def follow(self, model: keras.Model, inputs: list[Traced]) -> tuple[list[Traced], list[Call]]:
-        """The outputs of a graph that a layer holds inside, and its calls."""
-        calls: list[Call] = []
-
-        def visit(site, args, kwargs):
-            calls.append(self.call(site, args, kwargs))
-            return calls[-1].outputs
-
-        return keras.tree.flatten(walking.walk(model, inputs, visit)), calls
-
-    def units(self) -> np.ndarray:
-        """The unit of every name."""
-        if not self.first:
-            return np.arange(self.count)
-        first, second = np.concatenate(self.first), np.concatenate(self.second)
-        ones = np.ones(len(first), bool)
-        pairs = coo_array((ones, (first, second)), (self.count, self.count))
-        return connected_components(pairs, directed=False)[1]
 
 
 def trace(
@@ -296,56 +162,6 @@ def _traced_inputs(model, input_shape, tracer) -> tuple[list[Traced], tuple[str,
         tracer.fixed.append((names, f"model input '{tensor.name}'"))
         traced.append(Traced(names, shape))
     return traced, tuple(assumed)
-
-
-def _shape_of(value) -> tuple | None:
-    return value.shape if isinstance(value, Traced) else None
-
-
-def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
-    """The names of a call's outputs, by its rule; fixed where the rule does not reach."""
-    try:
-        names = _named_by_rule(call, args, kwargs)
-    except RuleError:
-        if is_registered(type(call.layer)):
-            raise
-        # A subclass that builds other variables than its base, say.
-        names = call.fix_all("whose class is not what the rule of its base expects", unknown=True)
-    if isinstance(call.rule, Barrier):
-        return names
-    unbound = [
-        weight.path
-        for weight in call.weights
-        if id(weight) not in call.tracer.bindings and math.prod(weight.shape) > 1
-    ]
-    if unbound:
-        reason = f"no rule says what the axes of '{unbound[0]}' mean"
-        for array in [tensor.names for tensor in call.inputs] + names:
-            call.fix(array, reason)
-    return names
-
-
-def _named_by_rule(call: Call, args, kwargs) -> list[np.ndarray]:
-    """What the rule says of the names of a call's outputs, if it can be."""
-    names = call.ask("trace", *args, **kwargs)
-    names = list(names) if isinstance(names, (list, tuple)) else [names]
-    names = [np.asarray(array) for array in names]
-    fitting = len(names) == len(call.output_shapes) and all(
-        array.dtype.kind == "i" and array.ndim == len(shape) and _broadcasts(array.shape, shape)
-        for array, shape in zip(names, call.output_shapes, strict=True)
-    )
-    if not fitting:
-        received = ", ".join(f"{array.dtype} {array.shape}" for array in names)
-        raise call.error(
-            "trace",
-            "must give an array of integers for each output that broadcasts to its shape without "
-            f"the batch axis: {call.output_shapes}. Received: {received or 'none'}",
-        )
-    return names
-
-
-def _broadcasts(names: tuple, shape: tuple) -> bool:
-    return all(count in (1, size) for count, size in zip(names, shape, strict=True))
 
 
 def _fix_what_is_called_otherwise(calls: list[Call], tracer: Tracer) -> None:

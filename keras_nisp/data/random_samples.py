@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_nisp.channels.rule import operations, rule_of
+from keras_nisp.channels.registry import operations, rule_of
 from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph import keras_models, walking
 

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.channels.rule import Normalisation, rule_of
+from keras_nisp.channels.registry import rule_of
+from keras_nisp.channels.rule import Normalisation
 from keras_nisp.channels.tracing import trace_quietly
 from keras_nisp.data.samples import Samples
 from keras_nisp.errors import DataRangeWarning, warn

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_nisp.channels.rule import registered
+from keras_nisp.channels.registry import registered
 from keras_nisp.channels.tracing import InputShape
 from keras_nisp.errors import reason_of, warn
 from keras_nisp.functional.call_graphs import NotAGraphError, modes, one_graph, same

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.channels.rule import rule_of
+from keras_nisp.channels.registry import rule_of
 from keras_nisp.errors import ReasonError
 from keras_nisp.keras_graph import calling, copying, keras_layers, walking
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, ChannelMap
-from keras_nisp.channels.rule import rule_of
+from keras_nisp.channels.registry import rule_of
 from keras_nisp.importance.base import Importance, scored_where
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras_nisp.channels.call import Call, resized_arguments
 from keras_nisp.channels.channel_map import ChannelMap, Traced
 from keras_nisp.channels.cost import CostModel
-from keras_nisp.channels.rule import rule_of
+from keras_nisp.channels.registry import rule_of
 from keras_nisp.keras_graph import calling, copying
 
 Shape = tuple[int, ...]

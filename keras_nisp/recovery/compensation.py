@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap, Traced
-from keras_nisp.channels.rule import rule_of
+from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.unit_map import DROPPED, UnitMap
 from keras_nisp.data.samples import Samples
 from keras_nisp.importance.base import run, spatial_axes

@@ -10,7 +10,8 @@ import numpy as np
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Binding, ChannelMap
-from keras_nisp.channels.rule import PlainKernel, rule_of
+from keras_nisp.channels.registry import rule_of
+from keras_nisp.channels.rule import PlainKernel
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.keras_graph.recording import Step, recorded
 from keras_nisp.plans.plan_fit import check_result

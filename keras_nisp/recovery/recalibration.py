@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_nisp.channels.rule import rule_of
+from keras_nisp.channels.registry import rule_of
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
 from keras_nisp.data.value_range import warn_of_range

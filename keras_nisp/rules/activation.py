@@ -6,7 +6,8 @@ import tensorflow as tf
 from keras import activations, layers
 
 from keras_nisp.channels.channel_map import Traced
-from keras_nisp.channels.rule import PassThrough, Rule, register_operations, register_rule
+from keras_nisp.channels.registry import register_operations, register_rule
+from keras_nisp.channels.rule import PassThrough, Rule
 from keras_nisp.keras_graph import keras_layers
 
 # Everything in keras.activations that mixes no elements; softmax, log_softmax,

@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.channels.rule import Rule, absolute, positions, register_rule, spread
+from keras_nisp.channels.registry import register_rule
+from keras_nisp.channels.rule import Rule, absolute, positions, spread
 from keras_nisp.keras_graph.keras_layers import projection
 from keras_nisp.rules.products import attend
 

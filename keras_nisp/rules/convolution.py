@@ -5,15 +5,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.channels.rule import (
-    PlainKernel,
-    Rule,
-    absolute,
-    channel_axis,
-    positions,
-    register_rule,
-    spread,
-)
+from keras_nisp.channels.registry import register_rule
+from keras_nisp.channels.rule import PlainKernel, Rule, absolute, channel_axis, positions, spread
 from keras_nisp.rules.activation import activated
 
 

@@ -5,15 +5,8 @@ import math
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.channels.rule import (
-    PlainKernel,
-    Rule,
-    absolute,
-    named_layers,
-    positions,
-    register_rule,
-    spread,
-)
+from keras_nisp.channels.registry import named_layers, register_rule
+from keras_nisp.channels.rule import PlainKernel, Rule, absolute, positions, spread
 from keras_nisp.rules.activation import activated
 from keras_nisp.rules.products import parse
 

@@ -1,6 +1,6 @@
 """What is fixed on purpose, and why."""
 
-from keras_nisp.channels.rule import fix_deliberately, named_layers, operations
+from keras_nisp.channels.registry import fix_deliberately, named_layers, operations
 
 fix_deliberately(
     "which works on the colours of an image",

@@ -6,7 +6,8 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.channels.channel_map import Traced
-from keras_nisp.channels.rule import PassThrough, Rule, register_operations, register_rule, spread
+from keras_nisp.channels.registry import register_operations, register_rule
+from keras_nisp.channels.rule import PassThrough, Rule, spread
 from keras_nisp.keras_graph import wrappers
 from keras_nisp.rules.pooling import _Pooling
 

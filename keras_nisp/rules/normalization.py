@@ -4,15 +4,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.channels.rule import (
-    Normalisation,
-    PassThrough,
-    Rule,
-    absolute,
-    register_rule,
-    rule_of,
-    spread,
-)
+from keras_nisp.channels.registry import register_rule, rule_of
+from keras_nisp.channels.rule import Normalisation, PassThrough, Rule, absolute, spread
 from keras_nisp.rules.reduction import holds_channels
 
 

@@ -5,14 +5,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.channels.rule import (
-    Rule,
-    channel_axis,
-    named_layers,
-    register_operations,
-    register_rule,
-    spread,
-)
+from keras_nisp.channels.registry import named_layers, register_operations, register_rule
+from keras_nisp.channels.rule import Rule, channel_axis, spread
 
 
 class _Pooling(Rule):

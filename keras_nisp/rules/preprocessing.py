@@ -1,6 +1,6 @@
 """Preprocessing and augmentation: what moves positions passes, what mixes colours fixes."""
 
-from keras_nisp.channels.rule import named_layers, operations, register_rule
+from keras_nisp.channels.registry import named_layers, operations, register_rule
 from keras_nisp.rules.moving import Spatial
 
 register_rule(

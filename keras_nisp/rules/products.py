@@ -11,7 +11,8 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.channels.channel_map import Traced
-from keras_nisp.channels.rule import Rule, register_operations, register_rule, spread, zeroed
+from keras_nisp.channels.registry import register_operations, register_rule
+from keras_nisp.channels.rule import Rule, spread, zeroed
 
 
 def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:

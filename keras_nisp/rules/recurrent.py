@@ -6,7 +6,8 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.channels.channel_map import Traced
-from keras_nisp.channels.rule import Rule, absolute, positions, register_rule, spread
+from keras_nisp.channels.registry import register_rule
+from keras_nisp.channels.rule import Rule, absolute, positions, spread
 from keras_nisp.keras_graph import keras_layers
 from keras_nisp.rules.activation import activated
 

@@ -5,7 +5,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_nisp.channels.rule import PassThrough, Rule, register_operations, register_rule
+from keras_nisp.channels.registry import register_operations, register_rule
+from keras_nisp.channels.rule import PassThrough, Rule
 
 
 def reduced_axes(call, x) -> list[int] | None:

@@ -14,7 +14,8 @@ import tensorflow as tf
 from keras_nisp.centripetal.merging import plan_merging
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.rule import Barrier, rule_of
+from keras_nisp.channels.registry import rule_of
+from keras_nisp.channels.rule import Barrier
 from keras_nisp.channels.tracing import trace_quietly
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import RuleError, reason_of
