@@ -153,19 +153,24 @@ def mode(training: bool):
         global_state.set_global_attribute("current_call_ctx", before)
 
 
-@contextlib.contextmanager
-def fresh_states(operation: keras.Operation):
-    """While it lasts, what keeps its state from batch to batch starts from zero; afterwards it has
-    the state that it had, and so have layers that write to other variables."""
-    is_layer = isinstance(operation, keras.Layer)
-    inside = operation._flatten_layers() if is_layer else ()
-    states = [
+def recurrent_states(operation: keras.Operation) -> list[keras.Variable]:
+    """What is kept from batch to batch in an operation and what it holds."""
+    inside = operation._flatten_layers() if isinstance(operation, keras.Layer) else ()
+    return [
         state
         for inner in inside
         if isinstance(inner, keras.layers.RNN) and inner.stateful
         for state in keras.tree.flatten(inner.states)
         if state is not None
     ]
+
+
+@contextlib.contextmanager
+def fresh_states(operation: keras.Operation):
+    """While it lasts, what keeps its state from batch to batch starts from zero; afterwards it has
+    the state that it had, and so have layers that write to other variables."""
+    states = recurrent_states(operation)
+    is_layer = isinstance(operation, keras.Layer)
     written = [*states, *(operation.non_trainable_variables if is_layer else ())]
     before = [variable.numpy() for variable in written]
     for state in states:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.layers.preprocessing.index_lookup import IndexLookup
 from keras.src.saving.keras_saveable import KerasSaveable
-from keras.src.saving.saving_lib import _walk_saveable, get_attr_skipset
+from keras.src.saving.saving_lib import get_attr_skipset
 
 from keras_nisp.keras_graph.keras_layers import is_of_keras
 
@@ -113,9 +113,24 @@ def paired_parts(old: Any, new: Any, seen: set | None = None) -> Iterator[tuple]
     elif isinstance(old, KerasSaveable) and type(old) is type(new) and id(old) not in seen:
         seen.add(id(old))
         yield old, new
-        for name, child in _walk_saveable(old):
+        for name in _saved_attributes(old):
+            child = getattr(old, name, None)
             if isinstance(child, (KerasSaveable, list, tuple, dict)):
                 yield from paired_parts(child, getattr(new, name, None), seen)
+
+
+def _saved_attributes(part: KerasSaveable) -> list[str]:
+    """Names of attributes that Keras' files look through, in their order."""
+    kind = part._obj_type()
+    names = (name for name in dir(part) if not name.startswith("__"))
+    names = sorted(set(names) - _of_any(kind), key=lambda name: (name.startswith("_"), name))
+    return ["layers"] * (kind in ("Sequential", "Functional")) + names
+
+
+@functools.cache  # Keras looks for its own under another name than it keeps it
+def _of_any(kind: str) -> frozenset[str]:
+    """Attributes that every object of a kind has, which hold nothing of its own."""
+    return frozenset(get_attr_skipset(kind))
 
 
 def carry_part(old: Any, new: Any, twins: dict, same_width: bool) -> None:
@@ -184,7 +199,7 @@ def _copy_vocabulary(old: IndexLookup, new: IndexLookup) -> None:
 
 def copy_plain_attributes(old: Any, new: Any) -> None:
     """Numbers, strings and arrays that were set on an object after it was made."""
-    known = get_attr_skipset(old._obj_type())
+    known = _of_any(old._obj_type())
     if is_model := isinstance(old, keras.Model):
         known = known | _model_attributes()
     for name, value in vars(old).items():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_nisp.keras_graph import calling
 from keras_nisp.keras_graph.keras_models import body
@@ -46,8 +47,10 @@ class Step:
             weights: pairs of a weight and the value that it is to have.
         """
         args, kwargs = self.fill(values)
-        scope = keras.StatelessScope(state_mapping=weights)
-        with calling.fresh_states(self.operation), scope:
+        fresh = [
+            (state, tf.zeros_like(state)) for state in calling.recurrent_states(self.operation)
+        ]
+        with keras.StatelessScope(state_mapping=[*fresh, *weights]):
             return keras.tree.flatten(calling.infer(self.operation, *args, **kwargs))
 
 
