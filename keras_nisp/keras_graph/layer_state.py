@@ -122,9 +122,9 @@ def paired_parts(old: Any, new: Any, seen: set | None = None) -> Iterator[tuple]
 def _saved_attributes(part: KerasSaveable) -> list[str]:
     """Names of attributes that Keras' files look through, in their order."""
     kind = part._obj_type()
-    names = (name for name in dir(part) if not name.startswith("__"))
-    names = sorted(set(names) - _of_any(kind), key=lambda name: (name.startswith("_"), name))
-    return ["layers"] * (kind in ("Sequential", "Functional")) + names
+    own = {name for name in dir(part) if not name.startswith("__")} - _of_any(kind)
+    names = sorted(own, key=lambda name: (name.startswith("_"), name))
+    return ["layers", *names] if kind in ("Sequential", "Functional") else names
 
 
 @functools.cache  # Keras looks for its own under another name than it keeps it
