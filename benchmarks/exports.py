@@ -129,7 +129,7 @@ def measure(name, data, args):
     calibration, _ = images(data[0], size, 1000)
     plan = kn.plan_pruning(model, kn.NISP(calibration), flops_reduction=0.5)
     small = kn.rebuild(model, plan)
-    verified = kn.verify(model, small, plan, calibration[:8])
+    verified = kn.verify(small, model, plan, calibration[:8])
     verified.check()
     kn.recalibrate(small, calibration, model, plan, compensate="mean")
     train(small, data[0], size, args.steps, 5e-4)

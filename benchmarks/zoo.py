@@ -116,7 +116,7 @@ def check(name: str, seed: int, zoo: str = "applications") -> dict:
         planned = time.perf_counter()
         small = kn.rebuild(model, plan)
         rebuilt = time.perf_counter()
-        result = kn.verify(model, small, plan, tolerance=TOLERANCE)
+        result = kn.verify(small, model, plan, tolerance=TOLERANCE)
     warned = [str(w.message) for w in caught if issubclass(w.category, kn.UnknownLayerWarning)]
     kinds = {kind for message in warned for kind in re.findall(r"' \((\w+)\)", message)}
     return {

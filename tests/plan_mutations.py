@@ -176,7 +176,7 @@ def used(plan: kn.Plan, subject: Subject) -> str:
     if plan.merges:
         ClusteredVariables(plan, model.trainable_variables)
         kn.CentripetalSGD(0.1, plan=plan, strength=0.1).build(model.trainable_variables)
-    right = kn.verify(model, small, plan).ok
+    right = kn.verify(small, model, plan).ok
     right &= small.count_params() == plan.after.parameters
     if decisions(plan) == decisions(subject.plan):
         pairs = zip(small.get_weights(), subject.weights, strict=True)

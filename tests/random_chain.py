@@ -60,7 +60,7 @@ def make_plan(model, seed: int, kind: str) -> kn.Plan | None:
 def rebuilt(model, plan) -> keras.Model:
     """The smaller model, compared with its oracle and with what the plan says of it."""
     small = kn.rebuild(model, plan, force=True, verbose=0)
-    result = kn.verify(model, small, plan)
+    result = kn.verify(small, model, plan)
     if not result.ok:
         raise Wrong(f"verify: {result}")
     if small.output_shape != model.output_shape:
@@ -94,7 +94,7 @@ def repair(model, plan) -> None:
         if not np.isfinite(outputs(small)).all():
             raise Wrong(f"compensate={compensate!r} gives values that are not finite")
     whole = None if scored is None else kn.rebuild(model, scored, verbose=0)
-    if whole is not None and not kn.verify(model, whole, scored).ok:
+    if whole is not None and not kn.verify(whole, model, scored).ok:
         raise Wrong("the plan by NISP is not verified")
     after = model.get_weights()
     if not all(np.array_equal(x, y, equal_nan=True) for x, y in zip(before, after, strict=True)):

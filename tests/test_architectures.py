@@ -63,7 +63,7 @@ def test_halved(name):
     model, samples = build(name)
     plan = kn.plan_pruning(model, kn.NISP(samples), ratio=0.5)
     small = kn.rebuild(model, plan)
-    result = kn.verify(model, small, plan, samples, tolerance=EXACT)
+    result = kn.verify(small, model, plan, samples, tolerance=EXACT)
     assert result.ok, result
     assert result.scale > 0.01
     assert list(plan.inexact) == norms(model)
@@ -79,7 +79,7 @@ def test_saved_and_trained(name, tmp_path):
     model, samples = build(name)
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
     small = kn.rebuild(model, plan)
-    assert kn.verify(model, small, plan, samples, tolerance=EXACT).ok
+    assert kn.verify(small, model, plan, samples, tolerance=EXACT).ok
     small.save(tmp_path / "small.keras")
     loaded = keras.saving.load_model(tmp_path / "small.keras")
     before = outputs(small, samples)
@@ -100,7 +100,7 @@ def test_heads_and_mlp_of_a_vision_transformer():
     plan = kn.plan_pruning(model, kn.NISP(samples), ratios=ratios)
     small = kn.rebuild(model, plan)
     assert not plan.inexact  # no channel goes that a norm sees
-    assert kn.verify(model, small, plan, samples, tolerance=EXACT).ok
+    assert kn.verify(small, model, plan, samples, tolerance=EXACT).ok
     kept = {row.layer: row.kept for row in plan.creators}
     for block in ("block0", "block1"):
         old, new = (net.get_layer(f"{block}_attention") for net in (model, small))
@@ -127,7 +127,7 @@ def test_merged(name):
     model, samples = build(name)
     plan = kn.plan_merging(model, ratio=0.5, clustering="even")
     small = kn.rebuild(model, plan, force=True, verbose=0)
-    result = kn.verify(model, small, plan, samples, tolerance=EXACT)
+    result = kn.verify(small, model, plan, samples, tolerance=EXACT)
     assert result.ok, result
     assert small.count_params() == plan.after.parameters
     merged = {row.layer for row in plan.creators if row.clusters}

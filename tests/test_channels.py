@@ -67,7 +67,7 @@ def test_what_is_not_understood_is_never_pruned_wrongly(layer):
         warnings.simplefilter("ignore", kn.UnknownLayerWarning)
         plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
         small = kn.rebuild(model, plan)
-        assert kn.verify(model, small, plan).ok
+        assert kn.verify(small, model, plan).ok
         scores = kn.NISP(example_inputs(model))(kn.trace(model))
     assert [c.kept for c in plan.creators if c.layer == "enters"] == [5]
     assert [c.kept for c in plan.creators if c.layer == "before"] == [2]

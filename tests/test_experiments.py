@@ -75,7 +75,7 @@ def test_training_goes_on_where_it_was_interrupted(small_lab, distilled):
         return lab.task.build(lab.data[0][0].shape[1:], None)
 
     teacher = network()
-    wrap = (lambda student: kn.distiller(teacher, student)) if distilled else None
+    wrap = (lambda student: kn.distiller(student, teacher)) if distilled else None
     with pytest.raises(KeyboardInterrupt):
         lab.fit(network(), 4, 0.05, "trial", [Interrupt()], wrap)
     kept = json.loads((lab.out / "running" / "trial" / "curve.json").read_text())

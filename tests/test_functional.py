@@ -101,7 +101,7 @@ def test_subclassed_model():
     assert removed["block0/inner"] < 32
     assert removed["windows/mix"] < 8
     small = kn.rebuild(model, plan)
-    assert kn.verify(model, small, plan, tolerance=1e-5).ok
+    assert kn.verify(small, model, plan, tolerance=1e-5).ok
 
 
 def test_result_computes_the_same_for_any_batch_size_and_shares_weights():
@@ -159,7 +159,7 @@ def test_lambda_of_operations_is_written_out():
     written = kn.as_functional(model)
     plan = random_plan(written)  # a warning would be an error here
     assert plan.creators[1].kept < 8
-    assert kn.verify(written, kn.rebuild(written, plan), plan).ok
+    assert kn.verify(kn.rebuild(written, plan), written, plan).ok
 
 
 @pytest.mark.parametrize("layer", [Noisy, Scaled])
@@ -181,7 +181,7 @@ def test_shared_layers_stay_shared():
     assert written.count_params() == model.count_params()
     plan = random_plan(written)
     small = kn.rebuild(written, plan)
-    assert kn.verify(written, small, plan, tolerance=1e-5).ok
+    assert kn.verify(small, written, plan, tolerance=1e-5).ok
     assert small.count_params() == plan.after.parameters
 
 

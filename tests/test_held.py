@@ -116,8 +116,8 @@ def test_pruned_model_has_the_loss_of_the_masked_one(net):
     assert any(row.removed for row in pruner.plan.creators)
     small = pruner.pruned_model
     np.testing.assert_allclose(model(x), small(x), atol=2e-5 * np.abs(small(x)).max())
-    assert kn.verify(model, small, pruner.plan).ok
-    assert kn.verify(model, kn.rebuild(model, pruner.plan), pruner.plan).ok
+    assert kn.verify(small, model, pruner.plan).ok
+    assert kn.verify(kn.rebuild(model, pruner.plan), model, pruner.plan).ok
     pruner.release()
     assert not any("call" in vars(layer) for layer in model._flatten_layers())
 

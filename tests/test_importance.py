@@ -40,7 +40,7 @@ def test_conformance(net, name, ranking):
     plan = kn.plan_pruning(model, importance, ratio=0.4, ranking=ranking)
     assert sum(len(c.removed) for c in plan.creators) > 0
     assert kn.plan_pruning(model, importance, ratio=0.4, ranking=ranking) == plan
-    assert kn.verify(model, kn.rebuild(model, plan), plan).ok
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)
     if name != "callable":

@@ -301,7 +301,7 @@ def test_removal(name, tmp_path):
         warnings.simplefilter("error")
         plan = random_plan(model, 1)
     small = kn.rebuild(model, plan)
-    result = kn.verify(model, small, plan, tolerance=EXACT)
+    result = kn.verify(small, model, plan, tolerance=EXACT)
     assert result.ok, result
     assert bool(plan.inexact) == (name in INEXACT)
     assert small.count_params() == plan.after.parameters < plan.before.parameters
@@ -339,7 +339,7 @@ def test_merge(name):
     model = between(name)
     plan = kn.plan_merging(model, ratio=0.5, clustering="even")
     small = kn.rebuild(model, plan, force=True, verbose=0)
-    result = kn.verify(model, small, plan, tolerance=EXACT)
+    result = kn.verify(small, model, plan, tolerance=EXACT)
     assert result.ok, result
     assert small.count_params() == plan.after.parameters < plan.before.parameters
 
@@ -377,7 +377,7 @@ def test_whole_groups(merge, tmp_path):
     grouped = small.get_layer("grouped")
     assert (grouped.groups, grouped.filters) == (3, 9)
     assert small.get_layer("reduce").filters == 6
-    assert kn.verify(model, small, plan, tolerance=EXACT).ok
+    assert kn.verify(small, model, plan, tolerance=EXACT).ok
     assert small.count_params() == plan.after.parameters
 
 
@@ -403,7 +403,7 @@ def test_heads_alone():
     plan = kn.plan_pruning(model, kn.Magnitude(), widths={f"{name}:key": 1})
     small = kn.rebuild(model, plan)
     assert small.get_layer(name).key_dim == 1
-    assert kn.verify(model, small, plan, tolerance=EXACT).ok
+    assert kn.verify(small, model, plan, tolerance=EXACT).ok
 
 
 @pytest.mark.parametrize("name", ["time distributed", "windows", "embedding with a mask"])
@@ -416,7 +416,7 @@ def test_responses_of_folded_positions_and_masks(name):
         assert plan.params_reduction > 0
     plan = kn.plan_merging(model, ratio=0.5, clustering="activations", calibration=x)
     small = kn.rebuild(model, plan, force=True, verbose=0)
-    assert kn.verify(model, small, plan, tolerance=EXACT).ok
+    assert kn.verify(small, model, plan, tolerance=EXACT).ok
 
 
 @pytest.mark.parametrize("name", ["lstm", "bidirectional", "attention", "split", "constant factor"])

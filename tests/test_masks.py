@@ -67,10 +67,10 @@ def test_walks_and_oracles_see_masks(chain):
         np.testing.assert_allclose(plain, expected, atol=1e-6)
         np.testing.assert_allclose(copied, expected, atol=1e-6)
         plan = kn.plan_pruning(model, kn.NISP(TOKENS), ratio=0.5)
-        assert kn.verify(model, kn.rebuild(model, plan), plan, TOKENS).relative < 1e-5
+        assert kn.verify(kn.rebuild(model, plan), model, plan, TOKENS).relative < 1e-5
         merging = kn.plan_merging(model, ratio=0.5, clustering="even")
         merged = kn.rebuild(model, merging, force=True, verbose=0)
-        assert kn.verify(model, merged, merging, TOKENS).ok
+        assert kn.verify(merged, model, merging, TOKENS).ok
 
 
 def tagger(**settings):

@@ -131,7 +131,7 @@ def test_merged_model_is_the_oracle(net, seed):
 
     plan = kn.plan_merging(model, ratio=0.3 + 0.2 * seed, clustering=at_random)
     small = kn.rebuild(model, plan, force=True, verbose=0)
-    result = kn.verify(model, small, plan, tolerance=1e-5)
+    result = kn.verify(small, model, plan, tolerance=1e-5)
     assert result.ok, result
     assert small.count_params() == plan.after.parameters < plan.before.parameters
     assert kn.profile(small).total == plan.after

@@ -152,7 +152,7 @@ def test_pruned_against_the_oracle(name):
     plan = kn.plan_pruning(model, kn.NISP(example_inputs(model, 64)), ratio=0.4)
     assert all(row.removed for row in plan.creators[:-1])  # every layer but the classifier
     small = kn.rebuild(model, plan)
-    result = kn.verify(model, small, plan, tolerance=EXACT)
+    result = kn.verify(small, model, plan, tolerance=EXACT)
     assert result.ok, result
     assert kn.profile(small).total == plan.after
 
@@ -214,7 +214,7 @@ def test_padded_read_from_a_file(padded, tmp_path):
     plans = [kn.plan_pruning(net, kn.BNScale(), ratio=0.5) for net in (padded, loaded)]
     assert plans[0].creators == plans[1].creators
     small = kn.rebuild(loaded, plans[0])
-    assert kn.verify(loaded, small, plans[0], tolerance=EXACT).ok
+    assert kn.verify(small, loaded, plans[0], tolerance=EXACT).ok
     small.save(tmp_path / "small.keras")
     x = example_inputs(padded)
     again = keras.saving.load_model(tmp_path / "small.keras")

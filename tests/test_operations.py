@@ -73,7 +73,7 @@ def test_operations_that_add_up_channels(build, rng):
     plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
     assert plan.after.parameters < 0.8 * plan.before.parameters
     bare = kn.rebuild(model, plan)
-    assert kn.verify(model, bare, plan, data).ok
+    assert kn.verify(bare, model, plan, data).ok
     for compensate in ("linear", "mean"):
         settings = {"compensate": compensate, "ratio": 0.5, "verbose": 0}
         small = kn.prune(model, kn.NISP(data), calibration=data, **settings)

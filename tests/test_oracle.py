@@ -19,7 +19,7 @@ def test_random_plans(net, seed):
     model = randomise(net(), seed)
     plan = random_plan(model, seed, low=0.1, high=0.9)
     small = kn.rebuild(model, plan)
-    result = kn.verify(model, small, plan, tolerance=EXACT)
+    result = kn.verify(small, model, plan, tolerance=EXACT)
     assert result.ok, result
     assert small.count_params() == plan.after.parameters < plan.before.parameters
     assert model.count_params() == plan.before.parameters
@@ -53,7 +53,7 @@ def test_oracle_notices_wrong_channels(net):
     from keras_nisp.surgery.rebuilding import rebuild_traced
 
     wrong = rebuild_traced(channel_map, UnitMap.removing(shifted), optimizer_state=False)
-    result = kn.verify(model, wrong, plan)
+    result = kn.verify(wrong, model, plan)
     assert result.relative > 1e-2
     with pytest.raises(kn.VerificationError, match="wrong"):
         result.check()
@@ -75,7 +75,7 @@ def test_removed_channels_do_not_matter_in_the_oracle(net):
             bias = layer.bias.numpy().copy()
             bias[list(row.removed)] += 100.0
             layer.bias.assign(bias)
-    assert kn.verify(model, small, plan).relative < 1e-3
+    assert kn.verify(small, model, plan).relative < 1e-3
 
 
 def test_networks_that_amplify_rounding_get_their_tolerance():
@@ -87,11 +87,11 @@ def test_networks_that_amplify_rounding_get_their_tolerance():
     small = kn.rebuild(chaotic, plan)
     for weight in small.weights:  # as if every kernel had been rounded otherwise
         weight.assign(weight * (1 + 1e-7))
-    assert not kn.verify(chaotic, small, plan, tolerance=1e-4).ok
-    assert kn.verify(chaotic, small, plan).ok
+    assert not kn.verify(small, chaotic, plan, tolerance=1e-4).ok
+    assert kn.verify(small, chaotic, plan).ok
     # However chaotic, wrong channels are noticed.
     wrong = _shifted(chaotic, plan)
-    assert not kn.verify(chaotic, wrong, plan).ok
+    assert not kn.verify(wrong, chaotic, plan).ok
 
 
 def _shifted(model, plan):
@@ -142,6 +142,6 @@ def test_applications(name):
     model = APPLICATIONS[name](weights=None, **settings)
     randomise(model)
     plan = random_plan(model)
-    result = kn.verify(model, kn.rebuild(model, plan), plan, tolerance=EXACT)
+    result = kn.verify(kn.rebuild(model, plan), model, plan, tolerance=EXACT)
     assert result.ok, result
     assert bool(plan.inexact) == name.startswith("ConvNeXt")

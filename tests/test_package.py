@@ -115,13 +115,47 @@ def test_one_room_alone_touches_internals_of_keras():
     assert touching == {"keras_graph"}
 
 
-def test_old_names_of_arguments():
+@pytest.fixture(scope="module")
+def halved():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dense(2)])
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
-    small, x = kn.rebuild(model, plan), np.ones((3, 4))
+    return kn.rebuild(model, plan), model, plan
+
+
+def test_old_names_of_arguments(halved):
+    (small, model, plan), x = halved, np.ones((3, 4))
     with pytest.warns(DeprecationWarning, match=r"`data` of `verify` is now called `calibration`"):
-        assert kn.verify(model, small, plan, data=x).ok
+        assert kn.verify(small, model, plan, data=x).ok
+    with pytest.warns(DeprecationWarning, match=r"`model` of `verify` is now called `original`"):
+        assert kn.verify(model=model, small=small, plan=plan).ok
+    with pytest.warns(DeprecationWarning, match=r"`model` of `recalibrate` .* called `small`"):
+        assert kn.recalibrate(model=small, calibration=x) is small
     with pytest.raises(TypeError, match="Expected `calibration` alone"):
-        kn.verify(model, small, plan, calibration=x, data=x)
+        kn.verify(small, model, plan, calibration=x, data=x)
     with pytest.raises(TypeError, match="nonsense"):
-        kn.verify(model, small, plan, nonsense=x)
+        kn.verify(small, model, plan, nonsense=x)
+
+
+def test_old_order_of_models(halved):
+    small, model, plan = halved
+    old = pytest.warns(DeprecationWarning, match="takes `small` before `original`")
+    with old as warned:
+        assert kn.verify(model, small, plan).ok
+        assert kn.verify(model, small=small, plan=plan).ok
+        assert kn.distiller(model, small, 2.0).student is small
+        assert kn.distiller(model, small=small).student is small
+    assert {Path(warning.filename).name for warning in warned} == {Path(__file__).name}
+    assert kn.verify(small, model, plan).ok
+    assert kn.distiller(small, model, 2.0).student is small
+    assert kn.distiller(small=model, original=small).student is model
+
+
+def test_models_come_in_one_order():
+    orders = [list(inspect.signature(f).parameters) for f in (kn.verify, kn.distiller)]
+    assert all(order[:2] == ["small", "original"] for order in orders)
+    assert list(inspect.signature(kn.recalibrate).parameters)[:4] == [
+        "small",
+        "calibration",
+        "original",
+        "plan",
+    ]

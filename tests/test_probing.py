@@ -135,8 +135,8 @@ def test_models_bound_to_a_batch_size(kind):
     for importance in (kn.NISP(X), kn.Taylor((X, labels), "mse"), kn.LayerByLayer(X)):
         plan = kn.plan_pruning(model, importance, ratio=0.5)
         small = kn.rebuild(model, plan)
-        assert kn.verify(model, small, plan).relative < 1e-5
-        assert kn.verify(model, small, plan, X).relative < 1e-5
+        assert kn.verify(small, model, plan).relative < 1e-5
+        assert kn.verify(small, model, plan, X).relative < 1e-5
     for compensate in ("linear", "mean"):
         kn.recalibrate(kn.rebuild(model, plan), X, model, plan, compensate=compensate)
     for state in states:

@@ -144,7 +144,7 @@ def test_rules_for_custom_layers():
     plan = kn.plan_pruning(model, kn.NISP(np.random.rand(32, 6)), ratio=0.5)
     small = kn.rebuild(model, plan)
     assert small.get_layer("scale").scale.shape == (4,)
-    assert kn.verify(model, small, plan).ok
+    assert kn.verify(small, model, plan).ok
 
 
 def test_register_rule_refuses_what_is_no_layer():

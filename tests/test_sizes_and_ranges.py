@@ -48,7 +48,7 @@ def test_sizes_come_from_the_data_of_the_importance(importance):
     plan = kn.plan_pruning(model, importance(), ratio=0.5)
     assert plan.before.flops == FLOPS
     assert plan.notes == ()
-    assert kn.verify(model, kn.rebuild(model, plan), plan).ok
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
 
 
 def test_sizes_come_from_calibration_data(capsys):

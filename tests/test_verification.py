@@ -193,11 +193,11 @@ def test_exchanged_inputs_are_noticed():
     model = keras.Model(inputs, layers.Dense(2, name="head")(x))
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
     small = kn.rebuild(model, plan)
-    assert kn.verify(model, small, plan).ok
+    assert kn.verify(small, model, plan).ok
     inputs = small.inputs[0]
     x = joined(small.get_layer("a"), small.get_layer("b"), swap=True)
     wrong = keras.Model(inputs, small.get_layer("head")(x))
-    assert not kn.verify(model, wrong, plan).ok
+    assert not kn.verify(wrong, model, plan).ok
 
 
 def test_what_can_tell_nothing_is_named():
@@ -207,7 +207,7 @@ def test_what_can_tell_nothing_is_named():
     )
     model.layers[0].bias.assign(np.full(6, -1e9))
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
-    result = kn.verify(model, kn.rebuild(model, plan), plan)
+    result = kn.verify(kn.rebuild(model, plan), model, plan)
     assert result.ok
     assert result.silent == ("dead",)
     assert "; 1 layer gave nothing to compare: dead" in str(result)
@@ -257,9 +257,9 @@ def test_nan_on_samples():
         kn.prune(model, kn.Random(), ratio=0.5)
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
     small = kn.rebuild(model, plan)
-    assert kn.verify(model, small, plan, np.ones((2, 4))).ok
+    assert kn.verify(small, model, plan, np.ones((2, 4))).ok
     small.get_layer("a").kernel.assign(np.full((4, 3), np.nan))
-    result = kn.verify(model, small, plan, np.ones((2, 4)))
+    result = kn.verify(small, model, plan, np.ones((2, 4)))
     with pytest.raises(kn.VerificationError, match=r"'a'.*NaN, which it does not in the original"):
         result.check()
 
@@ -273,7 +273,7 @@ def test_strings_that_are_passed_through():
     x = layers.Dense(3)(layers.Dense(6, name="a")(inputs))
     model = keras.Model({"x": inputs, "key": key}, {"y": x, "key": key})
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
-    assert kn.verify(model, kn.rebuild(model, plan), plan).ok
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
 
 
 def test_states_stay_as_they_are():
@@ -286,7 +286,7 @@ def test_states_stay_as_they_are():
     small = kn.rebuild(model, plan)
     states = [w.numpy() for w in small.variables]
     assert any(np.abs(state).max() > 0 for state in states[-3:])
-    assert kn.verify(model, small, plan).ok
+    assert kn.verify(small, model, plan).ok
     for values, net in ((before, model), (states, small)):
         for old, new in zip(values, net.variables, strict=True):
             np.testing.assert_array_equal(old, new)
@@ -303,9 +303,9 @@ def test_rounding_within_a_layer_is_no_error():
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.7)
     small = kn.rebuild(model, plan)
     assert small.get_layer("norm").beta.shape == (1,)
-    assert kn.verify(model, small, plan).ok
+    assert kn.verify(small, model, plan).ok
     small.get_layer("norm").beta.assign([-0.0146])
-    result = kn.verify(model, small, plan)
+    result = kn.verify(small, model, plan)
     assert not result.ok
     assert "'norm'" in str(result)
 
@@ -324,17 +324,17 @@ def test_precisions(policy, rng):
         keras.config.set_dtype_policy("float32")
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.4)
     small = kn.rebuild(model, plan)
-    assert kn.verify(model, small, plan).ok
+    assert kn.verify(small, model, plan).ok
     kernel = small.get_layer("conv").kernel
     kernel.assign(kernel * tf.cast(1 + 0.5 * rng.normal(size=kernel.shape), kernel.dtype))
-    assert not kn.verify(model, small, plan).ok
+    assert not kn.verify(small, model, plan).ok
 
 
 def test_a_model_of_other_layers():
     model = randomise(plain())
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.4)
     with pytest.raises(kn.PlanMismatchError, match="consists of others"):
-        kn.verify(model, randomise(image()), plan)
+        kn.verify(randomise(image()), model, plan)
 
 
 def test_a_model_of_another_plan():
@@ -342,7 +342,7 @@ def test_a_model_of_another_plan():
     plans = [kn.plan_pruning(model, kn.Random(), ratio=ratio) for ratio in (0.25, 0.5)]
     small = kn.rebuild(model, plans[0])
     with pytest.raises(kn.VerificationError, match=r"gives shape \(.*\), where \(.*another plan"):
-        kn.verify(model, small, plans[1]).check()
+        kn.verify(small, model, plans[1]).check()
 
 
 def test_fresh_networks(rng):

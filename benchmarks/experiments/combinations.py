@@ -80,7 +80,7 @@ def _train(lab, arm, seed, name):
 
 def _prune(lab, base, arm, importance, epochs, x, key):
     amounts = (REDUCTION,) if arm.pruner == "at once" else (0.3, (REDUCTION - 0.3) / 0.7)
-    wrap = (lambda student: kn.distiller(base, student)) if arm.distill else None
+    wrap = (lambda student: kn.distiller(student, base)) if arm.distill else None
     small, curve, starts = base, [], []
     for step, amount in enumerate(amounts):
         before = small

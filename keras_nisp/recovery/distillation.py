@@ -2,12 +2,14 @@
 
 import keras
 
+from keras_nisp._renaming import small_first
 from keras_nisp.keras_graph import copying, keras_models
 
 
+@small_first
 def distiller(
-    original: keras.Model,
     small: keras.Model,
+    original: keras.Model,
     temperature: float = 4.0,
     student_loss_weight: float = 0.5,
 ) -> keras.distillation.Distiller:
@@ -18,9 +20,9 @@ def distiller(
     or in logits; and the result is built, as `BackupAndRestore` asks for.
 
     Args:
-        original: the model before pruning. It is not changed.
         small: the pruned model, which is to be trained. Its one output has classes along the last
             axis, as logits or behind a softmax.
+        original: the model before pruning. It is not changed.
         temperature: by which logits are divided; the higher, the more the teacher's second
             choices count.
         student_loss_weight: weight of the labels, in [0, 1]; the rest is the teacher's.
@@ -42,7 +44,7 @@ def distiller(
     ...     keras.layers.Dense(3),
     ... ])
     >>> small = rebuild(model, plan_pruning(model, Magnitude(), ratio=0.5))
-    >>> teaching = distiller(model, small)
+    >>> teaching = distiller(small, model)
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> teaching.compile("sgd", loss)
     >>> _ = teaching.fit(np.ones((8, 4)), np.zeros(8), verbose=0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_nisp._renaming import renamed
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
@@ -20,8 +21,9 @@ from keras_nisp.recovery.pair import Pair
 BATCH_SIZE = 256
 
 
+@renamed(model="small")
 def recalibrate(
-    model: keras.Model,
+    small: keras.Model,
     calibration: Any,
     original: keras.Model | None = None,
     plan: Plan | None = None,
@@ -49,7 +51,7 @@ def recalibrate(
     hundred steps may still be far from what the trained weights make of the data.
 
     Args:
-        model: the pruned model. Its moving means and variances are replaced; with `original` (and
+        small: the pruned model. Its moving means and variances are replaced; with `original` (and
             if it was not trained since) biases are too, and with `compensate="linear"` kernels;
             nothing else changes, and nothing at all if something goes wrong.
         calibration: samples, as for `NISP`.
@@ -79,7 +81,7 @@ def recalibrate(
         ValueError: an argument is wrong, calibration data are empty, do not fit or are not
             finite, `original` or `plan` is missing, the model was trained since and `compensate`
             is not `None`, or what it would get is not finite.
-        PlanMismatchError: `plan` is not for `original`, or `model` is not its result.
+        PlanMismatchError: `plan` is not for `original`, or `small` is not its result.
 
     Example: a network whose channels depend on each other loses nothing.
 
@@ -100,16 +102,16 @@ def recalibrate(
     inputs, with one map for all taps and outputs of a kernel.
     """
     _check(original, plan, compensate, ridge)
-    keras_models.check_model(model)
-    samples = collect(calibration, model, max_samples, seed=seed, verbose=verbose)
+    keras_models.check_model(small)
+    samples = collect(calibration, small, max_samples, seed=seed, verbose=verbose)
     if not isinstance(calibration, Samples):
-        warn_of_range(original or model, samples)
+        warn_of_range(original or small, samples)
     pair = None
     if original is not None and plan is not None and compensate is not None:
         channel_map = plan.trace(original)
-        pair = Pair(channel_map, plan.unit_map(channel_map), model)
-    repair(model, samples, pair, compensate, batch_size, ridge)
-    return model
+        pair = Pair(channel_map, plan.unit_map(channel_map), small)
+    repair(small, samples, pair, compensate, batch_size, ridge)
+    return small
 
 
 def repair(

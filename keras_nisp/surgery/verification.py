@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp._renaming import renamed
+from keras_nisp._renaming import renamed, small_first
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.collecting import collect
@@ -110,10 +110,11 @@ class Verification:
         )
 
 
-@renamed(data="calibration")
+@renamed(model="original", data="calibration")
+@small_first
 def verify(
-    model: keras.Model,
     small: keras.Model,
+    original: keras.Model,
     plan: Plan,
     calibration: Any = None,
     tolerance: float | None = None,
@@ -128,8 +129,8 @@ def verify(
     depend on it (behind a saturated softmax, in a network that was never trained).
 
     Args:
-        model: the original.
-        small: from `rebuild(model, plan)`, not trained since.
+        small: from `rebuild(original, plan)`, not trained since.
+        original: the model before surgery.
         plan: the plan.
         calibration: samples to compare on, of which two are taken; random ones by default.
         tolerance: allowed difference over the scale of the outputs, and of those of each layer.
@@ -152,11 +153,11 @@ def verify(
     ...     keras.layers.Dense(3),
     ... ])
     >>> plan = plan_pruning(model, Magnitude(), ratio=0.5)
-    >>> verify(model, rebuild(model, plan), plan).ok
+    >>> verify(rebuild(model, plan), model, plan).ok
     True
     """
-    channel_map = plan.trace(model)
-    samples = None if calibration is None else collect(calibration, model, limit=SAMPLES)
+    channel_map = plan.trace(original)
+    samples = None if calibration is None else collect(calibration, original, limit=SAMPLES)
     return verify_traced(channel_map, plan.unit_map(channel_map), small, samples, tolerance)
 
 

@@ -252,7 +252,7 @@ class _Proof:
                 "give the config for the new widths, as in `{**config, 'units': "
                 "width(call.outputs[0].line(-1))}`.",
             ) from error
-        result = verify(self.model, small, plan)
+        result = verify(small, self.model, plan)
         if not result.ok and plan.merges:
             raise self.error(
                 "trace",
