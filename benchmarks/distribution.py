@@ -1,6 +1,6 @@
 """`tf.distribute.MirroredStrategy` on logical CPU devices beside one device, same global batch.
 
-    python benchmarks/distribution.py [--replicas 2 4] [--quick]
+    python benchmarks/distribution.py [--replicas 2 4] [--cases CentripetalSGD ...]
 
 Each case trains, scores, prunes or repairs a small network on one device and on several replicas
 with the same global batches, and compares weights: the largest difference, over the largest
@@ -142,8 +142,6 @@ CASES = {
     "recalibrate, means": repaired_by_means,
     "rebuild with optimizer slots": slots_carried,
 }
-QUICK = ("NISPPruner, NISP", "NISPPruner, EMA", "CentripetalSGD", "Centripetal", "prune, Taylor")
-QUICK += ("NISPPruner, accumulation",)
 
 
 def outcome(case: Callable, replicas: int) -> list[np.ndarray]:
@@ -195,13 +193,14 @@ def as_keras(row: dict, rows: list[dict]) -> bool:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicas", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--quick", action="store_true", help="some cases; prints JSON, saves none")
+    help = "these alone; prints JSON, saves none"
+    parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=help)
     args = parser.parse_args()
     (cpu,) = tf.config.list_physical_devices("CPU")
     logical = [tf.config.LogicalDeviceConfiguration()] * max(args.replicas)
     tf.config.set_logical_device_configuration(cpu, logical)
     rows = []
-    for name in QUICK if args.quick else CASES:
+    for name in args.cases or CASES:
         expected = outcome(CASES[name], 1)
         for replicas in args.replicas:
             worst, error = compared(CASES[name], expected, replicas)
@@ -209,7 +208,7 @@ def main():
             rows.append(row)
             text = f"{worst:.1e}" if error is None else error
             print(f"{name:<40}{replicas} replicas: {text}", file=sys.stderr, flush=True)
-    if args.quick:
+    if args.cases:
         print(json.dumps(rows))
         return
     from results import save_results

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BATCH, STEPS, SAMPLES = 32, 200, 512
+BATCH, SAMPLES = 32, 512
 
 
 def free_ports(count: int) -> list[int]:
@@ -31,15 +31,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start_workers(method: str, out: Path, workers: int) -> None:
+def start_workers(method: str, out: Path, steps: int, workers: int) -> None:
     """Runs this script once for each worker, and waits for all of them."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     processes = []
     for index in range(workers):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        command = [sys.executable, __file__, "--method", method, "--out", str(out), "--worker"]
+        command = [sys.executable, __file__, "--method", method, "--out", str(out)]
+        command += ["--steps", str(steps), "--worker", str(index)]
         environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
-        processes.append(subprocess.Popen([*command, str(index)], env=environment))
+        processes.append(subprocess.Popen(command, env=environment))
     if any([process.wait() for process in processes]):
         sys.exit("A worker failed.")
 
@@ -65,7 +66,7 @@ def build():
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)), name="digits")
 
 
-def train(method: str, worker: int, out: Path) -> None:
+def train(method: str, worker: int, out: Path, steps: int) -> None:
     """What each worker does."""
     import keras
     import tensorflow as tf
@@ -78,11 +79,11 @@ def train(method: str, worker: int, out: Path) -> None:
         model = build()
         if method == "centripetal":
             plan = kn.plan_merging(model, ratio=0.5, clustering="even")
-            optimizer = kn.CentripetalSGD(0.05, momentum=0.8, plan=plan, steps=STEPS)
+            optimizer = kn.CentripetalSGD(0.05, momentum=0.8, plan=plan, steps=steps)
             callback = kn.CentripetalMonitor(plan)
         else:
             optimizer = keras.optimizers.SGD(0.05, momentum=0.8)
-            schedule = kn.PolynomialSchedule(0.5, 0, STEPS // 2, frequency=20)
+            schedule = kn.PolynomialSchedule(0.5, 0, steps // 2, frequency=20)
             callback = kn.NISPPruner(images[:128], ratio=0.5, schedule=schedule, verbose=0)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
         model.compile(optimizer, loss)  # `fit` is not called; the callback finds the optimizer
@@ -105,7 +106,7 @@ def train(method: str, worker: int, out: Path) -> None:
     data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(BATCH)
     batches = iter(strategy.experimental_distribute_dataset(data))
     callback.on_epoch_begin(0)
-    for index in range(STEPS):
+    for index in range(steps):
         callback.on_train_batch_begin(index)
         value = step(*next(batches))
         callback.on_train_batch_end(index)
@@ -127,13 +128,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", choices=["pruning", "centripetal"], default="pruning")
     parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--worker", type=int, help="index of this worker; else two are started")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.worker is None:
-        start_workers(args.method, args.out, workers=2)
+        start_workers(args.method, args.out, args.steps, workers=2)
     else:
-        train(args.method, args.worker, args.out)
+        train(args.method, args.worker, args.out, args.steps)
 
 
 if __name__ == "__main__":

@@ -24,18 +24,29 @@ def run(*command) -> str:
     return done.stdout
 
 
-def test_two_replicas_give_what_one_device_gives():
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ("NISPPruner, NISP", "CentripetalSGD"),
+        pytest.param(("NISPPruner, EMA", "Centripetal", "prune, Taylor"), marks=pytest.mark.slow),
+    ],
+    ids=["two", "more"],
+)
+def test_two_replicas_give_what_one_device_gives(cases):
     script = ROOT / "benchmarks" / "distribution.py"
-    rows = json.loads(run(script, "--replicas", "2", "--quick").splitlines()[-1])
-    *compared, refused = rows
-    assert len(compared) == 5
+    refusing = "NISPPruner, accumulation"
+    output = run(script, "--replicas", "2", "--cases", *cases, refusing)
+    *compared, refused = json.loads(output.splitlines()[-1])
+    assert len(compared) == len(cases)
     assert max(row["difference"] for row in compared) <= 1e-5
     assert "NISPPruner cannot work with gradient_accumulation_steps=2" in refused["error"]
 
 
 @pytest.mark.parametrize("method", ["pruning", pytest.param("centripetal", marks=pytest.mark.slow)])
 def test_two_workers_build_the_same_model(method, tmp_path):
-    run(ROOT / "examples" / "two_workers.py", "--method", method, "--out", tmp_path)
+    steps = {"pruning": 40, "centripetal": 200}[method]
+    script = ROOT / "examples" / "two_workers.py"
+    run(script, "--method", method, "--steps", steps, "--out", tmp_path)
     first, second = (keras.models.load_model(tmp_path / f"worker{i}.keras") for i in (0, 1))
     assert first.get_layer("first").filters == first.get_layer("second").filters == 8
     for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
