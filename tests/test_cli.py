@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from fresh_process import in_fresh_process
 from nets import plain, randomise, residual
 
 import keras_nisp as kn
@@ -384,33 +385,38 @@ def test_code_in_a_model_file_is_not_run(ending, tmp_path, run):
     assert mark.exists()
 
 
-MODULE = """
-import keras, keras_nisp
+LAYERS = """
+import keras
 
 @keras.saving.register_keras_serializable("mine")
 class Halve(keras.layers.Layer):
     def call(self, x):
         return x / 2
 
-keras_nisp.register_rule(Halve)(keras_nisp.PassThrough)
-
 class Double(keras.layers.Layer):
     def call(self, x):
         return x * 2
 """
+RULE = """
+import keras_nisp
+keras_nisp.register_rule(Halve)(keras_nisp.PassThrough)
+"""
 SHADOWS = ("jinja2", "h5py", "rich", "scipy")
 MAKE = """
-import keras, my_layers
+import keras, sys
+sys.path.append(sys.argv[1])
+import my_layers
 inputs = keras.Input((4,))
 x = keras.layers.Dense(8, name="hidden")(inputs)
 x = my_layers.Double(name="double")(my_layers.Halve()(x))
-keras.Model(inputs, keras.layers.Dense(2)(x)).save("custom.keras")
+keras.Model(inputs, keras.layers.Dense(2)(x)).save(sys.argv[2])
 """
 
 
 def test_custom_objects_come_from_modules_of_the_user(tmp_path, run):
-    (tmp_path / "my_layers.py").write_text(MODULE)
-    subprocess.run([sys.executable, "-c", MAKE], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "my_layers.py").write_text(LAYERS)
+    in_fresh_process(MAKE, tmp_path, tmp_path / "custom.keras")
+    (tmp_path / "my_layers.py").write_text(LAYERS + RULE)
     code, _, error = run("inspect", tmp_path / "custom.keras")
     assert code == 2
     assert "needs 'Halve', which is not part of Keras" in error  # not 'Functional'

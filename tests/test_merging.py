@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -256,46 +257,62 @@ def test_keras_file_in_a_fresh_process(tmp_path):
     assert int(iterations) == 250
 
 
-RESUMED = """
-import sys, time, keras, numpy as np, keras_nisp as kn
-from nets import plain, randomise
-class Slow(keras.callbacks.Callback):
+class Told(keras.callbacks.Callback):
+    """Prints the epochs, or ends the training at one."""
+
+    def __init__(self, last=None):
+        super().__init__()
+        self.last, self.epochs = last, []
+
     def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(epoch)
         print("epoch", epoch, flush=True)
         time.sleep(0.02)
-keras.utils.set_random_seed(int(sys.argv[2]))
-model = randomise(plain(), int(sys.argv[2]))
-plan = kn.plan_merging(model, ratio=0.5, seed=int(sys.argv[2]))
-model.compile(kn.CentripetalSGD(0.02, 0.5, plan=plan), "mse", jit_compile=False)
-x, y = np.random.default_rng(0).normal(size=(64, 9, 9, 3)), np.ones((64, 5))
-backup = keras.callbacks.BackupAndRestore(sys.argv[1])
-model.fit(x, y, batch_size=8, epochs=20, verbose=0,
-          callbacks=[kn.CentripetalMonitor(plan), Slow(), backup])
-plan = model.optimizer.plan
-small = kn.rebuild(model, plan)
-print("clusters", plan.creators[0].clusters, kn.deviation(model, plan).relative)
-"""
+        if epoch == self.last:
+            raise KeyboardInterrupt
 
 
-def test_killed_and_resumed_with_the_same_clusters(tmp_path):
-    """kill -9 in the middle; the second run even asks for other clusters."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", RESUMED, str(tmp_path / "backup")]
-    first = subprocess.Popen([*command, "0"], env=environment, stdout=subprocess.PIPE, text=True)
-    for line in first.stdout:
-        if line.startswith("epoch 6"):
-            first.send_signal(signal.SIGKILL)
-            break
-    first.communicate()
-    second = subprocess.run([*command, "1"], env=environment, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr[-3000:]
-    begun = next(line for line in second.stdout.splitlines() if line.startswith("epoch"))
-    assert 4 <= int(begun.split()[1]) <= 7
-    plan = kn.plan_merging(randomise(plain(), 0), ratio=0.5, seed=0)
-    clusters, deviation = second.stdout.splitlines()[-1].removeprefix("clusters ").rsplit(" ", 1)
-    assert clusters == str(plan.creators[0].clusters)
-    assert float(deviation) < 1e-4
-    assert "clusters that were saved with the optimizer" in second.stderr
+def clustered(seed):
+    keras.utils.set_random_seed(seed)
+    model = randomise(plain(), seed)
+    return model, kn.plan_merging(model, ratio=0.5, seed=seed)
+
+
+def resumed(folder, seed, last=None):
+    """Trains with a backup; gives the epochs, a layer's clusters, and the deviation."""
+    model, plan = clustered(seed)
+    model.compile(kn.CentripetalSGD(0.02, 0.5, plan=plan), "mse", jit_compile=False)
+    x, y = np.random.default_rng(0).normal(size=(64, 9, 9, 3)), np.ones((64, 5))
+    told = Told(last)
+    callbacks = [kn.CentripetalMonitor(plan), told, keras.callbacks.BackupAndRestore(folder)]
+    model.fit(x, y, batch_size=8, epochs=20, verbose=0, callbacks=callbacks)
+    plan = model.optimizer.plan
+    kn.rebuild(model, plan)
+    return told.epochs, plan.creators[0].clusters, kn.deviation(model, plan).relative
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras, while it reads a backup
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_interrupted_and_resumed_with_the_same_clusters(killed, tmp_path):
+    """Ctrl-C, or kill -9, in the middle; the second run even asks for other clusters."""
+    if killed:
+        code = "import sys, test_merging; test_merging.resumed(sys.argv[1], 0)"
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for line in first.stdout:
+            if line.startswith("epoch 6"):
+                first.send_signal(signal.SIGKILL)
+                break
+        first.communicate()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            resumed(tmp_path, 0, last=6)
+    with pytest.warns(UserWarning, match="clusters that were saved with the optimizer"):
+        epochs, clusters, deviation = resumed(tmp_path, 1)
+    assert 4 <= epochs[0] <= 7
+    assert clusters == clustered(0)[1].creators[0].clusters
+    assert deviation < 1e-4
 
 
 # Monitor -------------------------------------------------------------------------------

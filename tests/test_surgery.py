@@ -1,11 +1,9 @@
 """What a rebuilt model keeps: names, structure, compile configuration, optimizer state."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
+from fresh_process import in_fresh_process
 from keras import layers
 from nets import NETS, example_inputs, nested, plain, random_plan, randomise, residual
 
@@ -43,6 +41,14 @@ def test_says_so_in_one_line(capsys):
     assert "verified" not in capsys.readouterr().out
 
 
+PREDICT = """
+import keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+outputs = model(dict(np.load(sys.argv[2])))
+np.savez(sys.argv[3], **{k: np.asarray(v) for k, v in outputs.items()})
+"""
+
+
 def test_result_is_plain_keras(tmp_path):
     """Loads and predicts in a fresh process in which keras_nisp cannot be imported."""
     model = randomise(nested())
@@ -50,15 +56,8 @@ def test_result_is_plain_keras(tmp_path):
     inputs = example_inputs(small)
     small.save(tmp_path / "small.keras")
     np.savez(tmp_path / "inputs.npz", **inputs)
-    code = f"""
-import sys
-sys.modules["keras_nisp"] = None
-import keras, numpy as np
-model = keras.models.load_model({str(tmp_path / "small.keras")!r})
-outputs = model(dict(np.load({str(tmp_path / "inputs.npz")!r})))
-np.savez({str(tmp_path / "outputs.npz")!r}, **{{k: np.asarray(v) for k, v in outputs.items()}})
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    files = (tmp_path / name for name in ("small.keras", "inputs.npz", "outputs.npz"))
+    in_fresh_process(PREDICT, *files)
     received = np.load(tmp_path / "outputs.npz")
     for key, expected in small(inputs).items():
         np.testing.assert_allclose(received[key], expected, rtol=1e-5, atol=1e-6)
