@@ -131,7 +131,9 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
     from keras_nisp.surgery.rebuilding import rebuild
 
     small = rebuild(network, loaded, verbose=0)
-    _finish(console, Pruned(loaded.trace(network), loaded, small), samples, options)
+    channel_map = loaded.trace(network)
+    result = Pruned(channel_map, loaded, loaded.unit_map(channel_map), small)
+    _finish(console, result, samples, options)
 
 
 def _check(console, force: bool, options: dict, repairs: bool = True) -> None:

@@ -207,7 +207,7 @@ def test_default_schedule_needs_known_steps():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"ratio": 0.5}, ValueError, "neither"),
+        ({"ratio": 0.5}, ValueError, r"as in `NISP\(calibration\)`, or to"),
         ({"calibration": [1], "importance": kn.Random(), "ratio": 0.5}, ValueError, "both"),
         ({"calibration": [1]}, ValueError, "exactly one"),
         ({"calibration": [1], "ratio": 1.0}, ValueError, r"\[0, 1\)"),

@@ -101,7 +101,7 @@ NAN[3, 0, 0] = np.nan
         (NAN, ValueError, "NaN or infinity in 1 of 20 samples, the first at index 3"),
         (np.full((2, 4, 3), "a"), TypeError, "dtype"),
         ([X, X], ValueError, "1 model inputs"),
-        (None, TypeError, "NoneType"),
+        (None, ValueError, "Received none: give them"),
         ("data", TypeError, "str"),
         (3, TypeError, "int"),
         (iter([X[:2], X[:2, :3]]), ValueError, "one shape"),

@@ -1,6 +1,5 @@
 """Calibration data of an importance: read once, and looked at once."""
 
-import functools
 from typing import Any
 
 import keras
@@ -18,21 +17,34 @@ class Calibration:
     does.
 
     Args:
-        data, limit, seed, labels, verbose: as for `collect`.
+        data: as for `collect`; `None` if they come later, by `on`.
+        limit, seed, labels, verbose: as for `collect`.
     """
 
     def __init__(self, data: Any, limit: int, seed: int, labels: bool = False, verbose: int = 0):
         self.data = data
-        self._collect = functools.partial(
-            collect, data, limit=limit, seed=seed, labels=labels, verbose=verbose
-        )
+        self.limit = limit
+        self._settings: dict[str, Any] = {
+            "limit": limit,
+            "seed": seed,
+            "labels": labels,
+            "verbose": verbose,
+        }
         self._read: list[tuple[tuple, Samples]] = []
+
+    def on(self, data: Any) -> "Calibration":
+        """The same settings with these data."""
+        _check_given(data)
+        if isinstance(data, Samples):
+            data = data.every(len(data) // self.limit)  # of all of them, not of the first classes
+        return Calibration(data, **self._settings)
 
     def samples(self, model: keras.Model) -> Samples:
         """The samples for a model."""
         samples = self.known(model)
         if samples is None:
-            samples = self._collect(model=model)
+            _check_given(self.data)
+            samples = collect(self.data, model, **self._settings)
             if not isinstance(self.data, Samples):  # else it was looked at where it was read
                 warn_of_range(model, samples)
             self._read.append((_signature(model), samples))
@@ -52,6 +64,15 @@ class Calibration:
                     batch = keras_models.batch_size(model)
                     return Samples(arrays, samples.labels, batch, tuple(names))
         return None
+
+
+def _check_given(data: Any) -> None:
+    if data is None:
+        raise ValueError(
+            "Expected calibration data for the importance. Received none: give them to it, as in "
+            "`NISP(calibration)`, or to the function that uses it, as in "
+            "`prune(model, NISP(), calibration=calibration)`."
+        )
 
 
 def _signature(model: keras.Model) -> tuple:

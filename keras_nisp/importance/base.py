@@ -1,5 +1,6 @@
 """What every importance is, and the ways they share of reading a model."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,30 @@ def as_importance(importance: Any) -> Importance:
         "Expected `importance` to be a keras_nisp importance such as NISP(calibration), or a "
         f"callable that takes a ChannelMap. Received: {importance!r}"
     )
+
+
+def without_data(importance: Importance) -> dict[str, Calibration]:
+    """What an importance holds for calibration data that it was not given, by attribute."""
+    held = vars(importance).items()
+    return {k: v for k, v in held if isinstance(v, Calibration) and v.data is None}
+
+
+def supplied(importance: Importance, calibration: Any) -> Importance:
+    """An importance that has all the data that it looks at.
+
+    Args:
+        importance: the importance. It is not changed.
+        calibration: what it gets if it was given none; may be `None`.
+
+    Raises:
+        ValueError: it looks at data, and there are none.
+    """
+    given = {name: value.on(calibration) for name, value in without_data(importance).items()}
+    if not given:
+        return importance
+    other = copy.copy(importance)
+    vars(other).update(given)
+    return other
 
 
 def checked_scores(scores: Any, channel_map: ChannelMap, name: str) -> np.ndarray:

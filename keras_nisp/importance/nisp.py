@@ -32,7 +32,8 @@ class NISP(Importance):
 
     Args:
         calibration: samples without labels: NumPy
-            array, `tf.data.Dataset`, `keras.utils.PyDataset` or iterable of batches.
+            array, `tf.data.Dataset`, `keras.utils.PyDataset` or iterable of batches. By default
+            those of the function that uses it: `prune(model, NISP(), calibration=x, ...)`.
         frl: name of the final response layer (or a list of names), if it cannot be found by
             itself.
         alpha: mixing weight of Inf-FS.
@@ -61,7 +62,7 @@ class NISP(Importance):
 
     def __init__(
         self,
-        calibration: Any,
+        calibration: Any = None,
         frl: str | list[str] | None = None,
         alpha: float = 0.5,
         max_samples: int = MAX_SAMPLES,
@@ -116,7 +117,7 @@ class NISPMag(NISP):
     """
 
     def __init__(self, propagate_pruned: bool = True) -> None:
-        super().__init__(None, propagate_pruned=propagate_pruned)
+        self.propagate_pruned = propagate_pruned  # the one setting: there is nothing to look at
 
     def rank(self, channel_map: ChannelMap) -> list["Ranking"]:
         rankings = []

@@ -24,7 +24,7 @@ class LayerByLayer(Importance):
     scores of a unit that several layers read are summed.
 
     Args:
-        calibration: samples without labels, as for `NISP`.
+        calibration: samples without labels, as for `NISP`; by default likewise.
         alpha: mixing weight of Inf-FS.
         max_samples: how many samples are used.
         seed: for sampling calibration data.
@@ -35,7 +35,7 @@ class LayerByLayer(Importance):
 
     def __init__(
         self,
-        calibration: Any,
+        calibration: Any = None,
         alpha: float = 0.5,
         max_samples: int = MAX_SAMPLES,
         seed: int = 0,
@@ -72,7 +72,8 @@ class Taylor(Importance):
     over positions, where kernels read a channel.
 
     Args:
-        data: samples with labels: an `(x, y)` tuple or a dataset of them.
+        data: samples with labels: an `(x, y)` tuple or a dataset of them. By default the
+            `calibration` of the function that uses it, which then needs labels.
         loss: a Keras loss (name, function or object). Defaults to the loss that the model
             is compiled with.
         max_samples: how many samples are used.
@@ -85,7 +86,7 @@ class Taylor(Importance):
 
     def __init__(
         self,
-        data: Any,
+        data: Any = None,
         loss: str | Callable | keras.losses.Loss | None = None,
         max_samples: int = MAX_SAMPLES,
         seed: int = 0,

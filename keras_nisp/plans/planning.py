@@ -1,7 +1,7 @@
 """`plan_pruning`: importance and budget in, plan out."""
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 import keras
 import numpy as np
@@ -10,7 +10,13 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.cost import Cost, notes
 from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
-from keras_nisp.importance.base import Importance, as_importance, checked_scores
+from keras_nisp.importance.base import (
+    Importance,
+    as_importance,
+    checked_scores,
+    supplied,
+)
+from keras_nisp.importance.nisp import NISP
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
@@ -28,24 +34,26 @@ from keras_nisp.plans.solver import Solver
 @lists_budget
 def plan_pruning(
     model: keras.Model,
-    importance: Importance | Callable,
+    importance: Importance | Callable | None = None,
     *,
     budget: Budget | None = None,
     whole_groups: WholeGroups = (),
     input_shape: InputShape | None = None,
+    calibration: Any = None,
     **keywords: Unpack[BudgetKeywords],
 ) -> Plan:
     """Decides which channels to remove. Nothing is built or changed.
 
     Args:
         model: a functional or Sequential model.
-        importance: such as `NISP(calibration)` or `Magnitude()`, or a callable that takes
-            a `ChannelMap` and returns one score per unit.
+        importance: such as `NISP()` or `Magnitude()`, or a callable that takes
+            a `ChannelMap` and returns one score per unit. By default `NISP()`.
         budget: a `Budget`: how much to remove.
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
             whole, with the channels that enter them. By default each group loses as many.
         input_shape: shape of one sample for which FLOPs are counted, if the model
             leaves it open; by default that of the importance's data, or an assumed one.
+        calibration: samples for an importance that looks at data and was given none.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
             `flops_reduction=0.5`, `exclude="stem"` and so on.
 
@@ -54,8 +62,8 @@ def plan_pruning(
 
     Raises:
         TypeError: the model is not functional or Sequential.
-        ValueError: an argument is wrong, a name matches no layer, the importance does
-            not fit the model (`NoFinalResponseLayerError`), or the reduction cannot be
+        ValueError: an argument is wrong, a name matches no layer, the importance has no data or
+            does not fit the model (`NoFinalResponseLayerError`), or the reduction cannot be
             reached (`BudgetError`).
 
     Example:
@@ -71,7 +79,7 @@ def plan_pruning(
     12
     """
     budget = as_budget(budget, keywords, plan_pruning)
-    importance = as_importance(importance)
+    importance = supplied(as_importance(NISP() if importance is None else importance), calibration)
     return make_plan(traced_for(importance, model, input_shape, whole_groups), importance, budget)
 
 

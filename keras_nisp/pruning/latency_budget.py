@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import BudgetError
 from keras_nisp.export.tflite import convert
@@ -29,6 +30,7 @@ class Realised:
 
     Attributes:
         plan: the plan.
+        unit_map: what becomes of the model's units.
         small: the model that it makes.
         wanted: share of the latency that was to go.
         measured: share that is gone, measured end to end.
@@ -36,6 +38,7 @@ class Realised:
     """
 
     plan: Plan
+    unit_map: UnitMap
     small: keras.Model
     wanted: float
     measured: float
@@ -89,8 +92,10 @@ def realise_latency(channel_map: ChannelMap, importance: Importance, budget: Bud
             if not results:
                 raise
             break  # more than the table can give: what there is has to do
-        small = rebuild_traced(channel_map, plan.unit_map(channel_map))
-        results.append(Realised(plan, small, wanted, measure(small, plan.input_shapes)))
+        unit_map = plan.unit_map(channel_map)
+        small = rebuild_traced(channel_map, unit_map)
+        measured = measure(small, plan.input_shapes)
+        results.append(Realised(plan, unit_map, small, wanted, measured))
         if results[-1].met:
             break
         # What the table says is taken to be proportional to what is measured.

@@ -12,7 +12,7 @@ from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.errors import each_once, warn
 from keras_nisp.importance import NISP
-from keras_nisp.importance.base import Importance, as_importance
+from keras_nisp.importance.base import Importance, as_importance, supplied, without_data
 from keras_nisp.keras_graph import keras_training
 from keras_nisp.keras_graph.replicas import check_fit
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
@@ -48,7 +48,7 @@ class NISPPruner(keras.callbacks.Callback):
     they then record `channels_removed` and `flops_left` (shares) for each epoch.
 
     Args:
-        calibration: samples for NISP, as for `keras_nisp.NISP`.
+        calibration: samples for the importance, as for `NISP`, unless it was given some.
         budget: a `Budget`: what to remove in the end. `widths` cannot be reached step by step. The
             latency of a latency budget is that of its table, which is not compared with the whole
             model.
@@ -59,7 +59,7 @@ class NISPPruner(keras.callbacks.Callback):
             share of the channels with `ratio`; the largest one with `ratios`, which keep their
             proportions), cut at the target. By default the amount grows by a cubic over the first
             half of training in ten pruning steps.
-        importance: used instead of NISP, such as `Magnitude()`; needs no `calibration`.
+        importance: such as `Magnitude()`, which needs no `calibration`. By default `NISP()`.
         whole_groups, input_shape: as for `plan_pruning`.
         verbose: 1 prints a line at each pruning step.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
@@ -106,14 +106,15 @@ class NISPPruner(keras.callbacks.Callback):
         **keywords: Unpack[BudgetKeywords],
     ) -> None:
         super().__init__()
-        if (calibration is None) == (importance is None):
+        importance = as_importance(NISP() if importance is None else importance)
+        if calibration is not None and not without_data(importance):
             raise ValueError(
-                "Expected either `calibration` data for NISP or another `importance`. Received "
-                + ("neither." if calibration is None else "both.")
+                "Expected `calibration` for an importance that looks at data and was given none. "
+                f"Received both, and {importance.name} takes no more."
             )
         if schedule is not None and not callable(schedule):
             raise TypeError(f"Expected `schedule` to be callable. Received: {schedule!r}")
-        self.importance = as_importance(NISP(calibration) if importance is None else importance)
+        self.importance = supplied(importance, calibration)
         self.budget = as_budget(budget, keywords, NISPPruner)
         if self.budget.kind == "widths":
             raise ValueError(

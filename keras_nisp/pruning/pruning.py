@@ -1,7 +1,6 @@
 """`prune`: plan, rebuild, prove and repair in one call."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -11,9 +10,10 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.tracing import InputShape, WholeGroups
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.collecting import collect
-from keras_nisp.data.samples import Samples
+from keras_nisp.data.samples import MAX_SAMPLES, Samples
 from keras_nisp.data.value_range import warn_of_range, warned_once
-from keras_nisp.importance.base import Importance, as_importance
+from keras_nisp.importance.base import Importance, as_importance, supplied, without_data
+from keras_nisp.importance.nisp import NISP
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
@@ -29,7 +29,7 @@ from keras_nisp.surgery.verification import Verification, verify_traced
 @lists_budget
 def prune(
     model: keras.Model,
-    importance: Importance | Callable,
+    importance: Importance | Callable | None = None,
     *,
     budget: Budget | None = None,
     whole_groups: WholeGroups = (),
@@ -44,12 +44,13 @@ def prune(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        importance: such as `NISP(calibration)`.
+        importance: such as `Magnitude()`. By default `NISP()`.
         budget: a `Budget`: how much to remove. For `latency_reduction` both models are measured in
             the TFLite interpreter, and more is removed (up to three times) if too little latency is
             gone.
         whole_groups, input_shape: as for `plan_pruning`.
-        calibration: samples on which to `recalibrate` the result. By default it is left as the
+        calibration: samples for the importance, unless it was given some, and on which to
+            `recalibrate` the result. They are read once. By default the result is left as the
             surgery made it, and may answer as if by chance until it was fine-tuned.
         compensate: as for `recalibrate`: besides BatchNormalization statistics, kernels make up
             for what the kept channels tell of those that were removed (`"linear"`, and `"auto"`
@@ -91,13 +92,15 @@ def prune(
 def _prune(
     model, importance, budget, shape, calibration, compensate, verify, verbose
 ) -> keras.Model:
-    importance, samples = as_importance(importance), None
+    importance, samples = as_importance(NISP() if importance is None else importance), None
     if calibration is not None:
-        samples = collect(calibration, model)
+        limits = [value.limit for value in without_data(importance).values()]
+        samples = collect(calibration, model, max([MAX_SAMPLES, *limits]))
         if not isinstance(calibration, Samples):
             warn_of_range(model, samples)
         if shape["input_shape"] is None and keras_models.is_open(model):
             shape = {**shape, "input_shape": samples.shapes}
+    importance = supplied(importance, samples)
     result = pruned(model, importance, budget, **shape)
     plan, small = result.plan, result.small
     text = (
@@ -125,19 +128,16 @@ class Pruned:
     Attributes:
         channel_map: the original, traced.
         plan: what was removed.
+        unit_map: what became of the original's units.
         small: the smaller model.
         latency: what a latency budget came to, or `None` for another budget.
     """
 
     channel_map: ChannelMap
     plan: Plan
+    unit_map: UnitMap
     small: keras.Model
     latency: Realised | None = None
-
-    @functools.cached_property
-    def unit_map(self) -> UnitMap:
-        """What became of the original's units."""
-        return self.plan.unit_map(self.channel_map)
 
     def verified(self, samples: Samples | None) -> Verification:
         """The proof that the smaller model is right.
@@ -162,6 +162,7 @@ def pruned(
     channel_map = traced_for(importance, model, input_shape, whole_groups)
     if budget.kind != "latency_reduction":
         plan = make_plan(channel_map, importance, budget)
-        return Pruned(channel_map, plan, rebuild_traced(channel_map, plan.unit_map(channel_map)))
-    realised = realise_latency(channel_map, importance, budget)
-    return Pruned(channel_map, realised.plan, realised.small, realised)
+        unit_map = plan.unit_map(channel_map)
+        return Pruned(channel_map, plan, unit_map, rebuild_traced(channel_map, unit_map))
+    best = realise_latency(channel_map, importance, budget)
+    return Pruned(channel_map, best.plan, best.unit_map, best.small, best)

@@ -18,7 +18,7 @@ from keras_nisp.channels.tracing import trace
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import MAX_SAMPLES, Samples, outputs_of
 from keras_nisp.errors import PlanFileError
-from keras_nisp.importance.base import Custom, Importance, as_importance
+from keras_nisp.importance.base import Custom, Importance, as_importance, supplied
 from keras_nisp.io import schema
 from keras_nisp.io.files import check_writable, replacing
 from keras_nisp.io.tables import Column, render_table
@@ -172,7 +172,8 @@ def sensitivity(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        importance: such as `Magnitude()`; scores the whole model once.
+        importance: such as `Magnitude()`; scores the whole model once. If it looks at data and
+            was given none, it takes `calibration`.
         data: labelled samples on which accuracy is measured, as `(x, y)` or a dataset.
         ratios: shares of the channels of a group to remove, in (0, 1); by default 0.25, 0.5 and
             0.75.
@@ -213,12 +214,13 @@ def sensitivity(
     if path is not None:
         check_writable(path)
     keras_models.check_model(model)
+    repaired_on = None if calibration is None else collect(calibration, model, max_samples, seed)
+    importance = supplied(importance, repaired_on)
     channel_map = trace(model, importance.input_shapes(model))
     if not channel_map.groups:
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
     channel_map.check_weights()
     samples = collect(data, model, max_samples, seed, labels=True)
-    repaired_on = None if calibration is None else collect(calibration, model, max_samples, seed)
     known = _Results(path, _settings(model, importance, metric, samples, repaired_on))
     known.check_baseline(float(metric(model, samples)))
     scores = importance(channel_map)
