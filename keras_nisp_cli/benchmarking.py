@@ -54,7 +54,7 @@ def benchmark(console, model: Path, against, input_shape, **options):
         result = kn.benchmark(
             *models,
             input_shape=shape,
-            representative_data=data,
+            calibration=data,
             **{name: options[name] for name in names},
         )
     console.say(str(result))

@@ -81,11 +81,6 @@ def test_integers_are_cast():
     assert collect(np.zeros((2, 4, 3), np.uint8), MODEL).inputs[0].dtype == np.float32
 
 
-def test_progress_bar(capsys):
-    collect(KINDS["dataset"](), MODEL, verbose=1)
-    assert "20" in capsys.readouterr().out
-
-
 NAN = X.copy()
 NAN[3, 0, 0] = np.nan
 

@@ -410,7 +410,7 @@ def test_nothing_but_the_outcome_is_printed(tmp_path, capsys):
     [
         ("net.lite", {}, r"ends in '\.tflite'"),
         ("net.tflite", {"quantization": "int4"}, "`quantization` to be None or one of"),
-        ("net.tflite", {"quantization": "int8"}, "Expected `representative_data` for int8"),
+        ("net.tflite", {"quantization": "int8"}, "Expected `calibration` for int8"),
     ],
 )
 def test_wrong_arguments_of_tflite(name, arguments, message, tmp_path):

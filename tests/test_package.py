@@ -130,6 +130,8 @@ def test_old_names_of_arguments(halved):
         assert kn.verify(model=model, small=small, plan=plan).ok
     with pytest.warns(DeprecationWarning, match=r"`model` of `recalibrate` .* called `small`"):
         assert kn.recalibrate(model=small, calibration=x) is small
+    with pytest.warns(DeprecationWarning, match="`representative_data` of `benchmark`"):
+        kn.benchmark(small, quantization="int8", representative_data=np.ones((3, 4)), rounds=1)
     with pytest.raises(TypeError, match="Expected `calibration` alone"):
         kn.verify(small, model, plan, calibration=x, data=x)
     with pytest.raises(TypeError, match="nonsense"):

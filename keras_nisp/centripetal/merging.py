@@ -13,6 +13,7 @@ from keras_nisp.channels.channel_map import ChannelMap, reasons_by_unit
 from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.calibration import Calibration
+from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
@@ -33,6 +34,7 @@ def plan_merging(
     seed: int = 0,
     whole_groups: WholeGroups = (),
     input_shape: InputShape | None = None,
+    verbose: int = 0,
     **keywords: Unpack[BudgetKeywords],
 ) -> Plan:
     """Decides which channels C-SGD makes identical, to be merged afterwards.
@@ -52,6 +54,7 @@ def plan_merging(
         calibration: samples for `"activations"`, as for `NISP`.
         seed: for k-means and for sampling.
         whole_groups, input_shape: as for `plan_pruning`.
+        verbose: 1 shows progress bars, of data that are looked at and of layers to cluster.
         **keywords: the arguments of `Budget`, instead of `budget`.
 
     Returns:
@@ -85,7 +88,7 @@ def plan_merging(
         )
     keras_models.check_model(model)
     if calibration is not None:
-        calibration = Calibration(calibration, limit=1024, seed=seed)
+        calibration = Calibration(calibration, limit=1024, seed=seed, verbose=verbose)
         if input_shape is None and keras_models.is_open(model):
             input_shape = calibration.samples(model).shapes
     channel_map = trace(model, input_shape, whole_groups)
@@ -96,7 +99,7 @@ def plan_merging(
     clusters = Clustering(channel_map, clustering, owners, calibration, seed)
     solver.excluded[list(obstacles)] = True
     gone = solver.select(_even_scores(channel_map))
-    unit_map = _merge(channel_map, gone, clusters, solver.excluded)
+    unit_map = _merge(channel_map, gone, clusters, solver.excluded, verbose)
     settings = {"clustering": clustering, "owners": owners, "seed": seed}
     made = recipe("plan_merging", channel_map, budget, **settings)
     variables = variable_rows(channel_map, unit_map)
@@ -165,16 +168,18 @@ def _even_scores(channel_map: ChannelMap) -> np.ndarray:
     return scores
 
 
-def _merge(channel_map: ChannelMap, gone, clustering: Clustering, excluded) -> UnitMap:
+def _merge(channel_map: ChannelMap, gone, clustering: Clustering, excluded, verbose) -> UnitMap:
     """Clusters each block into as many clusters as units are to stay."""
     into = np.arange(channel_map.count)
-    for group in channel_map.groups:
+    progress = Progress(len(channel_map.groups), verbose, "group")
+    for done, group in enumerate(channel_map.groups, 1):
         for units in channel_map.blocks(group):
             units = np.sort(units[~excluded[units]])
             if gone[units].any():
                 labels = clustering(group, units, len(units) - int(gone[units].sum()))
                 first = np.array([units[labels == label][0] for label in range(labels.max() + 1)])
                 into[units] = first[labels]
+        progress.update(done)
     return UnitMap(into)
 
 

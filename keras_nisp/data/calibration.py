@@ -32,12 +32,16 @@ class Calibration:
         }
         self._read: list[tuple[tuple, Samples]] = []
 
-    def on(self, data: Any) -> "Calibration":
-        """The same settings with these data."""
+    @property
+    def verbose(self) -> int:
+        return self._settings["verbose"]
+
+    def on(self, data: Any, verbose: int = 0) -> "Calibration":
+        """The same settings with these data, and a progress bar if one of both shows it."""
         _check_given(data)
         if isinstance(data, Samples):
             data = data.every(len(data) // self.limit)  # of all of them, not of the first classes
-        return Calibration(data, **self._settings)
+        return Calibration(data, **{**self._settings, "verbose": max(verbose, self.verbose)})
 
     def samples(self, model: keras.Model) -> Samples:
         """The samples for a model."""

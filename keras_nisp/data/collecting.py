@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.data.samples import MAX_SAMPLES, Samples, map_labels
+from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import keras_models
 
 MOST_EMPTY = 100  # batches without samples: a source may never give any
@@ -184,7 +185,7 @@ def _read(data, reader: _Reader, limit: int, verbose: int):
     """Reads batches until there are enough samples."""
     inputs, labels, count, empty = [], [], 0, 0
     rank = len(reader.tensors[0].shape)
-    progress = keras.utils.Progbar(limit, unit_name="sample") if verbose else None
+    progress = Progress(limit, verbose, "sample")
     for element in _elements(data):
         x, y = _split(element)
         x = reader.arrays(x)
@@ -201,14 +202,12 @@ def _read(data, reader: _Reader, limit: int, verbose: int):
         inputs.append(x)
         labels.append(y)
         count += len(x[0]) if x[0].ndim else 0
-        if progress:
-            progress.update(min(count, limit))
+        progress.update(count, last=False)
         if count >= limit:
             break
     if not inputs:
         raise ValueError("Expected calibration data. Received none: the data are empty.")
-    if progress:
-        progress.update(min(count, limit), finalize=True)
+    progress.update(count, last=True)
     joined = [_concatenate(parts)[:limit] for parts in zip(*inputs, strict=True)]
     if any(y is None for y in labels):
         return joined, None

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import calling
 
 DEFAULT_BATCH = 64
@@ -62,17 +63,22 @@ class Samples:
         labels = map_labels(operator.itemgetter(which), self.labels)
         return Samples([array[which] for array in self.inputs], labels, self.batch, self.names)
 
-    def batches(self, batch_size: int = DEFAULT_BATCH) -> Iterator[tuple[list, Any]]:
+    def batches(
+        self, batch_size: int = DEFAULT_BATCH, verbose: int = 0
+    ) -> Iterator[tuple[list, Any]]:
         """Pairs of (list of input tensors, labels), in order.
 
         Args:
             batch_size: of the batches, unless the model is bound to another.
+            verbose: 1 shows a progress bar.
         """
         size = self.batch or batch_size
+        progress = Progress(len(self), verbose, "sample")
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             labels = map_labels(operator.itemgetter(part), self.labels)
             yield [tf.convert_to_tensor(array[part]) for array in self.inputs], labels
+            progress.update(start + size)
 
 
 def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from keras_nisp.keras_graph.keras_layers import operation_class
 
 INSTEAD = (
     "For an int8 file without TFMOT: `keras_nisp.export_tflite(model, path, "
-    "quantization='int8', representative_data=...)`."
+    "quantization='int8', calibration=...)`."
 )
 
 # Layers of the same name, settings and weights in both.

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp._renaming import renamed
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import Samples
 from keras_nisp.errors import ExportError, warn
@@ -88,11 +89,12 @@ class TFLiteExport:
         )
 
 
+@renamed(representative_data="calibration")
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike,
     quantization: str | None = None,
-    representative_data: Any = None,
+    calibration: Any = None,
     *,
     batch_size: int | None = None,
     check_data: Any = None,
@@ -109,13 +111,13 @@ def export_tflite(
         quantization: `None` or `"float32"`, `"float16"` (half the size; computes in float32 on a
             CPU), `"dynamic"` (int8 weights, float inputs and outputs), or `"int8"` (weights,
             activations, inputs and outputs, for the fastest and for integer-only devices).
-        representative_data: some real inputs, as calibration data, of which `"int8"` takes the
+        calibration: some real inputs, of which `"int8"` takes the
             ranges of activations (up to 200 samples). Labels are passed over.
         batch_size: fixes how many samples a run takes, 1 on most devices. By default that of
             `keras.Input`, which is open unless it was given: then `Flatten`, say, needs
             operations on shapes, which some devices do not have.
         check_data: samples on which the file is compared with the model (up to 256); by default
-            representative data, else random numbers.
+            `calibration`, else random numbers.
         seed: for choosing samples.
         verbose: 1 prints the outcome in one line.
 
@@ -149,12 +151,10 @@ def export_tflite(
     quantization = check_quantization(quantization)
     check_exportable(model)
     signature = Signature(model, batch_size)
-    check_data = representative_data if check_data is None else check_data
+    check_data = calibration if check_data is None else check_data
     samples, random = check_samples(model, check_data, seed, batch_size=batch_size)
     with calling.fresh_states(model):
-        content = convert(
-            model, quantization, representative_data, batch_size=batch_size, seed=seed
-        )
+        content = convert(model, quantization, calibration, batch_size=batch_size, seed=seed)
         agreement = compare(signature, runner(content), samples, random, "TFLite file")
     tolerance = TOLERANCES.get(quantization, default_tolerance(model))
     check_agreement(agreement, signature, samples, tolerance, "TFLite file")
@@ -228,7 +228,7 @@ def convert(
     if quantization == "int8":
         if representative is None:
             raise ValueError(
-                "Expected `representative_data` for int8: some real inputs, from which the "
+                "Expected `calibration` for int8: some real inputs, from which the "
                 "converter takes the range of every activation. Received none."
             )
         samples = collect(representative, model, REPRESENTATIVE, seed)

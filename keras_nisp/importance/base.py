@@ -109,17 +109,19 @@ def without_data(importance: Importance) -> dict[str, Calibration]:
     return {k: v for k, v in held if isinstance(v, Calibration) and v.data is None}
 
 
-def supplied(importance: Importance, calibration: Any) -> Importance:
+def supplied(importance: Importance, calibration: Any, verbose: int = 0) -> Importance:
     """An importance that has all the data that it looks at.
 
     Args:
         importance: the importance. It is not changed.
         calibration: what it gets if it was given none; may be `None`.
+        verbose: 1 shows a progress bar while it looks at them.
 
     Raises:
         ValueError: it looks at data, and there are none.
     """
-    given = {name: value.on(calibration) for name, value in without_data(importance).items()}
+    waiting = without_data(importance).items()
+    given = {name: value.on(calibration, verbose) for name, value in waiting}
     if not given:
         return importance
     other = copy.copy(importance)

@@ -98,8 +98,8 @@ def _named(channel_map: ChannelMap, name: str) -> Call:
     )
 
 
-def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.ndarray, np.ndarray]:
-    """Responses of the FRL, a feature map averaged over its positions.
+def collect_responses(channel_map, final: FinalResponse, batches) -> tuple[np.ndarray, np.ndarray]:
+    """Responses of the FRL to batches of samples, a feature map averaged over its positions.
 
     Returns:
         The units of the features and the array `(samples, features)`.
@@ -110,7 +110,7 @@ def collect_responses(channel_map, final: FinalResponse, samples) -> tuple[np.nd
     def capture(tensor):
         rows.append(per_unit(level(tensor), final.tensor.names))
 
-    for inputs, _ in samples.batches():
+    for inputs, _ in batches:
         if final.classifier is None:
             _run_until(channel_map, inputs, final.tensor, capture)
         else:

@@ -42,7 +42,7 @@ class NISP(Importance):
             is pruned is not propagated further; scores and selection then alternate
             until they agree.
         seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read.
+        verbose: 1 shows a progress bar while data are read, and looked at.
 
     Example:
 
@@ -101,7 +101,8 @@ class NISP(Importance):
         samples = self.calibration.samples(channel_map.model)
         rankings = []
         for final in finals:
-            units, responses = collect_responses(channel_map, final, samples)
+            batches = samples.batches(verbose=self.calibration.verbose)
+            units, responses = collect_responses(channel_map, final, batches)
             rankings.append(Ranking(final, units, inf_fs(responses, self.alpha)))
         return rankings
 

@@ -28,7 +28,7 @@ class LayerByLayer(Importance):
         alpha: mixing weight of Inf-FS.
         max_samples: how many samples are used.
         seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read.
+        verbose: 1 shows a progress bar while data are read, and looked at.
 
     Source: Yu et al., "NISP", CVPR 2018, section 4.
     """
@@ -56,7 +56,7 @@ class LayerByLayer(Importance):
             responses[call, index].append(values)
             return tensor
 
-        for inputs, _ in samples.batches():
+        for inputs, _ in samples.batches(verbose=self.calibration.verbose):
             run(channel_map, inputs, on_read)
         total = np.zeros(channel_map.count)
         for edge, batches in responses.items():
@@ -78,7 +78,7 @@ class Taylor(Importance):
             is compiled with.
         max_samples: how many samples are used.
         seed: for sampling.
-        verbose: 1 shows a progress bar while data are read.
+        verbose: 1 shows a progress bar while data are read, and looked at.
 
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource
     Efficient Inference", ICLR 2017, equation 8.
@@ -102,7 +102,7 @@ class Taylor(Importance):
         loss = self._loss(model)
         samples = self.calibration.samples(model)
         total, seen = np.zeros(channel_map.count), []
-        for inputs, labels in samples.batches():
+        for inputs, labels in samples.batches(verbose=self.calibration.verbose):
             edges: list[tuple[np.ndarray, tf.Tensor]] = []
 
             def on_read(call, index, tensor):

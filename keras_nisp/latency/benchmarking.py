@@ -9,11 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_nisp._renaming import renamed
 from keras_nisp.channels.tracing import InputShape
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.export.agreement import ASSUMED_SIZE
 from keras_nisp.export.interpreter import is_tflite, load_interpreter, runtime_name
 from keras_nisp.export.tflite import convert
+from keras_nisp.io.progress import Progress
 from keras_nisp.io.tables import Column, render_table
 from keras_nisp.keras_graph import keras_models
 
@@ -108,12 +110,13 @@ class Benchmark:
         return text
 
 
+@renamed(representative_data="calibration")
 def benchmark(
     model: keras.Model | str | os.PathLike | bytes,
     against: keras.Model | str | os.PathLike | bytes | None = None,
     *,
     quantization: str | None = None,
-    representative_data: Any = None,
+    calibration: Any = None,
     batch_size: int | None = None,
     threads: int = 1,
     rounds: int = 10,
@@ -132,7 +135,7 @@ def benchmark(
         model: a Keras model, which is converted first, or path or content of a TFLite file.
         against: a second one to compare with.
         quantization: of Keras models, as for `export_tflite`.
-        representative_data: for int8; random numbers by default, since time does not depend on
+        calibration: for int8; random numbers by default, since time does not depend on
             values.
         batch_size: samples in each run; by default what the models are bound to, else 1.
         threads: of the interpreter.
@@ -141,7 +144,7 @@ def benchmark(
         warmup: runs before the first round, not counted.
         input_shape: shape of one sample (or a list of them), for models that leave it open.
         seed: of the random inputs.
-        verbose: 1 prints the table.
+        verbose: 1 shows a progress bar of the rounds, and prints the table.
 
     Returns:
         A `Benchmark`.
@@ -167,12 +170,15 @@ def benchmark(
             raise ValueError(f"Expected `{name}` to be an integer of at least 1. Received: {count}")
     models = [model] if against is None else [model, against]
     names = _names(models)
-    contents = [_content(m, quantization, representative_data, input_shape) for m in models]
+    contents = [_content(m, quantization, calibration, input_shape) for m in models]
     batch_size = _batch_size(contents, batch_size)
     runs = [_Run(content, threads, batch_size, input_shape, seed) for content in contents]
     for run in runs:
         run(warmup)
-    rows = [[run(repeats) for run in runs] for _ in range(rounds)]
+    rows, progress = [], Progress(rounds, verbose, "round")
+    for done in range(1, rounds + 1):
+        rows.append([run(repeats) for run in runs])
+        progress.update(done)
     latencies = tuple(
         Latency(name, len(content), times)
         for name, content, times in zip(names, contents, zip(*rows, strict=True), strict=True)
@@ -259,7 +265,7 @@ def _names(models: list) -> list[str]:
     return names
 
 
-def _content(model, quantization, representative_data, input_shape) -> bytes:
+def _content(model, quantization, calibration, input_shape) -> bytes:
     """A TFLite file's content."""
     if isinstance(model, bytes):
         return model
@@ -271,9 +277,9 @@ def _content(model, quantization, representative_data, input_shape) -> bytes:
             )
         return Path(model).read_bytes()
     keras_models.check_model(model)
-    if quantization == "int8" and representative_data is None:
-        representative_data = _random_data(model, input_shape)
-    return convert(model, quantization, representative_data)
+    if quantization == "int8" and calibration is None:
+        calibration = _random_data(model, input_shape)
+    return convert(model, quantization, calibration)
 
 
 def _random_data(model, input_shape) -> Any:

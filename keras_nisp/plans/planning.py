@@ -40,6 +40,7 @@ def plan_pruning(
     whole_groups: WholeGroups = (),
     input_shape: InputShape | None = None,
     calibration: Any = None,
+    verbose: int = 0,
     **keywords: Unpack[BudgetKeywords],
 ) -> Plan:
     """Decides which channels to remove. Nothing is built or changed.
@@ -54,6 +55,7 @@ def plan_pruning(
         input_shape: shape of one sample for which FLOPs are counted, if the model
             leaves it open; by default that of the importance's data, or an assumed one.
         calibration: samples for an importance that looks at data and was given none.
+        verbose: 1 shows a progress bar while `calibration` is looked at.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
             `flops_reduction=0.5`, `exclude="stem"` and so on.
 
@@ -79,7 +81,8 @@ def plan_pruning(
     12
     """
     budget = as_budget(budget, keywords, plan_pruning)
-    importance = supplied(as_importance(NISP() if importance is None else importance), calibration)
+    importance = as_importance(NISP() if importance is None else importance)
+    importance = supplied(importance, calibration, verbose)
     return make_plan(traced_for(importance, model, input_shape, whole_groups), importance, budget)
 
 

@@ -59,7 +59,8 @@ def prune(
         verify: compare the result with the original whose removed channels are zeroed, as the
             function `verify` does, on samples of `calibration`, else of what the importance has
             read, else on random ones. It proves the surgery; it says nothing of the accuracy.
-        verbose: 1 prints the outcome in one line, and whether the result was repaired; 0 nothing.
+        verbose: 1 shows progress bars of what takes more than a second, and prints the outcome in
+            one line, and whether the result was repaired; 0 nothing.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
             `flops_reduction=0.5`, `exclude="stem"` and so on.
 
@@ -95,12 +96,12 @@ def _prune(
     importance, samples = as_importance(NISP() if importance is None else importance), None
     if calibration is not None:
         limits = [value.limit for value in without_data(importance).values()]
-        samples = collect(calibration, model, max([MAX_SAMPLES, *limits]))
+        samples = collect(calibration, model, max([MAX_SAMPLES, *limits]), verbose=verbose)
         if not isinstance(calibration, Samples):
             warn_of_range(model, samples)
         if shape["input_shape"] is None and keras_models.is_open(model):
             shape = {**shape, "input_shape": samples.shapes}
-    importance = supplied(importance, samples)
+    importance = supplied(importance, samples, verbose)
     result = pruned(model, importance, budget, **shape)
     plan, small = result.plan, result.small
     text = (
@@ -110,7 +111,8 @@ def _prune(
     if result.latency is not None:
         text += f"; {result.latency}"
     if verify:
-        text += f"; {result.verified(samples or importance.known_samples(model))}"
+        looked_at = samples or importance.known_samples(model)
+        text += f"; {result.verified(looked_at, verbose)}"
     if samples is not None:
         result.repair(samples, compensate)
         text += f"; repaired on {len(samples):,} samples"
@@ -139,13 +141,15 @@ class Pruned:
     small: keras.Model
     latency: Realised | None = None
 
-    def verified(self, samples: Samples | None) -> Verification:
+    def verified(self, samples: Samples | None, verbose: int = 0) -> Verification:
         """The proof that the smaller model is right.
 
         Raises:
             VerificationError: it is not.
         """
-        result = verify_traced(self.channel_map, self.unit_map, self.small, samples)
+        result = verify_traced(
+            self.channel_map, self.unit_map, self.small, samples, verbose=verbose
+        )
         result.check()
         return result
 

@@ -21,6 +21,7 @@ from keras_nisp.errors import PlanFileError
 from keras_nisp.importance.base import Custom, Importance, as_importance, supplied
 from keras_nisp.io import schema
 from keras_nisp.io.files import check_writable, replacing
+from keras_nisp.io.progress import Progress
 from keras_nisp.io.tables import Column, render_table
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget
@@ -167,6 +168,7 @@ def sensitivity(
     max_samples: int = MAX_SAMPLES,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    verbose: int = 0,
 ) -> Sensitivity:
     """Measures what each coupled group is worth: prunes it alone, by several ratios.
 
@@ -188,6 +190,7 @@ def sensitivity(
         max_samples: how many samples to measure on at most.
         seed: for choosing them.
         progress: called with how many measurements are done, of how many.
+        verbose: 1 shows progress bars, of data that are looked at and of measurements.
 
     Returns:
         A `Sensitivity`.
@@ -215,7 +218,7 @@ def sensitivity(
         check_writable(path)
     keras_models.check_model(model)
     repaired_on = None if calibration is None else collect(calibration, model, max_samples, seed)
-    importance = supplied(importance, repaired_on)
+    importance = supplied(importance, repaired_on, verbose)
     channel_map = trace(model, importance.input_shapes(model))
     if not channel_map.groups:
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
@@ -224,7 +227,8 @@ def sensitivity(
     known = _Results(path, _settings(model, importance, metric, samples, repaired_on))
     known.check_baseline(float(metric(model, samples)))
     scores = importance(channel_map)
-    measured = []
+    measured, total = [], len(channel_map.groups) * len(ratios)
+    bar = Progress(total, verbose, "measurement")
     for group, ratio in itertools.product(range(len(channel_map.groups)), ratios):
         plan = _plan(channel_map, group, ratio, limits, scores)
         # By what is removed: another setting of the importance may remove something else.
@@ -232,8 +236,9 @@ def sensitivity(
         if key not in known:
             known[key] = float(metric(_pruned(channel_map, plan, repaired_on), samples))
         measured.append(known[key])
+        bar.update(len(measured))
         if progress:
-            progress(len(measured), len(channel_map.groups) * len(ratios))
+            progress(len(measured), total)
     return Sensitivity(
         model.name,
         importance.name,

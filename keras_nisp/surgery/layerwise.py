@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Traced
 from keras_nisp.errors import PlanMismatchError, RuleError
+from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph.masks import carry_mask, mask_of, take_off_alike, with_own_mask
 from keras_nisp.keras_graph.recording import Step, Token, recorded
 from keras_nisp.keras_graph.rounding import LARGEST_TOLERANCE, Difference, difference
@@ -57,6 +58,7 @@ class Layerwise:
         oracle: runs the original's calls, and says what is kept of its tensors.
         small: the model that was made of the original.
         tolerance: for each layer, if not by its precision.
+        verbose: 1 shows a progress bar of the calls.
 
     Attributes:
         layers: how far each layer is off, by path.
@@ -66,7 +68,13 @@ class Layerwise:
         PlanMismatchError: the models do not consist of the same calls.
     """
 
-    def __init__(self, oracle: Oracle, small: keras.Model, tolerance: float | None = None):
+    def __init__(
+        self,
+        oracle: Oracle,
+        small: keras.Model,
+        tolerance: float | None = None,
+        verbose: int = 0,
+    ):
         self.oracle = oracle
         self.tolerance = tolerance
         self.calls = oracle.map.calls
@@ -89,6 +97,7 @@ class Layerwise:
         self.undefined: str | None = None
         self.told: dict[str, bool] = {}
         self.done = 0
+        self.progress = Progress(len(self.steps), verbose, "layer")
 
     @property
     def worst(self) -> LayerDifference:
@@ -121,6 +130,7 @@ class Layerwise:
             if self.last.get(token, self.done) == self.done:
                 self.values.pop(token, None)
         self.done += 1
+        self.progress.update(self.done)
         return wanted
 
     def _judge(self, call: Call, original: Step, step: Step, given: tuple, wanted: list) -> None:

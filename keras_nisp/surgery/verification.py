@@ -118,6 +118,7 @@ def verify(
     plan: Plan,
     calibration: Any = None,
     tolerance: float | None = None,
+    verbose: int = 0,
 ) -> Verification:
     """Compares a rebuilt model with its oracle, layer by layer and as a whole.
 
@@ -137,6 +138,7 @@ def verify(
             Defaults to 1e-4 for outputs and 1e-5 for layers, 0.05 for half precision; where
             rounding errors are amplified, to ten times what a change of the inputs by 1e-6 does
             to the outputs, up to 0.05.
+        verbose: 1 shows a progress bar of the layers.
 
     Returns:
         A `Verification`; `verification.check()` raises if it failed.
@@ -158,7 +160,8 @@ def verify(
     """
     channel_map = plan.trace(original)
     samples = None if calibration is None else collect(calibration, original, limit=SAMPLES)
-    return verify_traced(channel_map, plan.unit_map(channel_map), small, samples, tolerance)
+    unit_map = plan.unit_map(channel_map)
+    return verify_traced(channel_map, unit_map, small, samples, tolerance, verbose)
 
 
 def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples) -> Verification:
@@ -198,10 +201,11 @@ def verify_traced(
     small: keras.Model,
     samples: Samples | None = None,
     tolerance: float | None = None,
+    verbose: int = 0,
 ) -> Verification:
     """`verify` for a traced model and what becomes of its units."""
     inputs = _first(samples or random_samples(channel_map.model, channel_map.input_shapes))
-    layers = Layerwise(Oracle(channel_map, unit_map), small, tolerance)
+    layers = Layerwise(Oracle(channel_map, unit_map), small, tolerance, verbose)
     expected = layers.run(inputs)
     try:
         worst = _largest(expected, calling.answer(small, inputs))
