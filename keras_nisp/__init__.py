@@ -34,6 +34,7 @@ from keras_nisp.export.tflite import export_tflite  # noqa: E402
 from keras_nisp.export.tfmot import import_tfmot, quantization_aware  # noqa: E402
 from keras_nisp.functional.as_functional import as_functional  # noqa: E402
 from keras_nisp.importance import (  # noqa: E402
+    LRP,
     NISP,
     BNScale,
     GeometricMedian,
@@ -41,7 +42,9 @@ from keras_nisp.importance import (  # noqa: E402
     LayerByLayer,
     Magnitude,
     NISPMag,
+    OptimalBrainSurgeon,
     Random,
+    SynFlow,
     Taylor,
     inf_fs,
 )
@@ -75,6 +78,7 @@ __all__ = [
     "ExportError",
     "GeometricMedian",
     "Importance",
+    "LRP",
     "LatencyTable",
     "LayerByLayer",
     "Magnitude",
@@ -83,6 +87,7 @@ __all__ = [
     "NISPPruner",
     "NoFinalResponseLayerError",
     "NotCollapsedError",
+    "OptimalBrainSurgeon",
     "PassThrough",
     "Plan",
     "PlanFileError",
@@ -92,6 +97,7 @@ __all__ = [
     "Rule",
     "RuleError",
     "Sensitivity",
+    "SynFlow",
     "Taylor",
     "Traced",
     "UnknownLayerWarning",

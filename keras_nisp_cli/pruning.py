@@ -20,11 +20,11 @@ from keras_nisp_cli.options import (
     parse_shape,
 )
 
-NEEDS_DATA = ("nisp", "layer-by-layer", "taylor")
+NEEDS_DATA = ("nisp", "layer-by-layer", "optimal-brain-surgeon", "lrp", "taylor")
 IMPORTANCES = (
-    *NEEDS_DATA[:2],
+    *NEEDS_DATA,
     "nisp-mag",
-    "taylor",
+    "synflow",
     "magnitude",
     "geometric-median",
     "bn-scale",
@@ -56,7 +56,7 @@ COMPENSATE = click.option(
     type=click.Choice(IMPORTANCES),
     default="nisp",
     show_default=True,
-    help="What decides which channels go. NISP, layer-by-layer and Taylor look at data.",
+    help=f"What decides which channels go. {', '.join(NEEDS_DATA)} look at data.",
 )
 @click.option("--ranking", type=click.Choice(["local", "global"]), default="local")
 @click.option("--round-to", type=click.IntRange(1), help="Keep multiples of this many channels.")
@@ -185,12 +185,19 @@ def importance_named(name: str, network, samples, seed: int):
 
     if name == "taylor":
         return kn.Taylor(samples, loss=_loss(network, samples))
-    if name in NEEDS_DATA:
-        return {"nisp": kn.NISP, "layer-by-layer": kn.LayerByLayer}[name](samples)
     if name == "random":
         return kn.Random(seed)
+    looking = {
+        "nisp": kn.NISP,
+        "layer-by-layer": kn.LayerByLayer,
+        "optimal-brain-surgeon": kn.OptimalBrainSurgeon,
+        "lrp": kn.LRP,
+    }
+    if name in looking:
+        return looking[name](samples)
     others = {
         "nisp-mag": kn.NISPMag,
+        "synflow": kn.SynFlow,
         "magnitude": kn.Magnitude,
         "geometric-median": kn.GeometricMedian,
         "bn-scale": kn.BNScale,

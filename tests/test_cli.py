@@ -20,6 +20,7 @@ from nets import plain, randomise, residual
 import keras_nisp as kn
 from keras_nisp.export.interpreter import load_interpreter
 from keras_nisp_cli import loading, main
+from keras_nisp_cli.pruning import IMPORTANCES, NEEDS_DATA
 
 COMMAND = [str(Path(sys.executable).with_name("keras-nisp"))]
 
@@ -226,11 +227,9 @@ def test_diff_of_models_bound_to_a_batch(tmp_path, run):
     assert "accuracy" in out
 
 
-@pytest.mark.parametrize("importance", ["nisp", "layer-by-layer", "nisp-mag", "taylor", "random"])
+@pytest.mark.parametrize("importance", [name for name in IMPORTANCES if name != "bn-scale"])
 def test_every_importance_has_a_name(importance, files, run):
-    needs = (
-        ("--calibration", files / "data.npz") if importance not in ("nisp-mag", "random") else ()
-    )
+    needs = ("--calibration", files / "data.npz") if importance in NEEDS_DATA else ()
     arguments = ("--importance", importance, "--params", "0.3", "-o", files / "small.keras")
     code, out, err = run("prune", files / "model.keras", *needs, *arguments, "-q")
     assert (code, out, err) == (0, "", "")

@@ -24,6 +24,10 @@ IMPORTANCES = {
     "BNScale": lambda model: kn.BNScale(),
     "Taylor": lambda model: kn.Taylor(labelled(model), LOSS),
     "GeometricMedian": lambda model: kn.GeometricMedian(),
+    "LRP": lambda model: kn.LRP(example_inputs(model, 32)),
+    "SynFlow": lambda model: kn.SynFlow(),
+    "SynFlow in steps": lambda model: kn.SynFlow(steps=5),
+    "OptimalBrainSurgeon": lambda model: kn.OptimalBrainSurgeon(example_inputs(model, 32)),
     "Random": lambda model: kn.Random(3),
     "callable": lambda model: lambda channel_map: np.arange(channel_map.count),
 }

@@ -3,23 +3,22 @@
 import dataclasses
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.rule import absolute, meaningful, spread
+from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.rule import absolute
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.samples import MAX_SAMPLES
-from keras_nisp.importance.base import Importance, Select, map_tensors, per_unit
+from keras_nisp.importance.absolute_network import AbsoluteNetwork, Scaled, share_out
+from keras_nisp.importance.base import Importance, Select
 from keras_nisp.importance.final_response import (
     FinalResponse,
     collect_responses,
     find_final_responses,
 )
 from keras_nisp.importance.inf_fs import inf_fs
-from keras_nisp.keras_graph import keras_models
 
 
 class NISP(Importance):
@@ -155,25 +154,6 @@ class Ranking:
         return by_unit[names]
 
 
-@dataclasses.dataclass(eq=False)
-class _Scaled:
-    """A tensor of the absolute network: its true value is `value * exp(log)`.
-
-    The product of many |W| overflows float32. Every tensor carries its own scale, so
-    values stay within range at any depth, and true scores are recovered in logarithms.
-    """
-
-    value: tf.Tensor
-    log: float
-
-    def normalised(self) -> "_Scaled":
-        """The same with a mean of 1, unless it is near enough."""
-        mean = float(tf.reduce_mean(self.value))
-        if 1e-3 < mean < 1e3 or not 0 < mean < np.inf:
-            return self
-        return _Scaled(self.value * np.float32(1 / mean), self.log + float(np.log(mean)))
-
-
 def propagate(
     channel_map: ChannelMap, rankings: list[Ranking], removed: np.ndarray | None = None
 ) -> np.ndarray:
@@ -195,125 +175,48 @@ def propagate(
 
     Source: Yu et al., CVPR 2018, section 3.4; recursion s_k = |w_{k+1}|^T s_{k+1}.
     """
-    samples = keras_models.batch_size(channel_map.model) or 1
-    ones = [tf.ones((samples, *shape)) for shape in channel_map.input_shapes]
-    keep = None if removed is None else (~removed).astype(np.float32)
-    network = _AbsoluteNetwork(channel_map, rankings, keep)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(ones)
-        channel_map.walk([_Scaled(x, 0.0) for x in ones], network.visit)
-        top = max(log for _, _, log in network.targets)
-        total = tf.add_n(
-            [
-                tf.reduce_sum(value * cotangent) * np.float32(np.exp(log - top))
-                for value, cotangent, log in network.targets
-            ]
-        )
-    gradients = tape.gradient(total, [tapped for _, tapped, _ in network.edges])
+    network = _Propagation(channel_map, rankings, removed)
+    top = network.backward()
     shares = [
-        (names, gradient, top - log)
-        for (names, _, log), gradient in zip(network.edges, gradients, strict=True)
-        if gradient is not None
+        (edge.names, edge.gradient, top - edge.log)
+        for edge in network.edges
+        if edge.gradient is not None
     ]
     # The classifier itself consumes the final responses.
     for ranking in rankings:
         cotangent = tf.constant(ranking.cotangent(channel_map.count)[None], tf.float64)
         tensor = ranking.final.tensor
-        full = tf.broadcast_to(cotangent, (tensor.batch * samples, *tensor.shape))
+        full = tf.broadcast_to(cotangent, (tensor.batch * network.samples, *tensor.shape))
         shares.append((tensor.names, full, 0.0))
-    consumed = channel_map.seen(
-        np.concatenate([names.ravel() for names, *_ in network.edges + shares])
-    )
-    return np.where(consumed, _sum_shares(channel_map, shares), 0.0)
+    return share_out(network, shares)
 
 
-class _AbsoluteNetwork:
-    """The absolute network as an interpreter of the walk.
+class _Propagation(AbsoluteNetwork):
+    """The absolute network up to the final responses."""
 
-    Attributes:
-        edges: names, tensor and scale at each consumption edge.
-        targets: tensor, scores and scale of each final response.
-    """
+    def __init__(self, channel_map: ChannelMap, rankings: list[Ranking], removed: Any):
+        super().__init__(channel_map, removed)
+        self.rankings = rankings
+        self.reached: list[Ranking] = []
 
-    def __init__(self, channel_map: ChannelMap, rankings: list, keep: np.ndarray | None):
-        self.count = channel_map.count
-        self.classifiers = {r.final.classifier for r in rankings}
-        self.rankings = {id(r.final.tensor): r for r in rankings}
-        self.keep = keep
-        self.edges: list[tuple[np.ndarray, tf.Tensor, float]] = []
-        self.targets: list[tuple[tf.Tensor, tf.Tensor, float]] = []
+    def enter(self, call: Call, traced: Traced, x: Scaled) -> tf.Tensor:
+        finals = [r for r in self.rankings if r.final.classifier is call]
+        if not finals:
+            return super().enter(call, traced, x)
+        for ranking in finals:
+            if ranking.final.tensor is traced:
+                self._reach(ranking, x)
+        return x.value
 
-    def visit(self, call: Call, args, kwargs):
-        scaled = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, _Scaled)]
-        # Tensors that meet must have one scale.
-        log = max(x.log for x in scaled)
-        waiting = {key for key, r in self.rankings.items() if r.final.classifier is call}
+    def leave(self, traced: Traced, x: Scaled) -> None:
+        for ranking in self.rankings:
+            if ranking.final.tensor is traced and ranking.final.classifier is None:
+                self._reach(ranking, x)
 
-        def enter(index, x):
-            value = x.value if x.log == log else x.value * np.float32(np.exp(x.log - log))
-            if call in self.classifiers:
-                if id(call.inputs[index]) in waiting:
-                    waiting.discard(id(call.inputs[index]))
-                    self._reach(call.inputs[index], value, log)
-            elif call.reads:
-                value = self._tap(call.inputs[index].names, value, log)
-            return value
-
-        def tap(label, tensor, axis):
-            names = spread(call.hidden[label], axis, len(tensor.shape) - 1)
-            return self._tap(names, tensor, log)
-
-        args, kwargs = map_tensors(enter, args, meaningful(kwargs), _is_scaled)
-        call.on_tap = tap
-        values = keras.tree.flatten(call.ask("absolute", *args, **kwargs))
-        call.on_tap = None
-        outputs = [_Scaled(value, log) for value in values]
-        if call.weights:
-            outputs = [output.normalised() for output in outputs]
-        for traced, output in zip(call.outputs, outputs, strict=True):
-            ranking = self.rankings.get(id(traced))
-            if ranking is not None and ranking.final.classifier is None:
-                self._reach(traced, output.value, output.log)
-        return outputs
-
-    def _tap(self, names, value, log):
-        """Marks a consumption edge: what arrives here is the score of the channels."""
-        if self.keep is not None:
-            value = value * self.keep[names]
-        tapped = tf.identity(value)
-        self.edges.append((names, tapped, log))
-        return tapped
-
-    def _reach(self, traced, value, log):
-        ranking = self.rankings[id(traced)]
-        cotangent = ranking.cotangent(self.count)
-        if self.keep is not None:
-            cotangent = cotangent * self.keep[traced.names]
-        self.targets.append((value, tf.constant(cotangent[None], tf.float32), log))
-
-
-def _is_scaled(x) -> bool:
-    return isinstance(x, _Scaled)
-
-
-def _sum_shares(channel_map: ChannelMap, shares: list) -> np.ndarray:
-    """Sums the scores of all consumption edges of each unit, edge scales put back."""
-    size, samples = channel_map.count, keras_models.batch_size(channel_map.model) or 1
-    group_of = np.full(size, len(channel_map.groups))
-    for index, group in enumerate(channel_map.groups):
-        group_of[group.units] = index
-    top = np.full(len(channel_map.groups) + 1, -np.inf)
-    for names, _, log in shares:
-        np.maximum.at(top, np.unique(group_of[names]), log)
-    totals, seen = np.zeros(size), []
-    for names, gradient, log in shares:
-        units, values = per_unit(gradient, names)
-        values = values.astype(np.float64).sum(0) / samples  # positions may lie in the batch axis
-        totals[units] += values * np.exp(log - top[group_of[units]])
-        seen.append(units)
-    for group in channel_map.groups:
-        mean = totals[group.units].mean()
-        if mean > 0:
-            totals[group.units] /= mean
-    known = channel_map.seen(np.concatenate(seen))
-    return np.where(known, totals, np.nan)
+    def _reach(self, ranking: Ranking, x: Scaled) -> None:
+        if ranking not in self.reached:  # attention may read the same tensor several times
+            self.reached.append(ranking)
+            cotangent = ranking.cotangent(self.channel_map.count)
+            if self.keep is not None:
+                cotangent = cotangent * self.keep[ranking.final.tensor.names]
+            self.targets.append((x, tf.constant(cotangent[None], tf.float32)))

@@ -1,0 +1,86 @@
+"""SynFlow: how much of the flow through the absolute network passes each channel."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.importance.absolute_network import AbsoluteNetwork, Scaled, share_out
+from keras_nisp.importance.base import Importance, Select
+
+
+class SynFlow(Importance):
+    """Iterative Synaptic Flow Pruning: needs no data.
+
+    All ones go through the absolute network, in which `NISP` propagates: weights by absolute
+    value, no biases, activations as identity. `R` is the sum of its outputs, and the score of a
+    channel is `|dR/dw * w|`, summed over all weights that read it: what of `R` passes the channel.
+
+    The paper scores again after each of many small removals. With `steps=1`, the default, channels
+    are scored once. With more, those that are to go do so in `steps` steps, of each group by a
+    constant factor from step to step, and the rest is scored without them: a channel that feeds
+    removed ones loses what it gave to them. This pays where much is removed.
+
+    Args:
+        steps: how often channels are scored; the paper takes 100.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan_pruning(model, SynFlow(), ratio=0.5).creators[0].kept
+    4
+
+    Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving
+    synaptic flow", NeurIPS 2020.
+    """
+
+    def __init__(self, steps: int = 1) -> None:
+        if steps != int(steps) or steps < 1:
+            raise ValueError(f"Expected `steps` to be a whole number from 1. Received: {steps!r}")
+        self.steps = int(steps)
+
+    def __call__(self, channel_map: ChannelMap) -> np.ndarray:
+        return _flow(channel_map, None)
+
+    def scores(self, channel_map: ChannelMap, select: Select) -> np.ndarray:
+        scores = self(channel_map)
+        for step in range(1, self.steps):
+            removed = _some(channel_map, scores, select(scores), step / self.steps)
+            scores = np.where(removed, 0, _flow(channel_map, removed))
+        return scores
+
+
+def _some(
+    channel_map: ChannelMap, scores: np.ndarray, going: np.ndarray, share: float
+) -> np.ndarray:
+    """Of the units that are to go, those of least score, so many that their group is the root of
+    what it will be: `kept ** share`."""
+    removed = np.zeros_like(going)
+    for group in channel_map.groups:
+        last = group.units[going[group.units]]
+        kept = 1 - len(last) / len(group.units)
+        count = round(len(group.units) * (1 - kept**share))
+        removed[last[np.argsort(scores[last], kind="stable")[:count]]] = True
+    return removed
+
+
+class _Flow(AbsoluteNetwork):
+    """The absolute network to the end, where each output counts as much."""
+
+    def end(self, outputs: list[Scaled]) -> None:
+        self.targets = [(x, tf.ones_like(x.value)) for x in outputs]
+
+
+def _flow(channel_map: ChannelMap, removed: np.ndarray | None) -> np.ndarray:
+    """Value times gradient at the consumption edges, relative to the mean of each group."""
+    network = _Flow(channel_map, removed)
+    network.backward()
+    shares = [
+        (edge.names, edge.value * edge.gradient, 0.0)
+        for edge in network.edges
+        if edge.gradient is not None
+    ]
+    return share_out(network, shares)
