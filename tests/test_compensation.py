@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from nets import (
     NETS,
@@ -20,9 +21,11 @@ from nets import (
 )
 
 import keras_nisp as kn
+from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph.recording import recorded
-from keras_nisp.recovery import carrier, compensation
+from keras_nisp.recovery import carrier, compensation, refit
+from keras_nisp.recovery.pair import Pair
 
 TINY = 1e-9
 
@@ -287,20 +290,29 @@ def test_too_many_features_get_the_mean(monkeypatch):
     x = layers.Dense(3, name="head")(layers.Flatten()(x))
     model, x = fitted(randomise(keras.Model(inputs, x)))
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
-    monkeypatch.setattr(compensation, "MOST_FEATURES", 4 * 4 * 3 - 1)
+    monkeypatch.setattr(refit, "MOST_FEATURES", 4 * 4 * 3 - 1)
     small, means = (repaired(model, plan, x, compensate=word) for word in ("linear", "mean"))
     for old, new in zip(means.get_weights(), small.get_weights(), strict=True):
         np.testing.assert_allclose(old, new, rtol=1e-4, atol=1e-5)
 
 
-def test_shared_layers_get_the_mean():
+def test_shared_layers_are_fitted_on_all_their_calls():
+    """On the kept channels as the original makes them: the least squares of both calls at once."""
     model, x = fitted(randomise(shared()))
-    units = {"a": 0.4}
-    plan = kn.plan_pruning(model, kn.Random(), ratios=units)
-    small, means = (repaired(model, plan, x, compensate=word) for word in ("linear", "mean"))
-    for weight in ("kernel", "bias"):
-        got, want = (getattr(net.get_layer("twice"), weight) for net in (small, means))
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    plan = kn.plan_pruning(model, kn.Random(), ratios={"a": 0.4})
+    small = repaired(model, plan, x, compensate="linear", ridge=TINY)
+    twice = model.get_layer("twice")
+    nodes = [node.input_tensors[0] for node in twice._inbound_nodes][:2]
+    reads = keras.Model(model.inputs, nodes).predict(x, verbose=0)
+    kept = [i for i in range(reads[0].shape[-1]) if i not in plan.creators[0].removed]
+    window = {"strides": [1] * 4, "rates": [1] * 4, "padding": "VALID"}
+    patches = [tf.image.extract_patches(read, [1, 3, 3, 1], **window) for read in reads]
+    rows = np.concatenate([np.reshape(patch, (-1, 9, 5)) for patch in patches]).astype("float64")
+    wanted = np.tensordot(rows, twice.kernel.numpy().reshape(9, 5, 6), ([1, 2], [0, 1]))
+    given = np.hstack([rows[:, :, kept].reshape(len(rows), -1), np.ones((len(rows), 1))])
+    best = np.linalg.lstsq(given, wanted, rcond=None)[0]
+    got = small.get_layer("twice").kernel.numpy()
+    np.testing.assert_allclose(got.reshape(9 * len(kept), 6), best[:-1], atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -329,8 +341,9 @@ def test_as_many_samples_as_fit(monkeypatch):
     most = max(np.prod(layer.output.shape[1:]) for layer in model.layers)
     assert 4 * most < memory < 4 * sum(np.prod(layer.output.shape[1:]) for layer in model.layers)
     monkeypatch.setattr(compensation, "MOST_MEMORY", 30 * memory)
-    taken = compensation._some(samples, memory).inputs[0]
-    np.testing.assert_array_equal(taken, x[::4])  # from all of them: they may be sorted
+    everything = Pair(channel_map, UnitMap.removing(np.zeros(channel_map.count, bool)), model)
+    taken = compensation._some(everything, samples).inputs[0]
+    np.testing.assert_array_equal(taken, x[::7])  # from all of them: they may be sorted
     monkeypatch.setattr(compensation, "MOST_MEMORY", 1)
     small = repaired(model, plan, x, compensate="linear")
     assert all(np.isfinite(w.numpy()).all() for w in small.weights)

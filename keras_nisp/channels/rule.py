@@ -37,13 +37,44 @@ class Normalisation:
     axis: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How a kernel slides over the spatial axes of its input, which are the kernel's first axes.
+
+    Attributes:
+        size, strides, dilation: for each spatial axis.
+        padding: `"valid"`, `"same"` or `"causal"`.
+        transposed: whether it is a transposed convolution, from outputs to inputs.
+    """
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: str
+    transposed: bool = False
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainKernel:
-    """The one kernel of a layer that multiplies its input as it comes in, and the bias that is then
-    added, if there is one: a value for each channel that the kernel creates."""
+    """A kernel that multiplies an input of its layer as it comes in.
+
+    Attributes:
+        kernel: the variable.
+        bias: what is added to the product, of its shape without axes that are multiplied or slide;
+            `None` if nothing is.
+        axis: of the kernel, along which the channels of the input lie.
+        argument: which tensor among the layer's arguments it reads.
+        window: how it slides; `None` where each position is multiplied by itself.
+        groups: how many parts of the channels are multiplied apart, each by its part of the
+            kernel's last axis.
+    """
 
     kernel: keras.Variable
     bias: keras.Variable | None
+    axis: int = 0
+    argument: int = 0
+    window: Window | None = None
+    groups: int = 1
 
 
 class Rule:
@@ -171,10 +202,10 @@ class Rule:
         not. `recalibrate` renews these statistics."""
         return None
 
-    def plain_kernel(self, layer: keras.Operation) -> PlainKernel | None:
-        """The kernel that reads the input as it comes in; `None` where there are several, or the
-        input is changed before. `recalibrate` lets it make up for removed channels."""
-        return None
+    def plain_kernels(self, layer: keras.Operation) -> list[PlainKernel]:
+        """The kernels that read an input as it comes in. `recalibrate` lets them make up for
+        removed channels."""
+        return []
 
     def clamps(self, layer: keras.Operation) -> bool:
         """Whether the layer only cuts values off (ReLU), which costs a runtime nothing."""

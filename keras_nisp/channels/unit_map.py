@@ -5,9 +5,13 @@ the mean of those that are merged, an axis that reads them keeps their sum.
 """
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from keras_nisp.channels.channel_map import Binding
 
 DROPPED = -1
 
@@ -53,6 +57,20 @@ class UnitMap:
         wanted = self.into[units] * times + nth
         found = order[np.searchsorted(keys, wanted, sorter=order).clip(0, len(staying) - 1)]
         return np.where(self.into[units] == DROPPED, DROPPED, found)
+
+    def resized(self, binding: "Binding", value: tf.Tensor, but: int | None = None) -> tf.Tensor:
+        """A variable's value at its new size.
+
+        Args:
+            binding: of the variable.
+            value: its value, or one with the same axes.
+            but: an axis that stays as it is.
+        """
+        for axis, units in binding.axes.items():
+            if axis != but:
+                change = self.read if axis in binding.read else self.own
+                value = change(value, axis, units)
+        return value
 
     def own(self, value: tf.Tensor, axis: int, units: np.ndarray) -> tf.Tensor:
         """Takes means of what is merged along an axis that owns channels."""

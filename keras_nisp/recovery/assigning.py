@@ -4,7 +4,6 @@ import contextlib
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 
@@ -17,13 +16,13 @@ def assign_finite(variable: keras.Variable, value: Any, layer: str) -> None:
         layer: name of the layer, for the error.
     """
     value = tf.cast(value, variable.dtype)
-    check_finite(np.asarray(value, np.float64), f"'{variable.name}' of layer '{layer}' would be")
+    check_finite(value, f"'{variable.name}' of layer '{layer}' would be")
     variable.assign(value)
 
 
-def check_finite(array: np.ndarray, what: str) -> None:
+def check_finite(array: Any, what: str) -> None:
     """Raises unless all values are finite."""
-    if not np.isfinite(array).all():
+    if not bool(tf.reduce_all(tf.math.is_finite(array))):
         raise ValueError(
             f"{what} NaN or infinite: weights are, or what the calibration data make of them "
             "overflows. Expected a model with finite weights and data in the range of its "

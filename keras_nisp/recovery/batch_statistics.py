@@ -7,6 +7,9 @@ import tensorflow as tf
 from keras_nisp.channels.rule import Normalisation
 from keras_nisp.keras_graph.masks import mask_of
 from keras_nisp.recovery.assigning import assign_finite
+from keras_nisp.recovery.pair import Pair
+
+LEAST_SPREAD = 1e-3  # of a variance by which a layer normalises
 
 
 class BatchStatistics:
@@ -67,11 +70,48 @@ class BatchStatistics:
         )
         return tf.cast(y, self.layer.compute_dtype)
 
+    @property
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of everything that was added."""
+        mean, square = self.moments / self.count
+        return mean, np.maximum(square - mean**2, 0)
+
     def assign(self) -> None:
         """Makes them the layer's moving statistics, if anything counted."""
         if not np.all(self.count):
             return
-        mean, square = self.moments / self.count
-        variance = np.maximum(square - mean**2, 0)
+        mean, variance = self.result
         assign_finite(self.normalisation.mean, mean, self.layer.name)
         assign_finite(self.normalisation.variance, variance, self.layer.name)
+
+
+def keep_ratio(large: BatchStatistics, small: BatchStatistics, pair: Pair) -> None:
+    """Changes moving statistics as those of the same samples changed from one model to the other.
+
+    What the samples have in common cancels out: that they are few, or that a layer deliberately
+    normalises by something else than what it takes in.
+
+    Args:
+        large, small: of the original and of the smaller model, on the same samples.
+        pair: the two models.
+    """
+    if not (np.all(large.count) and np.all(small.count)):
+        return
+
+    def kept(values):
+        if np.ndim(values) == 0 or binding is None:
+            return values
+        return np.asarray(pair.unit_map.own(tf.constant(values), 0, binding.axes[0]))
+
+    known, binding = large.normalisation, pair.large.bindings.get(id(large.normalisation.mean))
+    stored = (kept(np.asarray(v, np.float64)) for v in (known.mean, known.variance))
+    (mean, variance), (before, spread), (after, made) = (
+        stored,
+        map(kept, large.result),
+        small.result,
+    )
+    least = LEAST_SPREAD * (variance + known.epsilon)  # of a channel that the samples do not reach
+    ratio = np.sqrt((made + least) / (spread + least))
+    changed = ratio**2 * (variance + known.epsilon) - known.epsilon
+    assign_finite(small.normalisation.mean, after - ratio * (before - mean), small.layer.name)
+    assign_finite(small.normalisation.variance, np.maximum(changed, 0), small.layer.name)

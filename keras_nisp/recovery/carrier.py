@@ -29,9 +29,9 @@ class Carrier:
         batches = zip(*(inputs for inputs, _ in samples.batches(batch_size)), strict=True)
         self.values = {Token(-1, i): list(column) for i, column in enumerate(batches)}
 
-    def inputs(self) -> list[tf.Tensor]:
-        """What enters the next call first, batch by batch."""
-        return self.values[self.steps[self.done].tokens[0]]
+    def inputs(self, argument: int = 0) -> list[tf.Tensor]:
+        """What enters the next call, batch by batch: the tensor of this index."""
+        return self.values[self.steps[self.done].tokens[argument]]
 
     def arguments(self) -> Iterator[tuple[tuple, dict]]:
         """What the next call is given, batch by batch."""

@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import math
-from collections import Counter
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import Binding, ChannelMap
+from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
 from keras_nisp.channels.registry import rule_of
-from keras_nisp.channels.rule import PlainKernel
+from keras_nisp.channels.rule import PlainKernel, channel_axis
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.keras_graph.recording import Step, recorded
 from keras_nisp.plans.plan_fit import check_result
@@ -19,39 +19,83 @@ from keras_nisp.plans.plan_fit import check_result
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reader:
-    """A layer whose one kernel reads the layer's input as it is.
+    """A kernel that reads an input of its layer as it comes in.
 
     Attributes:
         call: in the original.
         twin: in the smaller model.
-        made: kernel and bias of the twin.
-        kernel: the binding of the original's kernel.
-        bias: the original's bias, if it has one.
-        values: how many values all calls of the layer give for a sample.
+        plain, made: the kernel of the original, and of the twin.
+        binding: of the original's kernel.
+        bias: of the original, if one value is added to each output of the kernel.
+        bias_binding: of that.
+        unit_map: what became of the original's units.
     """
 
     call: Call
     twin: Step
+    plain: PlainKernel
     made: PlainKernel
-    kernel: Binding
-    bias: keras.Variable | None
-    values: int
+    binding: Binding
+    bias_binding: Binding | None
+    unit_map: UnitMap
+
+    @property
+    def axis(self) -> int:
+        """Of the kernel, along which the input's channels lie."""
+        return self.plain.axis % len(self.plain.kernel.shape)
+
+    @property
+    def spatial(self) -> int:
+        """How many axes of the kernel slide: the first ones."""
+        return 0 if self.plain.window is None else len(self.plain.window.size)
 
     @property
     def units(self) -> np.ndarray:
-        """Units along the axis that the kernel reads."""
-        return self.kernel.axes[next(iter(self.kernel.read))]
+        """Units along the axis that the kernel reads: of one group of channels."""
+        return self.binding.axes[self.axis]
 
-    def tap_sums(self) -> np.ndarray:
-        """What an input that is 1 at all positions adds to the outputs: `(inputs, outputs)`.
+    @property
+    def input(self) -> Traced:
+        """What it reads."""
+        return self.call.inputs[self.plain.argument]
 
-        The mean over positions, where outputs get different taps, as after a transposed
-        convolution. Padding is ignored.
-        """
-        (read,), (create,) = self.kernel.read, self.kernel.create
-        weights = np.moveaxis(np.asarray(self.kernel.variable, np.float64), (read, create), (0, 1))
-        sums = weights.reshape(*weights.shape[:2], -1).sum(-1)
-        return sums * self.kernel.positions * sums.shape[1] / self.values
+    @property
+    def channel_axis(self) -> int | None:
+        """Of the input, batch axis counted, along which channels lie; `None` if it has none."""
+        if self.spatial:
+            return channel_axis(self.call.layer, self.input.rank) + 1
+        axes = [axis for axis, size in enumerate(self.input.names.shape, 1) if size > 1]
+        return axes[0] if axes else None
+
+    @property
+    def width(self) -> int:
+        """How many channels the twin reads, of one group."""
+        return self._count(self.units)
+
+    def kernel(self) -> np.ndarray:
+        """The original's kernel, at the outputs of the twin: `(taps, channels, outputs)`."""
+        value = np.asarray(self._resized(self.binding, but=self.axis))
+        value = np.moveaxis(value, self.axis, self.spatial)
+        taps = math.prod(value.shape[: self.spatial])
+        return value.reshape(taps, value.shape[self.spatial], -1)
+
+    def bias(self) -> np.ndarray | None:
+        """The original's bias, in the form of the twin's."""
+        return None if self.bias_binding is None else np.asarray(self._resized(self.bias_binding))
+
+    def laid_out(self, kernel: np.ndarray) -> np.ndarray:
+        """A matrix `(taps, kept channels, outputs)` in the form of the twin's kernel."""
+        shape = [n for i, n in enumerate(self.made.kernel.shape) if i != self.axis]
+        shape.insert(self.spatial, kernel.shape[1])
+        return np.moveaxis(kernel.reshape(shape), self.spatial, self.axis)
+
+    def _resized(self, binding: Binding, but: int | None = None) -> tf.Tensor:
+        value = tf.cast(tf.convert_to_tensor(binding.variable), tf.float64)
+        value = self.unit_map.resized(binding, value, but)
+        return self.call.ask("convert", binding.variable, value, self._count)
+
+    def _count(self, units: np.ndarray) -> int:
+        return int(np.count_nonzero(self.unit_map.keep[units]))
 
 
 class Pair:
@@ -74,23 +118,29 @@ class Pair:
 
     @functools.cached_property
     def readers(self) -> list[Reader]:
-        """All readers, one for each call.
-
-        A layer whose kernel does not read its input directly (depthwise, separable and grouped
-        convolutions, recurrent layers, attention) is passed over.
-        """
-        values: Counter = Counter()
-        for call in self.large.calls:
-            values[call.layer] += sum(t.batch * math.prod(t.shape) for t in call.outputs)
+        """All kernels that read an input as it comes in, those of each call."""
         readers = []
         for call, twin in zip(self.large.calls, self.twins, strict=True):
-            plain, made = (rule_of(op).plain_kernel(op) for op in (call.layer, twin.operation))
-            if plain is None or made is None:
-                continue
-            binding = self.large.bindings.get(id(plain.kernel))  # none for a kernel with LoRA
-            if binding is not None and len(binding.read) == len(binding.create) == 1:
-                (read,) = binding.read
-                if np.array_equal(binding.axes[read], call.inputs[0].names.ravel()):
-                    count = values[call.layer]
-                    readers.append(Reader(call, twin, made, binding, plain.bias, count))
-        return readers
+            old, new = (rule_of(op).plain_kernels(op) for op in (call.layer, twin.operation))
+            if len(old) == len(new):
+                readers += [
+                    self._reader(call, twin, *kernels) for kernels in zip(old, new, strict=True)
+                ]
+        return [reader for reader in readers if reader is not None]
+
+    def _reader(self, call, twin, plain: PlainKernel, made: PlainKernel) -> Reader | None:
+        """The reader, unless the kernel's channels are not those of the input."""
+        bindings = self.large.bindings
+        binding, bias = bindings.get(id(plain.kernel)), plain.bias
+        if binding is None or binding.low_rank:
+            return None
+        axis = plain.axis % len(plain.kernel.shape)
+        names = call.inputs[plain.argument].names.ravel()
+        if not np.array_equal(binding.axes.get(axis), names[: len(names) // plain.groups]):
+            return None
+        first = 0 if plain.window is None else len(plain.window.size)
+        outputs = [n for i, n in enumerate(plain.kernel.shape) if i >= first and i != axis]
+        if bias is not None and math.prod(bias.shape) != math.prod(outputs):
+            bias = None  # that of a GRU has two rows
+        bound = None if bias is None else bindings.get(id(bias))
+        return Reader(call, twin, plain, made, binding, bound, self.unit_map)

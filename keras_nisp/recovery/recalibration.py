@@ -15,7 +15,7 @@ from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.plans.plan import Plan
 from keras_nisp.recovery.assigning import all_or_nothing
 from keras_nisp.recovery.batch_statistics import BatchStatistics
-from keras_nisp.recovery.compensation import check_compensation, compensate_linearly, fold_means
+from keras_nisp.recovery.compensation import check_compensation, compensate_for_removed
 from keras_nisp.recovery.pair import Pair
 
 BATCH_SIZE = 256
@@ -131,11 +131,10 @@ def repair(
         compensate, batch_size, ridge: as for `recalibrate`.
     """
     with all_or_nothing(model):
-        if pair is not None and compensate == "mean":
-            fold_means(pair, samples, batch_size)
-        elif pair is not None and compensate is not None:
-            compensate_linearly(pair, samples, batch_size, ridge)
-        _renew_statistics(model, samples, batch_size)
+        if pair is None or compensate is None:
+            _renew_statistics(model, samples, batch_size)
+        else:
+            compensate_for_removed(pair, samples, batch_size, compensate != "mean", ridge)
 
 
 def _check(original, plan, compensate, ridge) -> None:

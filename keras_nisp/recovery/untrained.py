@@ -5,9 +5,9 @@ import hashlib
 import weakref
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.keras_graph.rounding import relative_difference
 from keras_nisp.recovery.pair import Pair, Reader
 
@@ -24,21 +24,21 @@ def untrained(pair: Pair):
     """
     if _MADE.get(pair.small) != _digest(pair.readers):
         for reader in pair.readers:
-            _check_untrained(reader, pair.unit_map, pair.small)
+            _check_untrained(reader, pair.small)
     yield
     _MADE[pair.small] = _digest(pair.readers)
 
 
-def _check_untrained(reader: Reader, unit_map: UnitMap, model: keras.Model) -> None:
-    (read,), (create,) = reader.kernel.read, reader.kernel.create
-    outputs, made = reader.kernel.axes[create], reader.made
-    kernel = unit_map.read(tf.convert_to_tensor(reader.kernel.variable), read, reader.units)
-    pairs = [(made.kernel, unit_map.own(kernel, create, outputs))]
-    if reader.bias is not None:
-        bias = tf.convert_to_tensor(reader.bias)
-        pairs.append((made.bias, unit_map.own(bias, 0, outputs)))
+def _check_untrained(reader: Reader, model: keras.Model) -> None:
+    kernel = reader.unit_map.read(tf.constant(reader.kernel()), 1, reader.units)
+    pairs = [(reader.made.kernel, reader.laid_out(np.asarray(kernel)))]
+    if (bias := reader.bias()) is not None:
+        pairs.append((reader.made.bias, bias))
     for variable, value in pairs:
-        if relative_difference(value, tf.convert_to_tensor(variable)) > SAME:
+        if (
+            relative_difference(tf.cast(value, variable.dtype), tf.convert_to_tensor(variable))
+            > SAME
+        ):
             raise ValueError(
                 f"Expected the weights of model '{model.name}' as `rebuild` made them. Received a "
                 f"{variable.name} of layer '{reader.twin.path}' that is another: it was trained "

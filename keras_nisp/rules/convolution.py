@@ -6,7 +6,15 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.channels.registry import register_rule
-from keras_nisp.channels.rule import PlainKernel, Rule, absolute, channel_axis, positions, spread
+from keras_nisp.channels.rule import (
+    PlainKernel,
+    Rule,
+    Window,
+    absolute,
+    channel_axis,
+    positions,
+    spread,
+)
 from keras_nisp.rules.activation import activated
 
 
@@ -58,6 +66,11 @@ def _settings(layer) -> dict:
         "dilation_rate": tuple(layer.dilation_rate),
         "data_format": "channels_last",
     }
+
+
+def _window(layer, transposed: bool = False) -> Window:
+    sizes = (tuple(layer.kernel_size), tuple(layer.strides), tuple(layer.dilation_rate))
+    return Window(*sizes, layer.padding, transposed)
 
 
 def _causal(layer, x, settings):
@@ -135,8 +148,9 @@ class Convolution(_Convolution):
     def groups(self, layer):
         return layer.groups
 
-    def plain_kernel(self, layer):
-        return PlainKernel(layer.kernel, layer.bias) if layer.groups == 1 else None
+    def plain_kernels(self, layer):
+        plain = PlainKernel(layer.kernel, layer.bias, -2, 0, _window(layer), layer.groups)
+        return [plain] if layer.kernel.shape[-2] > 1 or layer.groups == 1 else []
 
     def drops_groups(self, call) -> bool:
         """Whether whole groups are removed."""
@@ -207,8 +221,8 @@ class TransposedConvolution(_Convolution):
 
     convolves = False
 
-    def plain_kernel(self, layer):
-        return PlainKernel(layer.kernel, layer.bias)
+    def plain_kernels(self, layer):
+        return [PlainKernel(layer.kernel, layer.bias, -1, 0, _window(layer, transposed=True))]
 
     def outputs(self, call, inputs, x, applied):
         layer = call.layer

@@ -28,8 +28,8 @@ class Dense(Rule):
     def resize(self, call, config, width):
         return {**config, "units": width(call.outputs[0].line(-1))}
 
-    def plain_kernel(self, layer):
-        return PlainKernel(layer.kernel, layer.bias)
+    def plain_kernels(self, layer):
+        return [PlainKernel(layer.kernel, layer.bias)]
 
     def absolute(self, call, x):
         return tf.tensordot(x, absolute(call.layer.kernel), 1)
@@ -75,11 +75,13 @@ class EinsumDense(Rule):
                 shape[entry] = width(output.line(axis))
         return {**config, "output_shape": tuple(shape)}
 
-    def plain_kernel(self, layer):
+    def plain_kernels(self, layer):
         """A matrix only: one of more axes reads, or creates, several."""
         bias = layer.bias
-        plain = len(layer.kernel.shape) == 2 and (bias is None or len(bias.shape) == 1)
-        return PlainKernel(layer.kernel, bias) if plain else None
+        if len(layer.kernel.shape) != 2 or (bias is not None and len(bias.shape) != 1):
+            return []
+        tensor, kernel = layer.equation.split("->")[0].replace(" ", "").split(",")
+        return [PlainKernel(layer.kernel, bias, 0 if kernel[0] in tensor else 1)]
 
     def absolute(self, call, x):
         return tf.einsum(call.layer.equation, x, absolute(call.layer.kernel))

@@ -185,8 +185,8 @@ class SpectralNormalization(Rule):
         call.bind(call.layer.vector_u, own={1: kernel.axes[last]})
         return names
 
-    def plain_kernel(self, layer):
-        return rule_of(layer.layer).plain_kernel(layer.layer)
+    def plain_kernels(self, layer):
+        return rule_of(layer.layer).plain_kernels(layer.layer)
 
     def inner(self, call):
         """The call of the wrapped layer."""

@@ -121,11 +121,8 @@ def rebuild_traced(
     small = surgeon.operate()
 
     def resize(variable, value):
-        if binding := channel_map.bindings.get(id(variable)):
-            for axis, units in binding.axes.items():
-                change = unit_map.read if axis in binding.read else unit_map.own
-                value = change(value, axis, units)
-        return value
+        binding = channel_map.bindings.get(id(variable))
+        return value if binding is None else unit_map.resized(binding, value)
 
     surgeon.transfer(resize)
     twins = list(surgeon.variables())
