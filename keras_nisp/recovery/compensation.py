@@ -118,15 +118,15 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, sett
                 fit.add(call, x, z)
             fit.assign()
         both = call.layer, other.operation
-        if (known := rule_of(both[0]).normalisation(both[0])) is not None:
-            if both[0] not in statistics:
-                facts = known, rule_of(both[1]).normalisation(both[1])
-                large, small = map(BatchStatistics, both, facts)
-                statistics[both[0]] = large, small
-            for one, carrier in zip(statistics[both[0]], (original, twin), strict=True):
+        facts = [rule_of(layer).normalisation(layer) for layer in both]
+        if facts[0] is not None and facts[1] is not None:
+            if call.layer not in statistics:
+                large, small = (BatchStatistics(*pair) for pair in zip(both, facts, strict=True))
+                statistics[call.layer] = large, small
+            for one, carrier in zip(statistics[call.layer], (original, twin), strict=True):
                 for args, kwargs in carrier.arguments():
                     one.add(*args, **kwargs)
-            keep_ratio(*statistics[both[0]], pair)
+            keep_ratio(*statistics[call.layer], pair)
         original.step()
         twin.step()
 

@@ -11,9 +11,10 @@ import tensorflow as tf
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
 from keras_nisp.channels.registry import rule_of
-from keras_nisp.channels.rule import PlainKernel, channel_axis
+from keras_nisp.channels.rule import PlainKernel
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.keras_graph.recording import Step, recorded
+from keras_nisp.kernels.reading import input_axis, plain_reads
 from keras_nisp.plans.plan_fit import check_result
 
 
@@ -62,10 +63,7 @@ class Reader:
     @property
     def channel_axis(self) -> int | None:
         """Of the input, batch axis counted, along which channels lie; `None` if it has none."""
-        if self.spatial:
-            return channel_axis(self.call.layer, self.input.rank) + 1
-        axes = [axis for axis, size in enumerate(self.input.names.shape, 1) if size > 1]
-        return axes[0] if axes else None
+        return input_axis(self.call, self.plain)
 
     @property
     def width(self) -> int:
@@ -121,26 +119,22 @@ class Pair:
         """All kernels that read an input as it comes in, those of each call."""
         readers = []
         for call, twin in zip(self.large.calls, self.twins, strict=True):
-            old, new = (rule_of(op).plain_kernels(op) for op in (call.layer, twin.operation))
-            if len(old) == len(new):
+            every = rule_of(call.layer).plain_kernels(call.layer)
+            made = rule_of(twin.operation).plain_kernels(twin.operation)
+            if len(every) == len(made):
+                reads = plain_reads(self.large, call)
+                by_kernel = {id(old.kernel): new for old, new in zip(every, made, strict=True)}
                 readers += [
-                    self._reader(call, twin, *kernels) for kernels in zip(old, new, strict=True)
+                    self._reader(call, twin, plain, by_kernel[id(plain.kernel)]) for plain in reads
                 ]
-        return [reader for reader in readers if reader is not None]
+        return readers
 
-    def _reader(self, call, twin, plain: PlainKernel, made: PlainKernel) -> Reader | None:
-        """The reader, unless the kernel's channels are not those of the input."""
+    def _reader(self, call: Call, twin: Step, plain: PlainKernel, made: PlainKernel) -> Reader:
         bindings = self.large.bindings
-        binding, bias = bindings.get(id(plain.kernel)), plain.bias
-        if binding is None or binding.low_rank:
-            return None
         axis = plain.axis % len(plain.kernel.shape)
-        names = call.inputs[plain.argument].names.ravel()
-        if not np.array_equal(binding.axes.get(axis), names[: len(names) // plain.groups]):
-            return None
-        first = 0 if plain.window is None else len(plain.window.size)
+        first, bias = 0 if plain.window is None else len(plain.window.size), plain.bias
         outputs = [n for i, n in enumerate(plain.kernel.shape) if i >= first and i != axis]
         if bias is not None and math.prod(bias.shape) != math.prod(outputs):
             bias = None  # that of a GRU has two rows
         bound = None if bias is None else bindings.get(id(bias))
-        return Reader(call, twin, plain, made, binding, bound, self.unit_map)
+        return Reader(call, twin, plain, made, bindings[id(plain.kernel)], bound, self.unit_map)

@@ -39,12 +39,12 @@ def recalibrate(
 
     A pruned channel leaves the sums that later layers were normalised for. New means and
     variances over a few thousand samples recover much of the accuracy. Give `original` and `plan`
-    for far more: the remaining channels make up for the removed ones. Each channel of the
-    original is predicted from the kept ones, by ridge regression over samples and positions, and
-    what kernels read of it is added to what they read of those. With `compensate="mean"`, which
-    takes less time, only the mean of what is missing is made up for, in biases, for layers that no
-    BatchNormalization follows, such as the classifier. In a network without any, the signal that
-    remains shrinks from layer to layer, and such means can outweigh it.
+    for far more: the remaining channels make up for the removed ones. What each kernel gave in the
+    original is predicted from what it still reads, by ridge regression over samples and positions,
+    with weights of its own for each tap. BatchNormalization gets the statistics of the original,
+    changed as those of the samples changed. With `compensate="mean"` only the mean of what is
+    missing is made up for, in biases and BatchNormalization. In a network without any, the signal
+    that remains shrinks from layer to layer, and such means can outweigh it.
 
     Call it without `original` once more after a short fine-tuning: moving means and variances
     follow training slowly (Keras' momentum is 0.99, that of some networks 0.999), and after a few
@@ -57,22 +57,21 @@ def recalibrate(
         calibration: samples, as for `NISP`.
         original: the model it was pruned from. It is not changed.
         plan: the plan that it was pruned by.
-        max_samples: how many samples are used. `"linear"` keeps what both networks make of all
-            samples in memory, layer by layer: it takes 1,024 of them at most, and fewer where
-            that would need more than 2 GiB (some 100 images of 224 x 224 pixels in a ResNet-50).
+        max_samples: how many samples are used. With `original`, what both networks make of all
+            samples is kept in memory, layer by layer: at most 1,024 of them are taken, and fewer
+            where that would need more than 1 GiB.
         batch_size: each batch is normalised by its own statistics on its way through.
         seed: for sampling calibration data.
         verbose: 1 shows a progress bar while data are read.
         compensate: what makes up for the channels that are gone: `"linear"` or `"mean"`, which
             take `original` and `plan`, or `None` for nothing. `"auto"` is `"linear"` if these two
-            are given, and nothing otherwise. Passed over are layers whose
-            kernel does not read its input directly (depthwise, separable and grouped
-            convolutions, recurrent layers, attention), and by `"mean"` those without a bias.
-            `"linear"` gives layers that are called several times, or read more than 4,096 kept
-            features, the mean only.
-        ridge: for `"linear"`: what is added to the variance of each kept channel, over the mean of
-            these variances. The larger it is, the closer kernels stay to what they were. By
-            default generalised cross-validation chooses it for each layer.
+            are given, and nothing otherwise. Passed over are kernels that do not read an input of
+            their layer as it comes in (depthwise and separable convolutions, recurrent layers,
+            attention). Taps share one map where there are fewer than five positions for each
+            weight; kernels that read more than 4,096 kept features get the mean only.
+        ridge: for `"linear"`: what is added to the variance of each feature, over this variance.
+            The larger it is, the closer kernels stay to what they were. By default what predicts
+            one half of the samples best from the other, for each kernel.
 
     Returns:
         The model itself.

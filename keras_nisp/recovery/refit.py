@@ -8,10 +8,10 @@ import tensorflow as tf
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.unit_map import DROPPED
 from keras_nisp.keras_graph.masks import mask_of, spread_mask
+from keras_nisp.kernels.patches import patches, positions_first, read_positions
+from keras_nisp.kernels.regression import FOLDS, Moments
 from keras_nisp.recovery.assigning import assign_finite, check_finite
 from keras_nisp.recovery.pair import Reader
-from keras_nisp.recovery.patches import patches, positions_first, read_positions
-from keras_nisp.recovery.regression import FOLDS, Moments
 
 MOST_FEATURES = 4096  # solving for more takes too long
 ROWS = 16  # for each feature: more of the same samples say little that is new
