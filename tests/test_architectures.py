@@ -1,5 +1,6 @@
 """Whole architectures: halved, compared with their oracle, saved, trained on."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -58,11 +59,18 @@ def outputs(model, samples):
     return keras.tree.map_structure(np.asarray, model(samples, training=False))
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_halved(name):
+@functools.cache  # tests leave them as they are
+def halved(name, importance=kn.NISP):
     model, samples = build(name)
-    plan = kn.plan_pruning(model, kn.NISP(samples), ratio=0.5)
-    small = kn.rebuild(model, plan)
+    importance = importance(samples) if importance is kn.NISP else importance()
+    plan = kn.plan_pruning(model, importance, ratio=0.5)
+    return model, samples, plan, kn.rebuild(model, plan)
+
+
+@pytest.mark.parametrize("importance", [kn.NISP, pytest.param(kn.Random, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SMALL)
+def test_halved(name, importance):
+    model, samples, plan, small = halved(name, importance)
     result = kn.verify(small, model, plan, samples, tolerance=EXACT)
     assert result.ok, result
     assert result.scale > 0.01
@@ -76,19 +84,16 @@ def test_halved(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_saved_and_trained(name, tmp_path):
-    model, samples = build(name)
-    plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
-    small = kn.rebuild(model, plan)
-    assert kn.verify(small, model, plan, samples, tolerance=EXACT).ok
+    _, samples, _, small = halved(name)
     small.save(tmp_path / "small.keras")
     loaded = keras.saving.load_model(tmp_path / "small.keras")
     before = outputs(small, samples)
     keras.tree.map_structure(np.testing.assert_array_equal, before, outputs(loaded, samples))
     losses = keras.tree.map_structure(lambda _: "mse", before)
-    small.compile("sgd", losses, run_eagerly=True)
+    loaded.compile("sgd", losses, run_eagerly=True)
     targets = keras.tree.map_structure(lambda y: np.zeros_like(y) + y.mean(), before)
-    small.fit(samples, targets, batch_size=16, verbose=0)
-    after = keras.tree.flatten(outputs(small, samples))
+    loaded.fit(samples, targets, batch_size=16, verbose=0)
+    after = keras.tree.flatten(outputs(loaded, samples))
     for old, new in zip(keras.tree.flatten(before), after, strict=True):
         assert np.isfinite(new).all()
         assert not np.array_equal(old, new)
@@ -112,8 +117,7 @@ def test_heads_and_mlp_of_a_vision_transformer():
 
 def test_base_of_transfer_learning():
     """A nested base keeps its place and the names of its layers; augmentation stays."""
-    model, _ = build("transfer_learning")
-    small = kn.rebuild(model, kn.plan_pruning(model, kn.Random(), ratio=0.5))
+    model, _, _, small = halved("transfer_learning")
     assert isinstance(small, keras.Sequential)
     old, new = model.layers[2], small.layers[2]
     assert new.name == old.name

@@ -54,7 +54,7 @@ def test_masked_and_pruned_model_agree(net, kwargs):
     model = compiled(randomise(net()), **kwargs)
     x, y = training(model)
     pruner = kn.NISPPruner(x, flops_reduction=0.5, verbose=0)
-    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
+    model.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[pruner])
     assert pruner.plan.flops_reduction >= 0.5
     assert pruner.pruned_model.count_params() < model.count_params()
     agree(model, pruner.pruned_model, x)

@@ -208,7 +208,8 @@ def test_settings_of_sgd(settings):
     model = randomise(small_residual())
     plan = kn.plan_merging(model, ratio=0.5)
     optimizer = kn.CentripetalSGD(0.02, 0.9, plan=plan, steps=400, **settings)
-    fit(model, optimizer, 400 * settings.get("gradient_accumulation_steps", 1))
+    steps = 400 * settings.get("gradient_accumulation_steps", 1)
+    fit(model, optimizer, steps, steps_per_execution=50)
     assert kn.deviation(model, plan).relative < 1e-5
 
 
@@ -285,7 +286,7 @@ def test_other_optimizers(make):
     model = randomise(small_residual())
     plan = kn.plan_merging(model, ratio=0.5)
     first = kn.deviation(model, plan).relative
-    fit(model, kn.Centripetal(make(), plan, steps=300), 300)
+    fit(model, kn.Centripetal(make(), plan, steps=300), 300, steps_per_execution=50)
     assert kn.deviation(model, plan).relative < 3e-5 * first + 1e-6
     small = kn.rebuild(model, plan, verbose=0, force=True, optimizer_state=True)
     assert type(small.optimizer) is type(make())

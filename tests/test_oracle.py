@@ -14,7 +14,7 @@ EXACT = 1e-5
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 3))])
 def test_random_plans(net, seed):
     model = randomise(net(), seed)
     plan = random_plan(model, seed, low=0.1, high=0.9)

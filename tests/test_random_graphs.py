@@ -116,7 +116,7 @@ model = keras.Model(a, layers.Dense(3)(layers.GlobalMaxPooling2D()(x * gate)))""
 
 
 @pytest.mark.parametrize("kind", ["removal", "merging"])
-@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 @pytest.mark.parametrize("name", FOUND)
 def test_what_random_graphs_have_found(name, seed, kind):
     check(HEADER + FOUND[name], seed, kind)

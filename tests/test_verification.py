@@ -114,13 +114,13 @@ def paths_with_errors(model, index, rng):
     ("net", "merge"),
     [
         (image, False),
-        (image, True),
         (channels_first, False),
         (sequence, False),
-        pytest.param(sequence, True, marks=pytest.mark.slow),
-        (plain, False),
+        (plain, True),
         (nested, False),
         (shared, False),
+        *(pytest.param(net, True, marks=pytest.mark.slow) for net in (image, sequence)),
+        pytest.param(plain, False, marks=pytest.mark.slow),
     ],
     ids=lambda x: getattr(x, "__name__", x),
 )
