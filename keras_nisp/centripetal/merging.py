@@ -140,9 +140,9 @@ def _owned_units(channel_map: ChannelMap, layer: keras.Layer) -> list[np.ndarray
 
 def _check_mergeable(channel_map: ChannelMap, solver: Solver, obstacles: dict) -> None:
     """Raises if nothing can be merged, or if a layer is named that cannot."""
-    able = channel_map.free.copy()
-    able[list(obstacles)] = False
-    if not any(able[group.units].sum() > 1 for group in channel_map.groups):
+    mergeable = channel_map.free.copy()
+    mergeable[list(obstacles)] = False
+    if not any(mergeable[group.units].sum() > 1 for group in channel_map.groups):
         raise ValueError(
             f"Model '{channel_map.model.name}' has no channels that can be merged: all of them are "
             "inputs, outputs, enter a layer that takes statistics over channels, are not trained, "

@@ -18,7 +18,7 @@ from keras_nisp.latency.workload import Workload, Workloads, layer_workload
 # These are the usual ones; `LatencyTable.block` is what a machine really does.
 BLOCKS = {"x86": 16, "arm": 8, "gpu": 8}
 STEPS = (8, 16, 32, 64)  # in which machines are known to compute channels
-LEAST = 1e-9  # seconds: nothing takes no time
+SHORTEST = 1e-9  # seconds: nothing takes no time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ class LatencyTable:
 
     def _measure(self, key: str, work: Workload) -> None:
         try:
-            self._cache[key] = max(float(self.measure(work)), LEAST)
+            self._cache[key] = max(float(self.measure(work)), SHORTEST)
         except ExportError as error:
             self._failed[key] = str(error)
         if self.verbose:
@@ -188,7 +188,7 @@ class LatencyTable:
         outputs = layer_workload(keras.layers.Activation("tanh"), (shape,))
         per_flop = self._reference(kernel) / kernel.flops
         per_element = self._reference(outputs) / outputs.elements
-        return work.flops * per_flop + work.elements * per_element + LEAST
+        return work.flops * per_flop + work.elements * per_element + SHORTEST
 
     def _reference(self, work: Workload) -> float:
         """Seconds of what must be measurable for anything to be estimated."""

@@ -1,5 +1,6 @@
 """From scores and a budget to the units that are removed."""
 
+import bisect
 import contextlib
 import dataclasses
 import math
@@ -113,8 +114,8 @@ class Solver:
         stay, chosen = self.excluded | self._held(scores), [np.array([], int)]
         for group in self.channel_map.groups:
             for units in self.channel_map.blocks(group):
-                able = self._able(units, scores, stay)
-                chosen.append(able[: round(self.block_shares[units[0]] * len(units))])
+                removable = self._removable(units, scores, stay)
+                chosen.append(removable[: round(self.block_shares[units[0]] * len(units))])
         removed = self.channel_map.seen(np.concatenate(chosen))
         for creator in self.channel_map.creators:
             wanted = self.wanted_widths.get(creator.layer)
@@ -127,7 +128,7 @@ class Solver:
                 )
         return np.flatnonzero(removed)
 
-    def _able(self, units: np.ndarray, scores, stay) -> np.ndarray:
+    def _removable(self, units: np.ndarray, scores, stay) -> np.ndarray:
         """Those of the units that may go: first what is removed already, then by score."""
         units = units[~stay[units] & ~np.isnan(scores[units])]
         return units[np.lexsort((scores[units], ~self.removed[units]))]
@@ -139,7 +140,7 @@ class Solver:
         widen a residual stream, its first channels have readers in every stage, the last in one.
         """
         blocks = self.channel_map.blocks(group) if self.is_local else [group.units]
-        parts = [self._able(units, scores, stay) for units in blocks]
+        parts = [self._removable(units, scores, stay) for units in blocks]
         shares = [(np.arange(len(p)) + 0.5) / len(b) for p, b in zip(parts, blocks, strict=True)]
         units, share = np.concatenate(parts), np.concatenate(shares)
         return units[np.lexsort((scores[units], share, ~self.removed[units]))]
@@ -202,14 +203,9 @@ class Solver:
                 f"be, it is {1 - least / whole:.4f}. Ask for less, or loosen `exclude`, "
                 "`min_channels`, `round_to` or `target`."
             )
-        low, high = int(np.sum(steps.priority == -np.inf)), len(steps.sizes)
-        while low < high:
-            middle = (low + high) // 2
-            if left(middle) <= target:
-                high = middle
-            else:
-                low = middle + 1
-        return steps.units[: ends[low]]
+        gone, every = int(np.sum(steps.priority == -np.inf)), range(len(steps.sizes))
+        count = bisect.bisect_left(every, True, lo=gone, key=lambda count: left(count) <= target)
+        return steps.units[: ends[count]]
 
     def _measure(self, scores) -> tuple[Callable[[np.ndarray], float], str]:
         if self.budget.kind == "flops_reduction":

@@ -268,7 +268,7 @@ class NISPPruner(keras.callbacks.Callback):
         self._state.step += done - self._done if done > self._done else done
         self._state.batches = self._batches()
         self._done = done
-        self._masks.hold()
+        self._masks.apply_if_trained_again()
         self._prune_if_due()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:

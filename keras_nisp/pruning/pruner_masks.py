@@ -54,7 +54,7 @@ class Masks:
         self.apply()
         self.removed, self.steps_ignore = removed, None
 
-    def hold(self) -> None:
+    def apply_if_trained_again(self) -> None:
         """Applies masks after a step that does not apply the constraints of variables itself."""
         if self.steps_ignore is None:  # the first step since masks have changed tells
             self.steps_ignore = bool(trained_again(self.map, self.removed))

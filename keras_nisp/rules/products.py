@@ -9,6 +9,7 @@ import string
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from opt_einsum.parser import parse_einsum_input
 
 from keras_nisp.channels.channel_map import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
@@ -19,23 +20,11 @@ def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:
     """The letters of each operand's axes and of the result's, ellipses expanded.
 
     Args:
-        equation: an einsum equation with an arrow.
+        equation: an einsum equation.
         ranks: of the operands, batch axis counted.
     """
-    equation = equation.replace(" ", "")
-    inputs, output = equation.split("->")
-    free = [c for c in string.ascii_uppercase if c not in equation]
-    missing = [
-        rank - len(term.replace("...", ""))
-        for term, rank in zip(inputs.split(","), ranks, strict=True)
-        if "..." in term
-    ]
-    more = "".join(free[: max(missing, default=0)])
-    terms = []
-    for term, rank in zip(inputs.split(","), ranks, strict=True):
-        count = rank - len(term.replace("...", ""))
-        terms.append(term.replace("...", more[len(more) - count :]))
-    return terms, output.replace("...", more)
+    terms, output, _ = parse_einsum_input((equation, *(np.ones((1,) * rank) for rank in ranks)))
+    return terms.split(","), output
 
 
 def as_weights(x):
@@ -48,7 +37,7 @@ def trace_product(call, operands, equation: str):
     ranks = [x.rank + 1 if isinstance(x, Traced) else np.ndim(x) for x in operands]
     terms, output = parse(equation, ranks)
     tensors = [(x, t) for x, t in zip(operands, terms, strict=True) if isinstance(x, Traced)]
-    if any(term[0] != output[0] or len(set(term)) < len(term) for _, term in tensors):
+    if any(term[:1] != output[:1] or len(set(term)) < len(term) for _, term in tensors):
         return call.fix_all("which sums over samples or takes a diagonal")
     sizes: dict[str, set] = {}
     for x, term in zip(operands, terms, strict=True):
@@ -112,6 +101,7 @@ class _Product(Rule):
 @register_operations("einsum")
 class Einsum(_Product):
     def equation(self, call, ranks):
+        # Without an arrow Keras takes the result to have another shape than it has.
         return call.layer.subscripts if "->" in call.layer.subscripts else None
 
 

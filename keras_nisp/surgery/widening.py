@@ -212,11 +212,11 @@ def _sources(channel_map: ChannelMap, wide_map: ChannelMap, copies: np.ndarray) 
 
 def _positions(units: np.ndarray, wide_units: np.ndarray, source: np.ndarray) -> np.ndarray:
     """For each position of a wide axis, the position it copies: the n-th of a unit the n-th."""
-    turn, wide_turn = occurrences(units), occurrences(wide_units)
-    turns = turn.max() + 1
-    keys = units * turns + turn
+    nth, wide_nth = occurrences(units), occurrences(wide_units)
+    most = nth.max() + 1
+    keys = units * most + nth
     order = np.argsort(keys)
-    wanted = source[wide_units] * turns + wide_turn
+    wanted = source[wide_units] * most + wide_nth
     found = np.searchsorted(keys, wanted, sorter=order).clip(0, len(keys) - 1)
     if (keys[order[found]] != wanted).any():
         raise ValueError(
