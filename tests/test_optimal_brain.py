@@ -229,7 +229,7 @@ def test_layers_that_read_in_other_ways(name, importance):
         assert np.isfinite(scores[group.units]).all()
         assert np.ptp(scores[group.units]) > 0 or len(group.units) == 1
     plan = kn.plan_pruning(model, importance(data), ratio=0.4)
-    assert kn.verify(model, kn.rebuild(model, plan), plan).ok
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
