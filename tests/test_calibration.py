@@ -9,6 +9,7 @@ import keras_nisp as kn
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(96, 6)).astype("float32")
 Y = RNG.integers(0, 3, 96)
+UNLABELLED = kn.NISP, kn.LayerByLayer, kn.LRP, kn.OptimalBrainSurgeon
 
 
 def network():
@@ -46,9 +47,9 @@ def same(first, second):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("importance", [kn.NISP(), kn.LayerByLayer(), kn.NISP(X), None])
+@pytest.mark.parametrize("importance", [*(kind() for kind in UNLABELLED), kn.NISP(X), None])
 def test_one_argument_for_one_thing(model, importance):
-    expected_by = kn.LayerByLayer(X) if isinstance(importance, kn.LayerByLayer) else kn.NISP(X)
+    expected_by = kn.NISP(X) if importance is None else type(importance)(X)
     expected = kn.prune(model, expected_by, ratio=0.5, calibration=X, verbose=0)
     data = Once()
     same(kn.prune(model, importance, ratio=0.5, calibration=data, verbose=0), expected)

@@ -415,7 +415,10 @@ def test_responses_of_folded_positions_and_masks(name):
     """Importances and clusterings that look at data take positions as those of their sample."""
     model = between(name)
     x = example_inputs(model, 16)
-    for importance in (kn.LayerByLayer(x), kn.Taylor((x, np.zeros((16, 3))), loss="mse")):
+    for importance in (
+        *(kn.LayerByLayer(x), kn.Taylor((x, np.zeros((16, 3))), loss="mse")),
+        *(kn.LRP(x), kn.SynFlow(), kn.OptimalBrainSurgeon(x)),
+    ):
         plan = kn.plan_pruning(model, importance, ratio=0.5)
         assert plan.params_reduction > 0
     plan = kn.plan_merging(model, ratio=0.5, clustering="activations", calibration=x)

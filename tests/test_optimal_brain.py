@@ -187,18 +187,22 @@ def test_masked_steps_do_not_count():
 
 
 def test_wide_groups_in_batches():
-    """Three channels at a time: each score is still the error of all that are gone by then."""
-    width = 1100
+    """Several channels at a time: each score is still the error of all that are gone by then, and
+    of two that are alike only one is free."""
+    width = 520
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(3000, 40)) @ rng.normal(size=(40, width))).astype("float32")
     x += rng.normal(size=x.shape).astype("float32")
+    x[:, :3] = x[:, 3:6]
     channel_map = kn.trace(reading(layers.Dense(5, name="head"), width=width))
-    importance = kn.OptimalBrainSurgeon(x, **EXACT, max_samples=3000)
+    importance = kn.OptimalBrainSurgeon(x, 1e-6, max_samples=3000)
     scores = importance(channel_map)[units_of(channel_map, "wide")]
     kernel, order = np.asarray(channel_map.model.get_layer("head").kernel), np.argsort(scores)
-    for count in (3, 4, 5, 500):
+    assert set(order[:3] % 3) == {0, 1, 2}
+    assert (np.sort(order[:3]) < 6).all()
+    for count in (4, 5, 9, 100, 500):
         expected = share_lost(x, kernel, order[:count], True)
-        np.testing.assert_allclose(scores[order[count - 1]], expected, rtol=1e-3)
+        np.testing.assert_allclose(scores[order[count - 1]], expected, rtol=1e-2)
 
 
 ENDINGS = {

@@ -132,7 +132,10 @@ def test_models_bound_to_a_batch_size(kind):
     for state in states:
         state.assign(np.full(state.shape, 0.7))
     labels = np.zeros((10, 2))
-    for importance in (kn.NISP(X), kn.Taylor((X, labels), "mse"), kn.LayerByLayer(X)):
+    for importance in (
+        *(kn.NISP(X), kn.Taylor((X, labels), "mse"), kn.LayerByLayer(X)),
+        *(kn.LRP(X), kn.SynFlow(), kn.OptimalBrainSurgeon(X)),
+    ):
         plan = kn.plan_pruning(model, importance, ratio=0.5)
         small = kn.rebuild(model, plan)
         assert kn.verify(small, model, plan).relative < 1e-5
@@ -148,7 +151,8 @@ def test_scores_do_not_depend_on_the_batch_size():
     for batch in (4, None):
         keras.utils.set_random_seed(0)
         model = bound(batch, lambda x: layers.Flatten()(layers.Conv1D(6, 2)(x)))
-        scores.append([f(kn.trace(model)) for f in (kn.NISP(X[:8]), kn.LayerByLayer(X[:8]))])
+        kinds = kn.NISP, kn.LayerByLayer, kn.LRP, kn.OptimalBrainSurgeon
+        scores.append([kind(X[:8])(kn.trace(model)) for kind in kinds])
         assert kn.profile(model).total.flops == 3 * 2 * 3 * 6 + 18 * 5 + 5 * 2
     np.testing.assert_allclose(*scores, rtol=1e-4)
 

@@ -40,6 +40,8 @@ FLOPS = 300 * 3 * 3 * 8 + 8 * 6 + 6 * 2
         lambda: kn.NISP(X),
         lambda: kn.NISP(x for x in [X]),
         lambda: kn.LayerByLayer(X),
+        lambda: kn.LRP(X),
+        lambda: kn.OptimalBrainSurgeon(X),
         lambda: kn.Taylor((X, np.zeros((8, 2))), "mse"),
     ],
 )

@@ -33,7 +33,7 @@ class LRP(Importance):
     the mean over samples.
 
     Args:
-        calibration: samples without labels, as for `NISP`.
+        calibration: samples without labels, as for `NISP`; by default likewise.
         max_samples: how many samples are used.
         seed: for sampling calibration data.
         verbose: 1 shows a progress bar while data are read.
@@ -55,7 +55,11 @@ class LRP(Importance):
     """
 
     def __init__(
-        self, calibration: Any, max_samples: int = MAX_SAMPLES, seed: int = 0, verbose: int = 0
+        self,
+        calibration: Any = None,
+        max_samples: int = MAX_SAMPLES,
+        seed: int = 0,
+        verbose: int = 0,
     ) -> None:
         self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.max_samples = max_samples

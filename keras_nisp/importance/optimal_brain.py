@@ -16,7 +16,8 @@ from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.base import Importance, run, scored_where
 from keras_nisp.keras_graph.masks import mask_of, spread_mask
 
-MOST_ROUNDS = 512  # in wider groups several channels are removed at a time
+MOST_ROUNDS = 512  # of a channel each
+ROUNDS = 64  # about so many, with several channels at a time, in wider groups
 MOST_VALUES = 1 << 23  # of a batch that second moments are taken over: positions times channels
 
 
@@ -37,9 +38,10 @@ class OptimalBrainSurgeon(Importance):
 
         W -= P[:, i] W[i] / P[i, i]        P -= P[:, i] P[i, :] / P[i, i]
 
-    and so on. The score of a channel is the sum of `s` up to its removal: the share of what its
-    readers take in that is lost when it goes, with all that have a lower score, summed over the
-    readers. That is a rank and an error at once, on one scale for all groups.
+    and so on; of more than 512 channels several at a time. The score of a channel is the sum of
+    `s` up to its removal: the share of what its readers take in that is lost when it goes, with
+    all that have a lower score, summed over the readers. That is a rank and an error at once, on
+    one scale for all groups.
 
     Taps of a kernel, pixels of a channel that is flattened, and groups of a convolution share the
     second moments of their channels: what one pixel says of the next is not used. A kernel that
@@ -49,7 +51,7 @@ class OptimalBrainSurgeon(Importance):
     channels without a kernel, the channels themselves are to be made up for.
 
     Args:
-        calibration: samples without labels, as for `NISP`.
+        calibration: samples without labels, as for `NISP`; by default likewise.
         ridge: strength of the regularisation, over the mean variance of a channel.
         max_samples: how many samples are used.
         seed: for sampling calibration data.
@@ -73,7 +75,7 @@ class OptimalBrainSurgeon(Importance):
 
     def __init__(
         self,
-        calibration: Any,
+        calibration: Any = None,
         ridge: float = 1e-3,
         max_samples: int = MAX_SAMPLES,
         seed: int = 0,
@@ -305,43 +307,60 @@ class _Problem:
         self.units, self.energy, self.inverse = units, energy, inverse
 
     def losses(self, units: np.ndarray) -> np.ndarray:
-        """What would be lost without each of these."""
-        scales = self.inverse.diagonal()
-        losses = np.maximum(self.energy.diagonal(), 0) / np.where(scales > 0, scales, 1)
-        return np.where(np.isin(units, self.units), losses[self._places(units)], 0)
+        """What would be lost without each of these alone."""
+        losses = np.zeros(len(units))
+        here, places = self._places(units)
+        losses[here] = (self.energy.diagonal() / self.inverse.diagonal())[places]
+        return np.maximum(losses, 0)
 
-    def remove(self, units: np.ndarray) -> np.ndarray:
-        """Removes channels, and gives what is lost by each after those before it.
+    def steps(self, units: np.ndarray) -> np.ndarray:
+        """What would be lost by each of these after those before it."""
+        steps = np.zeros(len(units))
+        here, places = self._places(units)
+        block, root = self.energy[np.ix_(places, places)], self._root(places)
+        steps[here] = ((root @ block) * root).sum(1)
+        return np.maximum(steps, 0)
 
-        `W W'` is kept in the place of W: it is no larger for many outputs.
-        """
+    def remove(self, units: np.ndarray) -> None:
+        """Removes channels. `W W'` is kept in the place of W: it does not grow with the outputs."""
+        _, gone = self._places(units)
+        rest, root = np.delete(np.arange(len(self.units)), gone), self._root(gone)
+        across, block = np.ix_(gone, rest), self.energy[np.ix_(gone, gone)]
+        shares = self.inverse[across].T @ (root.T @ root)
+        change = shares @ (self.energy[across] - block @ shares.T / 2)
+        self.energy = self.energy[np.ix_(rest, rest)] - change - change.T
+        self.inverse = self.inverse[np.ix_(rest, rest)] - shares @ self.inverse[across]
+        self.units = self.units[rest]
+
+    def _root(self, places: np.ndarray) -> np.ndarray:
+        """The inverse of the Cholesky factor of a block of the inverse."""
+        return np.linalg.inv(np.linalg.cholesky(self.inverse[np.ix_(places, places)]))
+
+    def _places(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the units are among the channels, and where."""
         here = np.isin(units, self.units)
-        gone, steps = self._places(units[here]), np.zeros(len(units))
-        block = self.energy[np.ix_(gone, gone)]
-        root = np.linalg.inv(np.linalg.cholesky(self.inverse[np.ix_(gone, gone)]))
-        steps[here] = np.maximum(((root @ block) * root).sum(1), 0)
-        shares = self.inverse[:, gone] @ (root.T @ root)
-        change = shares @ (self.energy[gone] - block @ shares.T / 2)
-        self.energy -= change + change.T
-        self.inverse -= shares @ self.inverse[gone]
-        for matrix in (self.energy, self.inverse):
-            matrix[gone] = matrix[:, gone] = 0
-        return steps
-
-    def _places(self, units: np.ndarray) -> np.ndarray:
-        return np.minimum(np.searchsorted(self.units, units), len(self.units) - 1)
+        return here, np.searchsorted(self.units, units[here])
 
 
 def _eliminate(units: np.ndarray, problems: list[_Problem]) -> np.ndarray:
-    """What is lost in all problems up to the removal of each unit, the least first."""
-    scores, lost = np.zeros(len(units)), 0.0
-    remaining, count = np.arange(len(units)), -(-len(units) // MOST_ROUNDS)
-    while len(remaining):
-        losses = sum((problem.losses(units[remaining]) for problem in problems), start=np.zeros(1))
-        order = np.argsort(np.broadcast_to(losses, remaining.shape), kind="stable")[:count]
-        gone = remaining[order]
+    """What is lost in all problems up to the removal of each unit, the least first.
+
+    In wide groups several go at a time, as long as each costs less, after those before it, than
+    the next one that is not among them: of two that are alike only one does.
+    """
+    scores, lost, remaining = np.zeros(len(units)), 0.0, np.arange(len(units))
+    most = 1 if len(units) <= MOST_ROUNDS else len(units) // ROUNDS
+    while problems and len(remaining):
+        losses = np.sum([problem.losses(units[remaining]) for problem in problems], 0)
+        order = np.argsort(losses, kind="stable")
+        gone = remaining[order[:most]]
+        steps = np.sum([problem.steps(units[gone]) for problem in problems], 0)
+        if most < len(remaining):
+            dear = steps > losses[order[most]]
+            dear[0] = False
+            gone = gone[: np.argmax(dear) if dear.any() else None]
         for problem in problems:
-            scores[gone] += np.cumsum(problem.remove(units[gone]))
-        scores[gone] += lost
-        lost, remaining = scores[gone[-1]], np.delete(remaining, order)
+            problem.remove(units[gone])
+        scores[gone] = lost + np.cumsum(steps[: len(gone)])
+        lost, remaining = scores[gone[-1]], np.delete(remaining, order[: len(gone)])
     return scores
