@@ -185,7 +185,7 @@ def _edges(channel_map: ChannelMap) -> list[_Edge]:
                     axis,
                     _along_outputs(binding, scale),
                     [],
-                    _Moments(units, _takes_constant(call, scale)),
+                    _Moments(units, _takes_constant(call, binding, scale)),
                 ),
             )
             edge.places += [(call, i) for i in holding[:1]]
@@ -221,10 +221,11 @@ def _along_outputs(binding: Binding, scale: np.ndarray | None) -> np.ndarray | f
     return scale.reshape(shape)
 
 
-def _takes_constant(call: Call, scale: np.ndarray | None) -> bool:
+def _takes_constant(call: Call, binding: Binding, scale: np.ndarray | None) -> bool:
     """Whether a bias or a normalisation makes up for a constant."""
-    plain = rule_of(call.layer).plain_kernel(call.layer)
-    return scale is not None or (plain is not None and plain.bias is not None)
+    plain = rule_of(call.layer).plain_kernels(call.layer)
+    biased = any(p.kernel is binding.variable and p.bias is not None for p in plain)
+    return scale is not None or biased
 
 
 def _table(names: np.ndarray, units: np.ndarray) -> np.ndarray:
