@@ -107,7 +107,7 @@ def test_responses_are_means_over_the_steps_that_count():
     model = tagger(use_bias=True)
     channel_map = kn.trace(model)
     (final,) = find_final_responses(channel_map)
-    units, responses = collect_responses(channel_map, final, collect(X, model))
+    units, responses = collect_responses(channel_map, final, collect(X, model).batches())
     hidden = X @ model.get_layer("hidden").kernel.numpy() + model.get_layer("hidden").bias.numpy()
     expected = np.stack([row[np.any(x != 0, -1)].mean(0) for row, x in zip(hidden, X, strict=True)])
     order = [channel_map.creators[0].units.tolist().index(unit) for unit in units]

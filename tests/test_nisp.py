@@ -113,7 +113,7 @@ def test_what_the_last_layers_read(name):
         assert all(np.isfinite(scores[units]).all() for units in wanted)
     # Each sample counts once, however often a layer reads the tensor.
     samples = data.calibration.samples(model)
-    units, responses = collect_responses(channel_map, finals[0], samples)
+    units, responses = collect_responses(channel_map, finals[0], samples.batches())
     assert responses.shape == (24 * finals[0].tensor.batch, len(units))
 
 

@@ -36,7 +36,7 @@ class LRP(Importance):
         calibration: samples without labels, as for `NISP`; by default likewise.
         max_samples: how many samples are used.
         seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read.
+        verbose: 1 shows a progress bar while data are read, and looked at.
 
     Example:
 
@@ -68,7 +68,7 @@ class LRP(Importance):
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         samples = self.calibration.samples(channel_map.model)
         total, seen = np.zeros(channel_map.count), []
-        for inputs, _ in samples.batches():
+        for inputs, _ in samples.batches(verbose=self.calibration.verbose):
             for units, relevance in _Relevance(channel_map, inputs).shares():
                 total[units] += relevance
                 seen.append(units)

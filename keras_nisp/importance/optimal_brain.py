@@ -55,7 +55,7 @@ class OptimalBrainSurgeon(Importance):
         ridge: strength of the regularisation, over the mean variance of a channel.
         max_samples: how many samples are used.
         seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read.
+        verbose: 1 shows a progress bar while data are read, and looked at.
 
     Example:
 
@@ -101,7 +101,7 @@ class OptimalBrainSurgeon(Importance):
                 edge.moments.add(tensor, call.inputs[index].names)
             return tensor
 
-        for inputs, _ in samples.batches():
+        for inputs, _ in samples.batches(verbose=self.calibration.verbose):
             run(channel_map, inputs, on_read)
         total = np.zeros(channel_map.count)
         for group in channel_map.groups:
