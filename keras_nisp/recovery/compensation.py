@@ -118,11 +118,11 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, sett
                 fit.add(call, x, z)
             fit.assign()
         both = call.layer, other.operation
-        facts = [rule_of(layer).normalisation(layer) for layer in both]
-        if facts[0] is not None and facts[1] is not None:
+        known, made = (rule_of(layer).normalisation(layer) for layer in both)
+        if known is not None and made is not None:
             if call.layer not in statistics:
-                large, small = (BatchStatistics(*pair) for pair in zip(both, facts, strict=True))
-                statistics[call.layer] = large, small
+                large = BatchStatistics(call.layer, known)
+                statistics[call.layer] = large, BatchStatistics(other.operation, made)
             for one, carrier in zip(statistics[call.layer], (original, twin), strict=True):
                 for args, kwargs in carrier.arguments():
                     one.add(*args, **kwargs)

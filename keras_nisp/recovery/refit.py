@@ -68,12 +68,11 @@ class Refit:
             table = table[np.sort(chosen)]
         for fold in range(FOLDS):
             part = np.arange(fold, len(x), FOLDS)
-            old, new = (
-                patches(positions_first(tf.gather(rows, part), axis), table) for rows in (x, z)
-            )
+            given, made = tf.gather(x, part), tf.gather(z, part)
+            old, new = (patches(positions_first(rows, axis), table) for rows in (given, made))
             if mask is not None:  # what is masked does not count later either
-                weights = positions_first(spread_mask(tf.gather(mask, part), old), axis)
-                seen = tf.reduce_any(patches(weights, table) > 0, (1, 2))
+                weights = spread_mask(tf.gather(mask, part), given)
+                seen = tf.reduce_any(patches(positions_first(weights, axis), table) > 0, (1, 2))
                 old, new = tf.boolean_mask(old, seen), tf.boolean_mask(new, seen)
             self._add(fold, old, new)
 
