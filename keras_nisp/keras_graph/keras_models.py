@@ -120,9 +120,9 @@ def is_half(model: keras.Model) -> bool:
     return any("16" in layer.compute_dtype for layer in all_layers(model))
 
 
-def ending(model: keras.Model) -> str | None:
-    """`"softmax"` or `"sigmoid"` if the model's first output comes out of one, else `None`."""
-    source = body(model).outputs[0]._keras_history
+def ending(model: keras.Model, index: int = 0) -> str | None:
+    """`"softmax"` or `"sigmoid"` if an output of the model comes out of one, else `None`."""
+    source = body(model).outputs[index]._keras_history
     while is_graph(source.operation):
         source = body(source.operation).outputs[source.tensor_index]._keras_history
     operation = source.operation

@@ -1,11 +1,12 @@
 """What compiling and training add to a model: optimizers with their slots, steps, strategies."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_nisp.keras_graph.keras_models import all_layers
+from keras_nisp.keras_graph.keras_models import all_layers, output_names
 
 
 def compile_arguments(model: keras.Model) -> dict | None:
@@ -15,6 +16,14 @@ def compile_arguments(model: keras.Model) -> dict | None:
         return None
     # Who saves a model as .h5 takes the optimizer out of its configuration.
     return {"optimizer": model.optimizer, **config.config}
+
+
+def loss_of(model: keras.Model, index: int) -> Any:
+    """The loss that a model was compiled with for an output, or `None`."""
+    loss = (compile_arguments(model) or {}).get("loss")
+    if isinstance(loss, dict):
+        return loss.get(output_names(model)[index])
+    return loss[index] if isinstance(loss, (list, tuple)) else loss
 
 
 def optimizer_of(model: keras.Model) -> keras.optimizers.Optimizer:

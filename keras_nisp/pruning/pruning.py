@@ -22,6 +22,7 @@ from keras_nisp.pruning.latency_budget import Realised, realise_latency
 from keras_nisp.recovery.compensation import check_compensation
 from keras_nisp.recovery.pair import Pair
 from keras_nisp.recovery.recalibration import repair
+from keras_nisp.recovery.teaching import check_teaching
 from keras_nisp.surgery.rebuilding import rebuild_traced
 from keras_nisp.surgery.verification import Verification, verify_traced
 
@@ -36,6 +37,7 @@ def prune(
     input_shape: InputShape | None = None,
     calibration: Any = None,
     compensate: str | None = "auto",
+    teach_steps: int = 0,
     verify: bool = True,
     verbose: int = 1,
     **keywords: Unpack[BudgetKeywords],
@@ -56,6 +58,8 @@ def prune(
             for what the kept channels tell of those that were removed (`"linear"`, and `"auto"`
             if there are `calibration` data), biases for their mean (`"mean"`), or nothing does
             (`None`).
+        teach_steps: as for `recalibrate`: with how many batches of `calibration` data the result
+            is trained to answer as the original does, without labels. 200 are a good number.
         verify: compare the result with the original whose removed channels are zeroed, as the
             function `verify` does, on samples of `calibration`, else of what the importance has
             read, else on random ones. It proves the surgery; it says nothing of the accuracy.
@@ -85,14 +89,14 @@ def prune(
     """
     budget = as_budget(budget, keywords, prune)
     check_compensation(compensate, calibration is not None, "`calibration` data")
+    check_teaching(teach_steps, calibration is not None, "`calibration` data")
     with warned_once():
         shape = {"input_shape": input_shape, "whole_groups": whole_groups}
-        return _prune(model, importance, budget, shape, calibration, compensate, verify, verbose)
+        how = {"compensate": compensate, "teach_steps": teach_steps}
+        return _prune(model, importance, budget, shape, calibration, how, verify, verbose)
 
 
-def _prune(
-    model, importance, budget, shape, calibration, compensate, verify, verbose
-) -> keras.Model:
+def _prune(model, importance, budget, shape, calibration, how, verify, verbose) -> keras.Model:
     importance, samples = as_importance(NISP() if importance is None else importance), None
     if calibration is not None:
         limits = [value.limit for value in without_data(importance).values()]
@@ -114,7 +118,7 @@ def _prune(
         looked_at = samples or importance.known_samples(model)
         text += f"; {result.verified(looked_at, verbose)}"
     if samples is not None:
-        result.repair(samples, compensate)
+        result.repair(samples, **how, verbose=verbose)
         text += f"; repaired on {len(samples):,} samples"
     elif plan.after != plan.before:
         text += "; not repaired: pass `calibration`, or call `recalibrate`; then fine-tune"
@@ -153,10 +157,16 @@ class Pruned:
         result.check()
         return result
 
-    def repair(self, samples: Samples, compensate: str | None = "auto") -> None:
+    def repair(
+        self,
+        samples: Samples,
+        compensate: str | None = "auto",
+        teach_steps: int = 0,
+        verbose: int = 0,
+    ) -> None:
         """Recalibrates the smaller model, in place."""
         pair = Pair(self.channel_map, self.unit_map, self.small)
-        repair(self.small, samples, pair, compensate)
+        repair(self.small, samples, pair, compensate, teach_steps=teach_steps, verbose=verbose)
 
 
 def pruned(

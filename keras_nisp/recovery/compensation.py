@@ -16,7 +16,6 @@ from keras_nisp.recovery.batch_statistics import BatchStatistics, keep_ratio
 from keras_nisp.recovery.carrier import Carrier, memory
 from keras_nisp.recovery.pair import Pair
 from keras_nisp.recovery.refit import Refit
-from keras_nisp.recovery.untrained import untrained
 
 COMPENSATIONS = ("auto", "linear", "mean", None)
 MOST_SAMPLES = 1024
@@ -66,11 +65,10 @@ def compensate_for_removed(
     """
     if pair.unit_map.keep.all():
         return
-    with untrained(pair):
-        samples = _some(pair, samples)
-        settings = {"linearly": linearly, "ridge": ridge}
-        single = _fit_shared(pair, samples, batch_size, settings)
-        _fit_in_turn(pair, single, samples, batch_size, settings)
+    samples = _some(pair, samples)
+    settings = {"linearly": linearly, "ridge": ridge}
+    single = _fit_shared(pair, samples, batch_size, settings)
+    _fit_in_turn(pair, single, samples, batch_size, settings)
 
 
 def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Repairs a pruned model on calibration data, without labels and without training."""
+"""Repairs a pruned model on calibration data, without labels."""
 
 import math
 from numbers import Real
@@ -17,6 +17,8 @@ from keras_nisp.recovery.assigning import all_or_nothing
 from keras_nisp.recovery.batch_statistics import BatchStatistics
 from keras_nisp.recovery.compensation import check_compensation, compensate_for_removed
 from keras_nisp.recovery.pair import Pair
+from keras_nisp.recovery.teaching import check_teaching, teach
+from keras_nisp.recovery.untrained import untrained
 
 BATCH_SIZE = 256
 
@@ -34,6 +36,7 @@ def recalibrate(
     *,
     compensate: str | None = "auto",
     ridge: float | None = None,
+    teach_steps: int = 0,
 ) -> keras.Model:
     """Repairs a pruned model in place: BatchNormalization statistics, biases, kernels.
 
@@ -53,7 +56,8 @@ def recalibrate(
     Args:
         small: the pruned model. Its moving means and variances are replaced; with `original` (and
             if it was not trained since) biases are too, and with `compensate="linear"` kernels;
-            nothing else changes, and nothing at all if something goes wrong.
+            with `teach_steps` all trainable weights; nothing else changes, and nothing at all if
+            something goes wrong.
         calibration: samples, as for `NISP`.
         original: the model it was pruned from. It is not changed.
         plan: the plan that it was pruned by.
@@ -61,8 +65,8 @@ def recalibrate(
             samples is kept in memory, layer by layer: at most 1,024 of them are taken, and fewer
             where that would need more than 1 GiB.
         batch_size: each batch is normalised by its own statistics on its way through.
-        seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read.
+        seed: for sampling calibration data, and for the order in which they teach.
+        verbose: 1 shows progress bars of reading data and of teaching.
         compensate: what makes up for the channels that are gone: `"linear"` or `"mean"`, which
             take `original` and `plan`, or `None` for nothing. `"auto"` is `"linear"` if these two
             are given, and nothing otherwise. Passed over are kernels that do not read an input of
@@ -72,14 +76,19 @@ def recalibrate(
         ridge: for `"linear"`: what is added to the variance of each feature, over this variance.
             The larger it is, the closer kernels stay to what they were. By default what predicts
             one half of the samples best from the other, for each kernel.
+        teach_steps: with how many batches of 64 samples `small` is trained after that, to answer
+            as `original` does; it takes `original` and `plan`. No labels are needed. All trainable
+            weights move, and no statistics. 200 are a good number for some hundred samples: each
+            costs about as much as a step of `fit`.
 
     Returns:
         The model itself.
 
     Raises:
         ValueError: an argument is wrong, calibration data are empty, do not fit or are not
-            finite, `original` or `plan` is missing, the model was trained since and `compensate`
-            is not `None`, or what it would get is not finite.
+            finite, `original` or `plan` is missing, nothing is trainable that is to be taught,
+            the model was trained since and `compensate` is not `None`, or what it would get is
+            not finite.
         PlanMismatchError: `plan` is not for `original`, or `small` is not its result.
 
     Example: a network whose channels depend on each other loses nothing.
@@ -101,15 +110,16 @@ def recalibrate(
     inputs, with one map for all taps and outputs of a kernel.
     """
     _check(original, plan, compensate, ridge)
+    check_teaching(teach_steps, original is not None, "`original` and `plan`")
     keras_models.check_model(small)
     samples = collect(calibration, small, max_samples, seed=seed, verbose=verbose)
     if not isinstance(calibration, Samples):
         warn_of_range(original or small, samples)
     pair = None
-    if original is not None and plan is not None and compensate is not None:
+    if original is not None and plan is not None and (compensate is not None or teach_steps):
         channel_map = plan.trace(original)
         pair = Pair(channel_map, plan.unit_map(channel_map), small)
-    repair(small, samples, pair, compensate, batch_size, ridge)
+    repair(small, samples, pair, compensate, batch_size, ridge, teach_steps, seed, verbose)
     return small
 
 
@@ -120,6 +130,9 @@ def repair(
     compensate: str | None = "auto",
     batch_size: int = BATCH_SIZE,
     ridge: float | None = None,
+    teach_steps: int = 0,
+    seed: int = 0,
+    verbose: int = 0,
 ) -> None:
     """`recalibrate` for a traced original and samples that were collected.
 
@@ -127,13 +140,16 @@ def repair(
         model: the smaller model.
         samples: the samples.
         pair: the original and the smaller model; `None` compensates for nothing.
-        compensate, batch_size, ridge: as for `recalibrate`.
+        compensate, batch_size, ridge, teach_steps, seed, verbose: as for `recalibrate`.
     """
-    with all_or_nothing(model):
-        if pair is None or compensate is None:
+    compensated = None if compensate is None else pair
+    with all_or_nothing(model), untrained(compensated):
+        if compensated is None:
             _renew_statistics(model, samples, batch_size)
         else:
-            compensate_for_removed(pair, samples, batch_size, compensate != "mean", ridge)
+            compensate_for_removed(compensated, samples, batch_size, compensate != "mean", ridge)
+        if teach_steps and pair is not None:
+            teach(pair, samples, teach_steps, seed, verbose)
 
 
 def _check(original, plan, compensate, ridge) -> None:

@@ -1,0 +1,108 @@
+"""How far the outputs of two networks are apart, as a number that adds up over small changes."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.keras_graph import keras_models, keras_training
+
+LEAST = 1e-7  # of a probability
+
+
+class Distance:
+    """Divergence of outputs from those of the original.
+
+    Probabilities (of a softmax or a sigmoid, or logits of a model that is compiled for them) are
+    compared by the Kullback-Leibler divergence, everything else by half of the squared difference
+    over the variance of an output's values. Several outputs add up.
+
+    Args:
+        channel_map: the traced model.
+        temperature: by which logits are divided, the divergence being multiplied by its square.
+            The higher, the more unlikely classes count.
+    """
+
+    def __init__(self, channel_map: ChannelMap, temperature: float = 1.0):
+        count = len(keras_models.body(channel_map.model).outputs)
+        self.kinds = [_kind(channel_map.model, i) for i in range(count)]
+        self.scales = [1.0] * count
+        self.temperature = temperature
+
+    def fit(self, outputs: list[np.ndarray]) -> None:
+        """Takes the scale of the original's outputs."""
+        for i, (kind, values) in enumerate(zip(self.kinds, outputs, strict=True)):
+            if kind == "values":
+                spread = float(np.var(np.asarray(values, np.float64), 0).mean())
+                self.scales[i] = spread or float(np.mean(np.square(values))) or 1.0
+
+    def __call__(self, before: list, after: list) -> tf.Tensor:
+        """For each sample, how far they are apart: a tensor `(samples,)`."""
+        total = 0.0
+        for kind, scale, old, new in zip(self.kinds, self.scales, before, after, strict=True):
+            old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
+            if kind == "values":
+                values = (new - old) ** 2 / (2 * scale)
+            else:
+                old, new = (_log(kind, rows, self.temperature) for rows in (old, new))
+                values = self.temperature**2 * tf.exp(old) * (old - new)
+            total += _per_sample(values) if kind == "values" else _per_sample(values, kind)
+        return total
+
+    def direction(self, outputs: list, seed: int) -> tf.Tensor:
+        """A number for each sample whose squared change is, on average over seeds, twice the
+        distance that a small change of the outputs makes: `(samples,)`.
+
+        Of probabilities it is the logarithm of that of a class drawn from them.
+        """
+        total = 0.0
+        for i, (kind, scale, new) in enumerate(zip(self.kinds, self.scales, outputs, strict=True)):
+            new = tf.cast(new, tf.float32)
+            key = [seed, i]
+            if kind == "values":
+                sign = tf.sign(tf.random.stateless_uniform(tf.shape(new), key, -1, 1))
+                total += _root_mean(sign * new / np.sqrt(scale))
+                continue
+            logs = _log(kind, new)
+            flat = tf.reshape(tf.stop_gradient(logs), (-1, logs.shape[-1]))
+            drawn = tf.random.stateless_categorical(flat, 1, key)
+            hot = tf.reshape(tf.one_hot(drawn[:, 0], logs.shape[-1]), tf.shape(logs))
+            total += _root_mean(hot * logs, kind)
+        return total
+
+
+def _log(kind: str, values: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
+    """Logarithms of probabilities along the last axis."""
+    if kind == "binary":
+        values = tf.stack([values, 1 - values], -1)
+    elif kind == "binary logits":
+        values = tf.stack([values, tf.zeros_like(values)], -1)
+    if "logits" not in kind:
+        values = tf.math.log(tf.maximum(values, LEAST))
+    return tf.nn.log_softmax(values / temperature)
+
+
+def _per_sample(values: tf.Tensor, kind: str = "values") -> tf.Tensor:
+    """Sums over classes, means over everything else."""
+    if kind != "values":
+        values = tf.reduce_sum(values, -1)
+    return tf.reduce_mean(tf.reshape(values, (len(values), -1)), 1)
+
+
+def _root_mean(values: tf.Tensor, kind: str = "values") -> tf.Tensor:
+    """Like `_per_sample`, for terms whose squares are to add up."""
+    if kind != "values":
+        values = tf.reduce_sum(values, -1)
+    values = tf.reshape(values, (len(values), -1))
+    return tf.reduce_sum(values, 1) / np.sqrt(max(values.shape[1], 1))
+
+
+def _kind(model: keras.Model, index: int) -> str:
+    """What an output holds: probabilities (`"softmax"`, `"binary"`), what a sigmoid or a softmax
+    would make of it some (`"logits"`, `"binary logits"`), or other `"values"`."""
+    if (ending := keras_models.ending(model, index)) is not None:
+        return {"softmax": "softmax", "sigmoid": "binary"}[ending]
+    loss = keras_training.loss_of(model, index)
+    if getattr(loss, "from_logits", False):
+        return "logits" if "Categorical" in type(loss).__name__ else "binary logits"
+    return "values"

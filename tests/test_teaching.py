@@ -1,0 +1,246 @@
+"""The smaller model learns from the original, without labels."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from nets import example_inputs, grouped, nested, plain, randomise, residual, shared
+
+import keras_nisp as kn
+from keras_nisp.damage.distance import Distance
+
+
+def classifier(ending="softmax", name="classifier"):
+    """A small network with BatchNormalization that answers differently from image to image."""
+    x = inputs = keras.Input((10, 10, 3))
+    for i, (filters, strides) in enumerate([(8, 1), (12, 2), (12, 1)]):
+        x = layers.Conv2D(filters, 3, strides=strides, padding="same", name=f"conv{i}")(x)
+        x = layers.BatchNormalization(name=f"bn{i}")(x)
+        x = layers.ReLU()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dropout(0.5)(x)
+    x = layers.Dense(5, activation=ending, name="head")(x)
+    model = randomise(keras.Model(inputs, x, name=name))
+    model.get_layer("head").kernel.assign(8 * model.get_layer("head").kernel)
+    return kn.recalibrate(model, example_inputs(model, 400))
+
+
+def distance(model, small, x):
+    """The mean distance of the outputs."""
+    answers = [keras.tree.flatten(net.predict(x, verbose=0)) for net in (model, small)]
+    measure = Distance(kn.trace(model))
+    measure.fit(answers[0])
+    return float(tf.reduce_mean(measure(*answers)))
+
+
+def repaired(model, x, teach_steps=0, plan=None, **kwargs):
+    plan = plan or kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    return kn.recalibrate(small, x, model, plan, teach_steps=teach_steps, **kwargs)
+
+
+def values(model):
+    return [np.asarray(weight) for weight in model.weights]
+
+
+def same(model, before):
+    return [np.array_equal(*both) for both in zip(values(model), before, strict=True)]
+
+
+# What it is good for ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["softmax", "sigmoid", None])
+def test_other_data_are_answered_better(ending):
+    """Classes, labels that are each there or not, and numbers."""
+    model = classifier(ending)
+    x, other = example_inputs(model, 400), example_inputs(model, 400, seed=7)
+    before, after = (
+        distance(model, repaired(model, x, teach_steps=steps), other) for steps in (0, 100)
+    )
+    assert after < 0.9 * before
+
+
+def test_prune_teaches():
+    model = classifier()
+    x = example_inputs(model, 128)
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    got = kn.prune(
+        model, kn.Magnitude(), ratio=0.5, calibration=x, teach_steps=5, verify=False, verbose=0
+    )
+    assert all(same(got, values(repaired(model, x, 5, plan))))
+
+
+def test_several_outputs():
+    x = inputs = keras.Input((12,))
+    x = layers.Dense(32, activation="relu", name="a")(x)
+    x = layers.Dense(32, activation="relu", name="b")(x)
+    ends = [
+        layers.Dense(4, activation="softmax", name="classes")(x),
+        layers.Dense(3, name="numbers")(x),
+    ]
+    model = randomise(keras.Model(inputs, ends))
+    model.get_layer("numbers").kernel.assign(1e3 * model.get_layer("numbers").kernel)
+    x, other = example_inputs(model, 400), example_inputs(model, 400, seed=7)
+    small, taught = (repaired(model, x, steps) for steps in (0, 200))
+    for index in range(2):
+        one, its = (keras.Model(net.inputs, net.outputs[index]) for net in (model, small))
+        better = keras.Model(taught.inputs, taught.outputs[index])
+        assert distance(one, better, other) < distance(one, its, other)
+
+
+@pytest.mark.parametrize("net", [plain, residual, nested, shared, grouped])
+def test_all_kinds_of_networks(net):
+    model = randomise(net())
+    x = example_inputs(model, 64)
+    small = repaired(model, x, teach_steps=3)
+    assert all(np.isfinite(value).all() for value in values(small))
+
+
+# What stays as it is ------------------------------------------------------------------
+
+
+def test_only_trainable_weights_move():
+    model = classifier()
+    x = example_inputs(model, 100)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "categorical_crossentropy")
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = kn.recalibrate(kn.rebuild(model, plan), x, model, plan)
+    small.get_layer("conv1").trainable = False
+    optimizer, original = small.optimizer, values(model)
+    before, slots = values(small), [np.asarray(v) for v in optimizer.variables]
+    kn.recalibrate(small, x, model, plan, compensate=None)
+    statistics = values(small)
+    small.set_weights(before)
+    kn.recalibrate(small, x, model, plan, compensate=None, teach_steps=4)
+    frozen = {id(w) for w in small.non_trainable_weights}
+    assert len(frozen) == 2 * 3 + 2
+    for weight, renewed in zip(small.weights, statistics, strict=True):
+        if id(weight) in frozen:
+            np.testing.assert_allclose(weight, renewed, rtol=1e-4, atol=1e-6)
+        else:
+            assert not np.array_equal(weight, renewed)
+    assert small.optimizer is optimizer
+    assert all(same(model, original))
+    for slot, value in zip(optimizer.variables, slots, strict=True):
+        np.testing.assert_array_equal(slot, value)
+    assert not small.get_layer("conv1").trainable
+    assert not small.losses
+
+
+def test_the_seed_decides():
+    model = classifier()
+    x = example_inputs(model, 200)
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    first, again, other = (repaired(model, x, 3, plan, seed=seed) for seed in (1, 1, 2))
+    for a, b in zip(values(first), values(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert not all(same(first, values(other)))
+
+
+def test_states_start_from_zero(rng):
+    """What a stateful layer keeps from batch to batch is that of its user."""
+    inputs = keras.Input((5, 3), batch_size=8)
+    x = layers.Dense(8, activation="relu", name="a")(inputs)
+    lstm = layers.LSTM(4, stateful=True, name="lstm")
+    model = randomise(keras.Model(inputs, layers.Dense(2)(lstm(x))))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratios={"a": 0.5})
+    small, x = kn.rebuild(model, plan), rng.normal(size=(64, 5, 3)).astype("float32")
+    small(x[:8])
+    states = [np.asarray(state) for state in small.get_layer("lstm").states]
+    kn.recalibrate(small, x, model, plan, teach_steps=3)
+    for state, before in zip(small.get_layer("lstm").states, states, strict=True):
+        np.testing.assert_array_equal(state, before)
+        assert np.abs(before).max() > 0
+
+
+# Again and again ------------------------------------------------------------------------
+
+
+def test_a_repair_can_be_repeated():
+    model = classifier()
+    x = example_inputs(model, 100)
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = repaired(model, x, 10, plan)
+    for _ in range(2):  # it is not taken for trained
+        kn.recalibrate(small, x, model, plan, teach_steps=10)
+    assert distance(model, small, x) < distance(model, repaired(model, x, 0, plan), x)
+
+
+def test_what_was_trained_stays(rng):
+    model = classifier()
+    x = example_inputs(model, 64)
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = repaired(model, x, 3, plan)
+    small.compile("sgd", "mse", jit_compile=False)
+    small.fit(x, rng.uniform(size=(64, 5)), verbose=0)
+    trained = values(small)
+    with pytest.raises(ValueError, match="trained since"):
+        kn.recalibrate(small, x, model, plan, teach_steps=3)
+    assert all(same(small, trained))
+
+
+# What goes wrong ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, "200", True, None])
+def test_bad_numbers_of_steps(steps):
+    model = randomise(plain())
+    small, no_data = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0), iter(())
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    with pytest.raises(ValueError, match="`teach_steps` to be a whole number"):
+        kn.recalibrate(small, no_data, model, plan, teach_steps=steps)
+    with pytest.raises(ValueError, match="`teach_steps` to be a whole number"):
+        kn.prune(model, ratio=0.5, calibration=no_data, teach_steps=steps)
+
+
+def test_what_it_takes():
+    model = randomise(plain())
+    with pytest.raises(ValueError, match="`original` and `plan` for teach_steps=5"):
+        kn.recalibrate(model, iter(()), teach_steps=5)
+    with pytest.raises(ValueError, match="`calibration` data for teach_steps=5"):
+        kn.prune(model, kn.Magnitude(), ratio=0.5, teach_steps=5)
+
+
+def test_nothing_to_teach():
+    model = classifier()
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    small.trainable = False
+    before = values(small)
+    with pytest.raises(ValueError, match="trainable weights"):
+        kn.recalibrate(small, example_inputs(model, 64), model, plan, teach_steps=5)
+    assert all(same(small, before))
+
+
+def test_few_samples():
+    model = classifier()
+    with pytest.warns(UserWarning, match="Teaching on 10 samples"):
+        small = repaired(model, example_inputs(model, 10), teach_steps=2)
+    assert all(np.isfinite(value).all() for value in values(small))
+
+
+def test_what_is_not_finite_changes_nothing():
+    model = classifier(None)
+    x = example_inputs(model, 64)
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = repaired(model, x, 0, plan)
+    small.get_layer("head").bias.assign([np.nan] * 5)
+    before = values(small)
+    with pytest.raises(ValueError, match=r"step 0 of teaching.*NaN.*Nothing was changed"):
+        kn.recalibrate(small, x, model, plan, compensate=None, teach_steps=5)
+    for value, old in zip(values(small), before, strict=True):
+        np.testing.assert_array_equal(value, old)
+
+
+@pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16"])
+def test_precisions(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = classifier()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = example_inputs(model, 200)
+    before, after = (repaired(model, x, steps) for steps in (0, 60))
+    assert distance(model, after, x) < distance(model, before, x)
