@@ -40,6 +40,7 @@ class Call:
         hidden: names that no tensor shows, by the label that `hide` was given.
         constants: bindings of constant arrays among the arguments, by the position of the
             argument; see `bind_constant`.
+        sources: which of the inputs kernels read as it comes in, by `id`; see `bind`.
 
     For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
     which identifies the call in the graph, `whole_groups`, whether a grouped convolution loses
@@ -60,6 +61,7 @@ class Call:
     reads: bool = False
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
     hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    sources: dict[int, int] = dataclasses.field(default_factory=dict)
     node: int | None = None
     whole_groups: bool = False
     samples: int = 1
@@ -244,6 +246,7 @@ class Call:
         read: dict[int, np.ndarray] | None = None,
         create: dict[int, np.ndarray] | None = None,
         positions: int = 0,
+        source: Traced | None = None,
     ) -> None:
         """Says which names lie along the axes of a variable.
 
@@ -256,7 +259,10 @@ class Call:
             read: axis -> names of the channels that this axis takes in.
             create: axis -> names from `create`: a kernel's output axis.
             positions: for kernels, at how many positions each element is applied.
+            source: for kernels of a layer with several inputs: which one is multiplied by it.
         """
+        if source is not None:
+            self.sources[id(variable)] = self.inputs.index(source)
         if isinstance(variable, keras.Variable):
             applied = positions * self.batch
             self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)

@@ -56,25 +56,37 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainKernel:
-    """A kernel that multiplies an input of its layer as it comes in.
+    """A kernel that multiplies an input of its layer as it comes in, or something inside.
 
     Attributes:
         kernel: the variable.
         bias: what is added to the product, of its shape without axes that are multiplied or slide;
             `None` if nothing is.
-        axis: of the kernel, along which the channels of the input lie.
-        argument: which tensor among the layer's arguments it reads.
+        axis: of the kernel, along which the channels that it reads lie; or several, in order.
+        argument: which tensor among the layer's arguments it reads, unless the trace says of the
+            kernel from which `source` it reads.
         window: how it slides; `None` where each position is multiplied by itself.
         groups: how many parts of the channels are multiplied apart, each by its part of the
             kernel's last axis.
+        inside: where it reads no argument, what it reads instead, of the arguments of a call: a
+            tensor with the channels along its last axis.
+        gives: whether the product, with the bias, leaves the layer, perhaps through an activation.
     """
 
     kernel: keras.Variable
     bias: keras.Variable | None
-    axis: int = 0
+    axis: int | tuple[int, ...] = 0
     argument: int = 0
     window: Window | None = None
     groups: int = 1
+    inside: Callable | None = None
+    gives: bool = True
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Axes of the kernel along which the channels that it reads lie."""
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        return tuple(axis % len(self.kernel.shape) for axis in axes)
 
 
 class Rule:
@@ -203,8 +215,8 @@ class Rule:
         return None
 
     def plain_kernels(self, layer: keras.Operation) -> list[PlainKernel]:
-        """The kernels that read an input as it comes in. `recalibrate` lets them make up for
-        removed channels."""
+        """The kernels that read an input as it comes in, or something inside that can be had.
+        `recalibrate` lets them make up for removed channels, one after the other."""
         return []
 
     def clamps(self, layer: keras.Operation) -> bool:

@@ -5,6 +5,7 @@ the mean of those that are merged, an axis that reads them keeps their sum.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,16 +59,16 @@ class UnitMap:
         found = order[np.searchsorted(keys, wanted, sorter=order).clip(0, len(staying) - 1)]
         return np.where(self.into[units] == DROPPED, DROPPED, found)
 
-    def resized(self, binding: "Binding", value: tf.Tensor, but: int | None = None) -> tf.Tensor:
+    def resized(self, binding: "Binding", value: tf.Tensor, but: Sequence[int] = ()) -> tf.Tensor:
         """A variable's value at its new size.
 
         Args:
             binding: of the variable.
             value: its value, or one with the same axes.
-            but: an axis that stays as it is.
+            but: axes that stay as they are.
         """
         for axis, units in binding.axes.items():
-            if axis != but:
+            if axis not in but:
                 change = self.read if axis in binding.read else self.own
                 value = change(value, axis, units)
         return value

@@ -132,6 +132,20 @@ def infer(layer: keras.Operation, /, *args, **kwargs) -> Any:
     return call_in_mode(layer, False, *args, **kwargs)
 
 
+def entering(inner: keras.Layer, layer: keras.Layer, /, *args, **kwargs) -> Any:
+    """What enters a layer inside another one, when that is called in inference mode."""
+    entered = []
+
+    def watch(called, proceed, args, kwargs):
+        if called is inner:
+            entered.append(args[0])
+        return proceed(called, *args, **kwargs)
+
+    with intercepted_calls(watch):
+        infer(layer, *args, **kwargs)
+    return entered[0]
+
+
 def call_in_mode(layer: keras.Operation, training: bool, /, *args, **kwargs) -> Any:
     """Calls a layer in training or in inference, and so all that it calls."""
     if takes_training(layer):

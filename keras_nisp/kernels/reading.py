@@ -1,5 +1,6 @@
 """Which kernels of a model read the channels of an input as they come in."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,30 @@ from keras_nisp.channels.rule import PlainKernel, channel_axis
 
 def plain_reads(channel_map: ChannelMap, call: Call) -> list[PlainKernel]:
     """The plain kernels of a call whose channels are those of the input that they read."""
-    return [
-        plain
-        for plain in rule_of(call.layer).plain_kernels(call.layer)
-        if _reads(channel_map, call, plain)
-    ]
+    every = _bound(channel_map, call, inside=False)
+    return [plain for plain in every if _reads(channel_map, call, plain)]
+
+
+def inner_reads(channel_map: ChannelMap, call: Call) -> list[PlainKernel]:
+    """The plain kernels of a call that read something inside the layer."""
+    return _bound(channel_map, call, inside=True)
+
+
+def _bound(channel_map: ChannelMap, call: Call, inside: bool) -> list[PlainKernel]:
+    plains = []
+    for plain in rule_of(call.layer).plain_kernels(call.layer):
+        binding: Any = channel_map.bindings.get(id(plain.kernel))
+        bound = binding is not None and not binding.low_rank
+        if bound and binding.axes.keys() >= set(plain.axes) and inside == bool(plain.inside):
+            argument = call.sources.get(id(plain.kernel), plain.argument)
+            plains.append(dataclasses.replace(plain, argument=argument))
+    return plains
 
 
 def _reads(channel_map: ChannelMap, call: Call, plain: PlainKernel) -> bool:
-    binding: Any = channel_map.bindings.get(id(plain.kernel))
-    if binding is None or binding.low_rank:
-        return False
-    units = binding.axes.get(plain.axis % len(plain.kernel.shape))
+    units = channel_map.bindings[id(plain.kernel)].axes[plain.axes[0]]
     names = call.inputs[plain.argument].names.ravel()
-    return units is not None and np.array_equal(units, names[: len(names) // plain.groups])
+    return np.array_equal(units, names[: len(names) // plain.groups])
 
 
 def input_axis(call: Call, plain: PlainKernel) -> int | None:

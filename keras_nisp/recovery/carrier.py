@@ -1,12 +1,13 @@
 """Runs a network call by call, so that what is changed on the way has effect further on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.rule import PlainKernel
 from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph.recording import Step, Token
 
@@ -29,9 +30,16 @@ class Carrier:
         batches = zip(*(inputs for inputs, _ in samples.batches(batch_size)), strict=True)
         self.values = {Token(-1, i): list(column) for i, column in enumerate(batches)}
 
-    def inputs(self, argument: int = 0) -> list[tf.Tensor]:
-        """What enters the next call, batch by batch: the tensor of this index."""
-        return self.values[self.steps[self.done].tokens[argument]]
+    def read(self, plain: PlainKernel, argument: int) -> Iterable[tf.Tensor]:
+        """What a kernel of the next call reads, batch by batch.
+
+        Args:
+            plain: the kernel.
+            argument: which tensor among the arguments it reads, if it is one.
+        """
+        if plain.inside is None:
+            return self.values[self.steps[self.done].tokens[argument]]
+        return (plain.inside(*args, **kwargs) for args, kwargs in self.arguments())
 
     def arguments(self) -> Iterator[tuple[tuple, dict]]:
         """What the next call is given, batch by batch."""

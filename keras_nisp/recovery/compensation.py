@@ -78,8 +78,11 @@ def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -
     by_call: dict[Any, list[Refit]] = {}
     absorbed = _absorbed(pair.large)
     for reader in pair.readers:
-        constant = reader.bias_binding is not None or reader.call.outputs[0] in absorbed
+        free = reader.plain.gives and reader.call.outputs[0] in absorbed
+        constant = reader.bias_binding is not None or free
         once = calls[reader.call.layer] == 1
+        if reader.plain.inside and not once:
+            continue  # what is read inside is not noted in all calls
         fit = None if once else shared.get(id(reader.plain.kernel))
         if fit is None:
             rows = len(samples) * reader.binding.positions  # over all calls
@@ -111,8 +114,9 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, sett
     statistics: dict[keras.Layer, tuple[BatchStatistics, BatchStatistics]] = {}
     for call, other in zip(pair.large.calls, pair.twins, strict=True):
         for fit in fits.get(call, ()):
-            argument = fit.reader.plain.argument
-            for x, z in zip(original.inputs(argument), twin.inputs(argument), strict=True):
+            plain, made = fit.reader.plain, fit.reader.made
+            given = (original.read(plain, plain.argument), twin.read(made, plain.argument))
+            for x, z in zip(*given, strict=True):
                 fit.add(call, x, z)
             fit.assign()
         both = call.layer, other.operation

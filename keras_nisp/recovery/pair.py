@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -12,15 +13,15 @@ from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import PlainKernel
-from keras_nisp.channels.unit_map import UnitMap
+from keras_nisp.channels.unit_map import DROPPED, UnitMap, segment_sum
 from keras_nisp.keras_graph.recording import Step, recorded
-from keras_nisp.kernels.reading import input_axis, plain_reads
+from keras_nisp.kernels.reading import inner_reads, input_axis, plain_reads
 from keras_nisp.plans.plan_fit import check_result
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reader:
-    """A kernel that reads an input of its layer as it comes in.
+    """A kernel that reads an input of its layer as it comes in, or something inside.
 
     Attributes:
         call: in the original.
@@ -41,11 +42,6 @@ class Reader:
     unit_map: UnitMap
 
     @property
-    def axis(self) -> int:
-        """Of the kernel, along which the input's channels lie."""
-        return self.plain.axis % len(self.plain.kernel.shape)
-
-    @property
     def spatial(self) -> int:
         """How many axes of the kernel slide: the first ones."""
         return 0 if self.plain.window is None else len(self.plain.window.size)
@@ -53,29 +49,44 @@ class Reader:
     @property
     def units(self) -> np.ndarray:
         """Units along the axis that the kernel reads: of one group of channels."""
-        return self.binding.axes[self.axis]
+        return self.binding.axes[self.plain.axes[0]]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """For each channel that the original reads, which one of the twin's it becomes."""
+        labels = np.zeros(1, int)
+        for axis in self.plain.axes:
+            units = self.binding.axes[axis]
+            new = self.unit_map.labels(units)
+            gone = (labels[:, None] == DROPPED) | (new == DROPPED)
+            labels = np.where(gone, DROPPED, labels[:, None] * self._count(units) + new).ravel()
+        return labels
 
     @property
     def input(self) -> Traced:
-        """What it reads."""
+        """What it reads, if that is no tensor inside the layer."""
         return self.call.inputs[self.plain.argument]
 
-    @property
-    def channel_axis(self) -> int | None:
-        """Of the input, batch axis counted, along which channels lie; `None` if it has none."""
-        return input_axis(self.call, self.plain)
+    def channel_axis(self, rank: int) -> int | None:
+        """Of a tensor that it reads, batch axis counted, along which channels lie; `None` if there
+        is none."""
+        return rank - 1 if self.plain.inside else input_axis(self.call, self.plain)
 
     @property
     def width(self) -> int:
         """How many channels the twin reads, of one group."""
-        return self._count(self.units)
+        return math.prod(self._count(self.binding.axes[axis]) for axis in self.plain.axes)
 
     def kernel(self) -> np.ndarray:
         """The original's kernel, at the outputs of the twin: `(taps, channels, outputs)`."""
-        value = np.asarray(self._resized(self.binding, but=self.axis))
-        value = np.moveaxis(value, self.axis, self.spatial)
-        taps = math.prod(value.shape[: self.spatial])
-        return value.reshape(taps, value.shape[self.spatial], -1)
+        axes, spatial = self.plain.axes, self.spatial
+        value = np.asarray(self._resized(self.binding, but=axes))
+        value = np.moveaxis(value, axes, range(spatial, spatial + len(axes)))
+        return value.reshape(math.prod(value.shape[:spatial]), len(self.labels), -1)
+
+    def surgery(self, kernel: np.ndarray) -> np.ndarray:
+        """A matrix `(taps, channels, outputs)` at the channels that the twin reads."""
+        return np.asarray(segment_sum(tf.constant(kernel), self.labels, self.width, 1))
 
     def bias(self) -> np.ndarray | None:
         """The original's bias, in the form of the twin's."""
@@ -83,11 +94,13 @@ class Reader:
 
     def laid_out(self, kernel: np.ndarray) -> np.ndarray:
         """A matrix `(taps, kept channels, outputs)` in the form of the twin's kernel."""
-        shape = [n for i, n in enumerate(self.made.kernel.shape) if i != self.axis]
-        shape.insert(self.spatial, kernel.shape[1])
-        return np.moveaxis(kernel.reshape(shape), self.spatial, self.axis)
+        axes, made = self.plain.axes, self.made.kernel.shape
+        shape = [n for i, n in enumerate(made) if i not in axes]
+        first, last = self.spatial, self.spatial + len(axes)
+        shape[first:first] = [made[axis] for axis in axes]
+        return np.moveaxis(kernel.reshape(shape), range(first, last), axes)
 
-    def _resized(self, binding: Binding, but: int | None = None) -> tf.Tensor:
+    def _resized(self, binding: Binding, but: Sequence[int] = ()) -> tf.Tensor:
         value = tf.cast(tf.convert_to_tensor(binding.variable), tf.float64)
         value = self.unit_map.resized(binding, value, but)
         return self.call.ask("convert", binding.variable, value, self._count)
@@ -122,7 +135,7 @@ class Pair:
             every = rule_of(call.layer).plain_kernels(call.layer)
             made = rule_of(twin.operation).plain_kernels(twin.operation)
             if len(every) == len(made):
-                reads = plain_reads(self.large, call)
+                reads = [*plain_reads(self.large, call), *inner_reads(self.large, call)]
                 by_kernel = {id(old.kernel): new for old, new in zip(every, made, strict=True)}
                 readers += [
                     self._reader(call, twin, plain, by_kernel[id(plain.kernel)]) for plain in reads
@@ -131,9 +144,9 @@ class Pair:
 
     def _reader(self, call: Call, twin: Step, plain: PlainKernel, made: PlainKernel) -> Reader:
         bindings = self.large.bindings
-        axis = plain.axis % len(plain.kernel.shape)
         first, bias = 0 if plain.window is None else len(plain.window.size), plain.bias
-        outputs = [n for i, n in enumerate(plain.kernel.shape) if i >= first and i != axis]
+        others = {*range(first), *plain.axes}
+        outputs = [n for i, n in enumerate(plain.kernel.shape) if i not in others]
         if bias is not None and math.prod(bias.shape) != math.prod(outputs):
             bias = None  # that of a GRU has two rows
         bound = None if bias is None else bindings.get(id(bias))

@@ -69,10 +69,10 @@ def recalibrate(
         verbose: 1 shows progress bars of reading data and of teaching.
         compensate: what makes up for the channels that are gone: `"linear"` or `"mean"`, which
             take `original` and `plan`, or `None` for nothing. `"auto"` is `"linear"` if these two
-            are given, and nothing otherwise. Passed over are kernels that do not read an input of
-            their layer as it comes in (depthwise and separable convolutions, recurrent layers,
-            attention). Taps share one map where there are fewer than five positions for each
-            weight; kernels that read more than 4,096 kept features get the mean only.
+            are given, and nothing otherwise. Passed over are depthwise kernels, what recurrent
+            layers read of their own states, and ConvLSTM. Taps share one map where there are fewer
+            than five positions for each weight; kernels that read more than 4,096 kept features
+            get the mean only.
         ridge: for `"linear"`: what is added to the variance of each feature, over this variance.
             The larger it is, the closer kernels stay to what they were. By default what predicts
             one half of the samples best from the other, for each kernel.

@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.unit_map import DROPPED
 from keras_nisp.keras_graph.masks import mask_of, spread_mask
 from keras_nisp.kernels.patches import patches, positions_first, read_positions
 from keras_nisp.kernels.regression import FOLDS, Moments
@@ -61,7 +60,7 @@ class Refit:
         table, mask, axis = (
             self._table(tuple(x.shape), self.by_tap),
             mask_of(x),
-            self.reader.channel_axis,
+            self.reader.channel_axis(len(x.shape)),
         )
         if self.share < 1:
             chosen = self.rng.choice(len(table), math.ceil(self.share * len(table)), replace=False)
@@ -79,7 +78,7 @@ class Refit:
     def _table(self, shape: tuple[int, ...], by_tap: bool) -> np.ndarray:
         """Positions of an input of this shape (batch axis counted) that are read for each output,
         or each of them alone."""
-        axis, window = self.reader.channel_axis, self.reader.plain.window
+        axis, window = self.reader.channel_axis(len(shape)), self.reader.plain.window
         inputs = [size for i, size in enumerate(shape) if i not in (0, axis)]
         if window is None or not by_tap:
             return np.arange(math.prod(inputs))[:, None]
@@ -104,7 +103,7 @@ class Refit:
 
     def kept(self, x: tf.Tensor) -> tf.Tensor:
         """What the twin would read, had the channels that it keeps not changed."""
-        if (axis := self.reader.channel_axis) is None:
+        if (axis := self.reader.channel_axis(len(x.shape))) is None:
             return x
         units = np.tile(self.reader.units, self.reader.plain.groups)
         return self.reader.unit_map.own(x, axis, units)
@@ -130,16 +129,14 @@ class Refit:
         if self.by_tap:
             change, constant = moments.fit(surgery, self.constant, self.ridge)
             return (surgery + change).reshape(shape), constant
-        labels = self.reader.unit_map.labels(self.reader.units)
-        alone = (labels == np.arange(self.reader.width)[:, None]) & (labels != DROPPED)
+        alone = self.reader.labels == np.arange(self.reader.width)[:, None]
         change, constant = moments.fit(alone.astype(float), self.constant, self.ridge)
         kernel = np.einsum("kc,tco->tko", alone + change, weights)
         return kernel, constant @ self._tap_sums(weights)
 
     def _surgery(self, weights) -> np.ndarray:
         """The kernel as the surgery leaves it: `(taps * kept channels, outputs)`."""
-        kernel = self.reader.unit_map.read(tf.constant(np.asarray(weights)), 1, self.reader.units)
-        return np.asarray(kernel).reshape(-1, weights.shape[-1])
+        return self.reader.surgery(weights).reshape(-1, weights.shape[-1])
 
     def _tap_sums(self, weights: np.ndarray) -> np.ndarray:
         """What an input that is 1 everywhere adds to the outputs: `(channels, outputs)`.

@@ -5,7 +5,6 @@ import hashlib
 import weakref
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_nisp.keras_graph.rounding import relative_difference
@@ -34,8 +33,7 @@ def untrained(pair: Pair | None):
 
 
 def _check_untrained(reader: Reader, model: keras.Model) -> None:
-    kernel = reader.unit_map.read(tf.constant(reader.kernel()), 1, reader.units)
-    pairs = [(reader.made.kernel, reader.laid_out(np.asarray(kernel)))]
+    pairs = [(reader.made.kernel, reader.laid_out(reader.surgery(reader.kernel())))]
     if (bias := reader.bias()) is not None:
         pairs.append((reader.made.bias, bias))
     for variable, value in pairs:

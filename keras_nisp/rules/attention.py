@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.channels.registry import register_rule
-from keras_nisp.channels.rule import Rule, absolute, positions, spread
+from keras_nisp.channels.rule import PlainKernel, Rule, absolute, positions, spread
+from keras_nisp.keras_graph import calling
 from keras_nisp.keras_graph.keras_layers import projection
 from keras_nisp.rules.products import attend
 
@@ -42,11 +43,13 @@ class _Projected(Rule):
         key_line = value_line if key is None else call.along(key, -1)
         heads, pairs, keys, values = self.hide(call)
         steps, others = positions(query.shape, -1), positions(value.shape, -1)
-        self._project(call, "query", query_line, steps, read={2: keys}, create={1: heads})
-        self._project(call, "key", key_line, others, create={1: pairs, 2: keys})
-        self._project(call, "value", value_line, others, create={1: pairs, 2: values})
+        asking, looked_up = (query, query_line, steps), (value, value_line, others)
+        keyed = (value if key is None else key, key_line, others)
+        self._project(call, "query", *asking, read={2: keys}, create={1: heads})
+        self._project(call, "key", *keyed, create={1: pairs, 2: keys})
+        self._project(call, "value", *looked_up, create={1: pairs, 2: values})
         if projection(layer, "gate") is not None:
-            self._project(call, "gate", query_line, steps, create={1: heads}, own={2: values})
+            self._project(call, "gate", *asking, create={1: heads}, own={2: values})
         output = projection(layer, "output")
         names = call.create(output.kernel.shape[-1])
         read, create = {0: heads, 1: values}, {2: names}
@@ -58,12 +61,26 @@ class _Projected(Rule):
             outputs.append(spread(heads, 0, len(call.output_shapes[1])))
         return outputs
 
-    def _project(self, call, which, inputs, steps, read=None, own=None, create=None):
+    def _project(self, call, which, source, inputs, steps, read=None, own=None, create=None):
         """Binds the kernel and bias that make queries, keys, values or gates."""
         dense, read, own = projection(call.layer, which), read or {}, own or {}
-        call.bind(dense.kernel, own=own, read={0: inputs, **read}, create=create, positions=steps)
+        reads = {0: inputs, **read}
+        call.bind(dense.kernel, own, reads, create, positions=steps, source=source)
         own = {axis - 1: names for axis, names in {**own, **create}.items()}
         call.bind(dense.bias, own=own, read={axis - 1: names for axis, names in read.items()})
+
+    def plain_kernels(self, layer):
+        makers = [projection(layer, word) for word in ("query", "key", "value", "gate")]
+        plains = [PlainKernel(d.kernel, d.bias, gives=False) for d in makers if d is not None]
+        output = projection(layer, "output")
+
+        def heads(*args, **kwargs):
+            read = calling.entering(output, layer, *args, **kwargs)
+            return tf.reshape(read, (*read.shape[:-2], -1))
+
+        if len(output.kernel.shape) == 3:
+            plains.append(PlainKernel(output.kernel, output.bias, (0, 1), inside=heads))
+        return plains
 
     def hide(self, call):
         """Names of query heads, of key and value heads, of key channels and of value channels."""

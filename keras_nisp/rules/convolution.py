@@ -44,9 +44,9 @@ class _Convolution(Rule):
     def absolute(self, call, x):
         # TensorFlow's convolutions are differentiable on a CPU in channels_last only.
         layer, rank = call.layer, len(x.shape)
+        x = self.convolve(layer, _channels_last(layer, x))
         if layer.data_format == "channels_last":
-            return self.convolve(layer, x)
-        x = self.convolve(layer, tf.transpose(x, [0, *range(2, rank), 1]))
+            return x
         return tf.transpose(x, [0, rank - 1, *range(1, rank - 1)])
 
     def convolve(self, layer, x):
@@ -66,6 +66,12 @@ def _settings(layer) -> dict:
         "dilation_rate": tuple(layer.dilation_rate),
         "data_format": "channels_last",
     }
+
+
+def _channels_last(layer, x):
+    if layer.data_format == "channels_last":
+        return x
+    return tf.transpose(x, [0, *range(2, len(x.shape)), 1])
 
 
 def _window(layer, transposed: bool = False) -> Window:
@@ -207,6 +213,15 @@ class SeparableConvolution(_Convolution):
         call.bind(layer.pointwise_kernel, read={-2: between}, create={-1: names}, positions=applied)
         call.bind(layer.bias, own={0: names})
         return names
+
+    def plain_kernels(self, layer):
+        def between(x):
+            settings = _settings(layer)
+            x = _causal(layer, _channels_last(layer, x), settings)
+            kernel = tf.cast(tf.convert_to_tensor(layer.depthwise_kernel), x.dtype)
+            return keras.ops.depthwise_conv(x, kernel, **settings)
+
+        return [PlainKernel(layer.pointwise_kernel, layer.bias, -2, inside=between)]
 
     def convolve(self, layer, x):
         settings = _settings(layer)

@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_nisp.channels.channel_map import Traced
 from keras_nisp.channels.registry import register_rule
-from keras_nisp.channels.rule import Rule, absolute, positions, spread
+from keras_nisp.channels.rule import PlainKernel, Rule, absolute, positions, spread
 from keras_nisp.keras_graph import keras_layers
 from keras_nisp.rules.activation import activated
 
@@ -79,6 +79,12 @@ class Recurrent(Rule):
         for key in ("activation", "recurrent_activation"):
             activated(call, spread(names, axis, len(state)), state, key, cell)
         return names
+
+    def plain_kernels(self, layer):
+        cell = _cells(layer)[0]  # the others read the states of the one before
+        if type(cell) not in GATES or _is_map(cell):
+            return []
+        return [PlainKernel(cell.kernel, cell.bias, gives=False)]
 
     def resize(self, call, config, width):
         if "cell" not in config:
