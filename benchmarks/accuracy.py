@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import experiments
+from experiments import curves
 from results import Rows
 from training import TASKS, Lab, use_threads
 
@@ -30,6 +31,11 @@ def main():
     parser.add_argument("--weights-dir", help="where resnet20_cifar10.npz and resnet56_... are")
     parser.add_argument("--out", default="out", help="folder for base networks and backups")
     parser.add_argument("--threads", type=int, help="limits TensorFlow to so many")
+    parts = parser.add_argument_group("curves")
+    parts.add_argument("--levels", nargs="+", type=float, default=curves.LEVELS, help="of FLOPs")
+    parts.add_argument("--epochs", nargs="+", type=int, default=[0], help="of fine-tuning")
+    parts.add_argument("--arms", nargs="+", choices=curves.ARMS, default=curves.DEFAULT)
+    parts.add_argument("--importances", nargs="+", default=curves.IMPORTANCES)
     args = parser.parse_args()
     use_threads(args.threads)
     experiment = experiments.load(args.experiment)

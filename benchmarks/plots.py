@@ -152,6 +152,63 @@ def headline() -> None:
         _save(figure, "headline")
 
 
+CURVES = {  # arms of the figure; the last is a rival, by its best importance
+    "former default": {"label": "former default: one ratio, one map for all taps"},
+    "uniform": {"label": "one ratio, kernels refitted by tap"},
+    "allocated": {"label": "the default: widths by damage, refitted by tap"},
+    "taught": {"label": "and taught by the original"},
+    "Torch-Pruning": {"label": "Torch-Pruning, BatchNorm renewed", "color": "grey", "ls": "--"},
+}
+
+
+def curves() -> None:
+    """Accuracy against FLOPs without labels, by task."""
+    tasks = {task: _unlabelled(rows) for task, rows in results("curves").items()}
+    tasks = {task: rows for task, rows in tasks.items() if len({r["level"] for r in rows}) > 2}
+    if not tasks:
+        return
+    figure, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 5 * len(tasks), 3.5), squeeze=False)
+    for axis, (task, rows) in zip(axes[0], tasks.items(), strict=True):
+        base = [row["accuracy"] for row in results("curves")[task] if row["arm"] == "base"]
+        axis.axhline(np.mean(base), color="grey", linestyle=":", label="original")
+        for arm, style in CURVES.items():
+            points = _best([row for row in rows if row["arm"] == arm])
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=".", **style)
+        axis.set_title(f"{task}, 512 images without labels")
+        axis.set_xlabel("FLOPs removed, %")
+        axis.set_ylabel("accuracy")
+    axes[0][-1].legend(fontsize=7, loc="lower left")
+    _save(figure, "curves")
+
+
+def _unlabelled(rows):
+    """NISP's rows that were not fine-tuned, and the rival's."""
+    rival = "Torch-Pruning"
+    return [
+        row
+        for row in rows
+        if row.get("epochs") == 0 and (row["importance"] == "NISP" or row["arm"] == rival)
+    ]
+
+
+def _best(rows):
+    """FLOPs removed and accuracy at each level, the mean over seeds, of the best importance."""
+    points = []
+    for level in sorted({row["level"] for row in rows}):
+        chosen = [row for row in rows if row["level"] == level]
+        means = [
+            tuple(
+                np.mean([r[key] for r in chosen if r["importance"] == name])
+                for key in ("accuracy", "flops_removed")
+            )
+            for name in {row["importance"] for row in chosen}
+        ]
+        accuracy, gone = max(means)
+        points.append((100 * gone, accuracy))
+    return points
+
+
 def _save(figure, name: str) -> None:
     FIGURES.mkdir(exist_ok=True)
     figure.tight_layout()
@@ -160,7 +217,7 @@ def _save(figure, name: str) -> None:
 
 
 def main():
-    for draw in (importances, depth, combinations, headline):
+    for draw in (importances, depth, combinations, headline, curves):
         draw()
 
 

@@ -74,7 +74,7 @@ class Rows:
         started = time.perf_counter()
         row = {**key, **compute(*args)}
         row["seconds"] = round(time.perf_counter() - started)
-        self.rows.append(row)
+        self.rows = [*load_rows(self.name), row]  # another command may have added some
         save_results(self.name, {"rows": self.rows}, self.args)
         print(row, flush=True)
         return row

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import experiments
 import results
 import training
-from experiments import claims, verdicts
+from experiments import claims, curves, verdicts
 from experiments.tables import mean_and_deviation
 
 import keras_nisp as kn
@@ -31,6 +31,7 @@ FIGURES = {  # of a row, which the table must show
     "centripetal": ("accuracy", "trained_on"),
     "headline": ("one_shot", "compensated", "merged"),
     "combinations": ("accuracy",),
+    "curves": ("accuracy",),
 }
 
 
@@ -38,6 +39,7 @@ FIGURES = {  # of a row, which the table must show
 def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     args = argparse.Namespace(data_dir=None, weights_dir=None, out=str(tmp_path))
+    vars(args).update(levels=[0.5], epochs=[0, 1], importances=["NISP"], arms=curves.DEFAULT)
     return training.Lab("digits", args)
 
 
@@ -187,6 +189,14 @@ def test_verdicts():
                 {"seed": 0, "variant": "repeated", "ratio": 0.5, "recalibrated": 0.5},
             ]
         },
+        "curves": {
+            "task": [
+                {"seed": 0, "arm": arm, "importance": "NISP", "accuracy": accuracy}
+                | {"level": level, "epochs": 0}
+                for arm, accuracy in (("uniform", 0.7), ("allocated", 0.75))
+                for level in (0.5, 0.6)
+            ]
+        },
         "combinations": {
             "task": [
                 {"arm": "baseline", "curve": [0.9]},
@@ -209,7 +219,9 @@ def test_verdicts():
     assert table.count("| points: -1.0 task: one seed |") == 2  # recalibrated, compensated
     assert "NISPMag" not in table
     assert "NISP leads" not in table  # no rival that this claim is about
-    assert len(table.splitlines()) == 11
+    assert "Widths by damage are ahead of one ratio" in table
+    assert "| points: +5.0 task: one seed |" in table
+    assert len(table.splitlines()) == 12
 
 
 def test_mean_and_deviation():

@@ -5,7 +5,10 @@ from types import ModuleType
 
 from results import rows_by_task
 
-NAMES = ("importances", "depth", "propagation", "centripetal", "headline", "combinations")
+NAMES = (
+    *("importances", "depth", "propagation", "centripetal", "headline", "combinations"),
+    "curves",
+)
 
 
 def load(name: str) -> ModuleType:

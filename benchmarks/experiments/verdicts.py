@@ -29,6 +29,7 @@ def table(results: Callable[[str], Rows], structure: list[dict]) -> str:
         *_centripetal(results("centripetal"), results("headline")),
         *_headline(results("headline")),
         *_combinations(results("combinations")),
+        *_curves(results("curves")),
     ]
     return markdown(["claim", "measured"], lines)
 
@@ -164,6 +165,34 @@ def _combinations(tasks: Rows) -> Iterator[list[str]]:
                 f"{best}, {epochs} epochs: {base:.4f} -> {ends[best]:.4f}, "
                 f"{100 * (ends[best] - base):+.2f} points{aside}",
             ]
+
+
+def _curves(tasks: Rows) -> Iterator[list[str]]:
+    """The default against what it was, and the gain of each of its parts."""
+    for better, worse, text in (
+        ("allocated", "former default", "The default is ahead of the former one"),
+        ("allocated", "uniform", "Widths by damage are ahead of one ratio"),
+        ("taught", "allocated", "Teaching is a gain on top"),
+    ):
+        gains = {task: _gain(rows, better, worse) for task, rows in tasks.items()}
+        known = {task: gain for task, gain in gains.items() if gain is not None}
+        if known:
+            text = f"{text}: NISP, half of the FLOPs, without labels"
+            yield [text, f"points: {_by_task(known, tasks)}"]
+
+
+def _gain(rows, better, worse):
+    """In points, the mean over seeds; nothing if one of both was not measured."""
+    means = [
+        [
+            row["accuracy"]
+            for row in rows
+            if (row["arm"], row.get("importance")) == (arm, "NISP")
+            and (row["level"], row["epochs"]) == (0.5, 0)
+        ]
+        for arm in (better, worse)
+    ]
+    return 100 * float(np.mean(means[0]) - np.mean(means[1])) if all(means) else None
 
 
 def _aside(rows: Iterable[dict]) -> str:
