@@ -92,7 +92,7 @@ def section(experiment: Experiment) -> str:
     _, _, text = module.__doc__.partition("\n\n")
     parts = [f"## {experiment.title}", module.__doc__.splitlines()[0], text.strip()]
     parts.append(f"```\n{command(experiment.name, results)}\n```")
-    if experiment.figure:
+    if experiment.figure and (plots.FIGURES / f"{experiment.name}.png").exists():
         parts.append(f"![{experiment.title}](figures/{experiment.name}.png)")
     if experiment.findings is not None:
         parts.append(experiment.findings(results))
