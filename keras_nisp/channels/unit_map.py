@@ -97,8 +97,12 @@ class UnitMap:
 
     def _gather(self, value, axis, units):
         keep = self.keep[units]
+        if keep.all():
+            return value
+        if not hasattr(value, "numpy"):
+            return tf.gather(value, np.flatnonzero(keep), axis=axis)
         # NumPy takes slices of small arrays far faster than an eager operation does.
-        return value if keep.all() else tf.constant(np.compress(keep, value.numpy(), axis))
+        return tf.constant(np.compress(keep, value.numpy(), axis))
 
 
 def segment_sum(value: tf.Tensor, labels: np.ndarray, count: int, axis: int) -> tf.Tensor:

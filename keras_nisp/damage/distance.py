@@ -86,14 +86,14 @@ def _per_sample(values: tf.Tensor, kind: str = "values") -> tf.Tensor:
     """Sums over classes, means over everything else."""
     if kind != "values":
         values = tf.reduce_sum(values, -1)
-    return tf.reduce_mean(tf.reshape(values, (len(values), -1)), 1)
+    return tf.reduce_mean(tf.reshape(values, (tf.shape(values)[0], -1)), 1)
 
 
 def _root_mean(values: tf.Tensor, kind: str = "values") -> tf.Tensor:
     """Like `_per_sample`, for terms whose squares are to add up."""
     if kind != "values":
         values = tf.reduce_sum(values, -1)
-    values = tf.reshape(values, (len(values), -1))
+    values = tf.reshape(values, (tf.shape(values)[0], -1))
     return tf.reduce_sum(values, 1) / np.sqrt(max(values.shape[1], 1))
 
 

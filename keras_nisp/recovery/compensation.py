@@ -97,7 +97,7 @@ def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -
         def on_read(call, index, tensor):
             for fit in by_call.get(call, ()):
                 if id(fit.reader.plain.kernel) in shared and fit.reader.plain.argument == index:
-                    fit.add(call, tensor, fit.kept(tensor))
+                    fit.add(call, tensor, fit.reader.kept(tensor))
             return tensor
 
         for inputs, _ in samples.batches(batch_size):

@@ -84,6 +84,12 @@ class Reader:
         value = np.moveaxis(value, axes, range(spatial, spatial + len(axes)))
         return value.reshape(math.prod(value.shape[:spatial]), len(self.labels), -1)
 
+    def kept(self, x: tf.Tensor) -> tf.Tensor:
+        """What the twin would read, had the channels that it keeps not changed."""
+        if (axis := self.channel_axis(len(x.shape))) is None:
+            return x
+        return self.unit_map.own(x, axis, np.tile(self.units, self.plain.groups))
+
     def surgery(self, kernel: np.ndarray) -> np.ndarray:
         """A matrix `(taps, channels, outputs)` at the channels that the twin reads."""
         return np.asarray(segment_sum(tf.constant(kernel), self.labels, self.width, 1))

@@ -77,9 +77,10 @@ def recalibrate(
             The larger it is, the closer kernels stay to what they were. By default what predicts
             one half of the samples best from the other, for each kernel.
         teach_steps: with how many batches of 64 samples `small` is trained after that, to answer
-            as `original` does; it takes `original` and `plan`. No labels are needed. All trainable
-            weights move, and no statistics. 200 are a good number for some hundred samples: each
-            costs about as much as a step of `fit`.
+            as `original` does, and to make of each sample inside what `original` makes of it; it
+            takes `original` and `plan`. No labels are needed. All trainable weights move, and no
+            statistics. 200 are a good number for some hundred samples. A step costs a step of
+            `fit` and a forward pass of `original`.
 
     Returns:
         The model itself.

@@ -101,13 +101,6 @@ class Refit:
                 new = new[:, :0]
             moments.add(fold, new, old)
 
-    def kept(self, x: tf.Tensor) -> tf.Tensor:
-        """What the twin would read, had the channels that it keeps not changed."""
-        if (axis := self.reader.channel_axis(len(x.shape))) is None:
-            return x
-        units = np.tile(self.reader.units, self.reader.plain.groups)
-        return self.reader.unit_map.own(x, axis, units)
-
     # Result -------------------------------------------------------------------------
 
     def assign(self) -> None:

@@ -1,6 +1,7 @@
 """The smaller model learns from the original, on samples without labels."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -13,13 +14,16 @@ from keras_nisp.errors import warn
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.keras_training import strategy_of
+from keras_nisp.keras_graph.walking import constant_arguments, walk
 from keras_nisp.recovery.assigning import check_finite
-from keras_nisp.recovery.pair import Pair
+from keras_nisp.recovery.pair import Pair, Reader
 
 TEMPERATURE = 2.0
+FEATURES = 50.0  # weight of what kernels read, to which the outputs have 1
 LEARNING_RATE = 1e-3
 WARMUP = 0.1  # of the steps: full ones would throw fitted weights off; then a cosine to zero
 BATCH_SIZE = 64
+SCALE_SAMPLES = 256  # by which the scale of outputs is taken
 
 
 def check_teaching(steps: Any, possible: bool, needed: str) -> None:
@@ -43,10 +47,11 @@ def check_teaching(steps: Any, possible: bool, needed: str) -> None:
 
 
 def teach(pair: Pair, samples: Samples, steps: int, seed: int = 0, verbose: int = 0) -> None:
-    """Trains the smaller model to give what the original gives.
+    """Trains the smaller model to give what the original gives, and to read what that reads.
 
-    Both are in inference: statistics of BatchNormalization stay, nothing is dropped out. Only
-    trainable weights change.
+    What kernels read of the channels that both have says far more of each sample than the outputs
+    do. Both models are in inference: statistics of BatchNormalization stay, nothing is dropped
+    out. Only trainable weights change.
 
     Args:
         pair: the original and the smaller model.
@@ -66,29 +71,22 @@ def teach(pair: Pair, samples: Samples, steps: int, seed: int = 0, verbose: int 
             f"Teaching on {len(samples)} samples: a model learns so few by heart. Expected at "
             f"least {BATCH_SIZE}, better some hundreds, or `teach_steps=0`."
         )
-    answers = outputs_of(pair.large.model, samples)
-    for answer in answers:
-        check_finite(answer, f"What '{pair.large.model.name}' gives is")
-    distance = Distance(pair.large, TEMPERATURE)
-    distance.fit(answers)
-    progress = Progress(steps, verbose)
+    distance, progress = Distance(pair.large, TEMPERATURE), Progress(steps, verbose)
+    some = samples.every(len(samples) // SCALE_SAMPLES)
+    distance.fit(outputs_of(pair.large.model, some))
     order = _batches(len(samples), min(samples.batch or BATCH_SIZE, len(samples)), seed)
     with strategy_of(small).scope():
-        learn = _learner(small, distance, steps)
+        learn = _learner(pair, distance, steps)
         for step, chosen in zip(range(steps), order, strict=False):
-            inputs, wanted = (
-                [tf.convert_to_tensor(array[chosen]) for array in arrays]
-                for arrays in (samples.inputs, answers)
-            )
-            check_finite(learn(inputs, wanted), f"What step {step} of teaching minimises is")
+            inputs = [tf.convert_to_tensor(array[chosen]) for array in samples.inputs]
+            check_finite(learn(inputs), f"What step {step} of teaching minimises is")
             progress.update(step + 1)
     for weight in small.trainable_variables:
         check_finite(weight.value, f"Taught, '{weight.path}' would be")
 
 
-def _learner(model: keras.Model, distance: Distance, steps: int) -> Callable:
-    """A step of training, compiled: it takes inputs and what is to be given, and gives the mean
-    distance from that."""
+def _learner(pair: Pair, distance: Distance, steps: int) -> Callable:
+    """A step of training, compiled: it takes inputs, and gives what it minimises."""
     warmup = round(WARMUP * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
         LEARNING_RATE / (warmup + 1),
@@ -97,20 +95,20 @@ def _learner(model: keras.Model, distance: Distance, steps: int) -> Callable:
         warmup_steps=warmup,
     )
     optimizer: Any = keras.optimizers.Adam(schedule)
-    if keras_models.is_half(model):
+    if keras_models.is_half(pair.small):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    variables = model.trainable_variables
+    variables = pair.small.trainable_variables
     optimizer.build(variables)
-    fresh = calling.recurrent_states(model)
+    readers = _compared(pair)
 
-    @tf.function(jit_compile=False)
-    def learn(inputs, wanted):
+    @tf.function(jit_compile=False, autograph=False)
+    def learn(inputs):
+        wanted, read = _run(pair.large.model, inputs, readers)
         with tf.GradientTape() as tape:
-            # What a call changes (states, seeds, losses) is forgotten.
-            states = [(state, tf.zeros(state.shape, state.dtype)) for state in fresh]
-            with keras.StatelessScope(state_mapping=states, collect_losses=True):
-                given = calling.infer(model, keras_models.structured_inputs(model, inputs))
-            loss = tf.reduce_mean(distance(wanted, keras.tree.flatten(given)))
+            given, reads = _run(pair.small, inputs, readers)
+            loss = tf.reduce_mean(distance(wanted, given))
+            for reader, old, new in zip(readers.values(), read, reads, strict=True):
+                loss += FEATURES / len(readers) * _apart(reader.kept(old), new)
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(
             scaled,
@@ -121,6 +119,50 @@ def _learner(model: keras.Model, distance: Distance, steps: int) -> Callable:
         return loss
 
     return learn
+
+
+def _compared(pair: Pair) -> dict[tuple[int, int], Reader]:
+    """Kernels by the number of their call and of the tensor that they read there: each tensor
+    once, and none that enters the model."""
+    number = {id(call): index for index, call in enumerate(pair.large.calls)}
+    known, readers = set(pair.large.inputs), {}
+    for reader in pair.readers:
+        if reader.plain.inside is None and reader.input not in known:
+            known.add(reader.input)
+            readers[number[id(reader.call)], reader.plain.argument] = reader
+    return readers
+
+
+def _run(model: keras.Model, inputs: list, wanted: Iterable) -> tuple[list, list]:
+    """What a model gives in inference, and what some of its calls take in.
+
+    What calls change (states, seeds, losses) is forgotten.
+
+    Args:
+        model: it starts from a fresh state.
+        inputs: flat.
+        wanted: pairs: of a call and of the tensor among its arguments the numbers.
+    """
+    numbers, found = itertools.count(), {}
+
+    def visit(site, args, kwargs):
+        number, constants = next(numbers), constant_arguments(site.operation)
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
+        tensors = [x for x in tensors if id(x) not in constants]
+        found.update({(number, index): x for index, x in enumerate(tensors)})
+        return calling.infer(site.operation, *args, **kwargs)
+
+    fresh = [(state, tf.zeros_like(state)) for state in calling.recurrent_states(model)]
+    with keras.StatelessScope(state_mapping=fresh, collect_losses=True):
+        given = walk(model, inputs, visit)
+    return keras.tree.flatten(given), [found[which] for which in wanted]
+
+
+def _apart(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+    """The mean square of a difference over the variance from sample to sample."""
+    old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
+    variance = tf.reduce_mean(tf.math.reduce_variance(old, 0))
+    return tf.math.divide_no_nan(tf.reduce_mean((new - old) ** 2), variance)
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
