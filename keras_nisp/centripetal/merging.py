@@ -13,12 +13,13 @@ from keras_nisp.channels.channel_map import ChannelMap, reasons_by_unit
 from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.calibration import Calibration
+from keras_nisp.importance.weights import Magnitude
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.plan_rows import owned_axes, variable_rows
-from keras_nisp.plans.planning import describe
+from keras_nisp.plans.planning import allocated, describe
 from keras_nisp.plans.recipe import recipe
 from keras_nisp.plans.solver import Solver
 
@@ -81,10 +82,10 @@ def plan_merging(
     2019, section 3.
     """
     budget = as_budget(budget, keywords, plan_merging)
-    if budget.ranking != "local":
+    if budget.allocation == "global":
         raise ValueError(
-            "Expected ranking='local': `plan_merging` scores no channels by which groups could be "
-            f"compared. Received: ranking={budget.ranking!r}"
+            "Expected another `allocation` than 'global': `plan_merging` scores no channels by "
+            "which groups could be compared."
         )
     keras_models.check_model(model)
     if calibration is not None:
@@ -94,11 +95,13 @@ def plan_merging(
     channel_map = trace(model, input_shape, whole_groups)
     channel_map.check_weights()
     obstacles = _obstacles(channel_map)
-    solver = Solver(channel_map, budget)
+    samples = None if calibration is None else calibration.samples(model)
+    budget, allocation = allocated(channel_map, budget, samples, verbose)
+    solver = Solver(channel_map, budget, allocation)
     _check_mergeable(channel_map, solver, obstacles)
     clusters = Clustering(channel_map, clustering, owners, calibration, seed)
     solver.excluded[list(obstacles)] = True
-    gone = solver.select(_even_scores(channel_map))
+    gone = solver.select(_scores(channel_map, allocation))
     unit_map = _merge(channel_map, gone, clusters, solver.excluded, verbose)
     settings = {"clustering": clustering, "owners": owners, "seed": seed}
     made = recipe("plan_merging", channel_map, budget, **settings)
@@ -157,6 +160,15 @@ def _check_mergeable(channel_map: ChannelMap, solver: Solver, obstacles: dict) -
                 f"Expected `{solver.budget.kind}` to name layers whose channels can be merged. "
                 f"Received: '{layer}', but {why[0]}. Leave it out, or use `plan_pruning`."
             )
+
+
+def _scores(channel_map: ChannelMap, allocation) -> np.ndarray:
+    """Scores by which only their numbers matter, unless damages tell those: then those of kernels."""
+    even = _even_scores(channel_map)
+    if allocation is None:
+        return even
+    scores = Magnitude()(channel_map)
+    return np.where(np.isnan(scores), even, scores)
 
 
 def _even_scores(channel_map: ChannelMap) -> np.ndarray:

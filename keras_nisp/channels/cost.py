@@ -1,11 +1,13 @@
 """Parameters, FLOPs and activation memory of a model, before and after a removal."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import keras
 import numpy as np
 
+from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.tracing import InputShape, trace
 from keras_nisp.io.tables import Column, render_table
@@ -71,6 +73,10 @@ class CostModel:
         """Number of weights if only these units are kept."""
         return sum(self._sizes(keep)) + sum(count for _, count in self._unbound)
 
+    def memory(self, keep: np.ndarray) -> int:
+        """Bytes of the outputs of all layers for one sample, if only these units are kept."""
+        return sum(_output_bytes(call, keep) for call in self.channel_map.calls)
+
     def _sizes(self, keep, wanted: Iterable[bool] | None = None) -> list[int]:
         wanted = wanted or [True] * len(self._bindings)
         return [
@@ -82,17 +88,20 @@ class CostModel:
         """Costs of every layer, by path, in the order of the walk."""
         costs = {call.path: Cost() for call in self.channel_map.calls}
         for call in self.channel_map.calls:
-            for tensor in call.outputs:
-                size = tensor.batch * int(np.prod(tensor.shape))
-                repeats = size // max(tensor.names.size, 1)
-                elements = int(np.count_nonzero(keep[tensor.names])) * repeats
-                dtype = keras.backend.standardize_dtype(_compute_dtype(call.layer))
-                costs[call.path] += Cost(memory=elements * _bytes(dtype))
+            costs[call.path] += Cost(memory=_output_bytes(call, keep))
         for size, binding in zip(self._sizes(keep), self._bindings, strict=True):
             costs[binding.layer] += Cost(size, size * binding.positions)
         for path, count in self._unbound:
             costs[path] += Cost(count)
         return costs
+
+
+def _output_bytes(call: Call, keep: np.ndarray) -> int:
+    dtype, elements = keras.backend.standardize_dtype(_compute_dtype(call.layer)), 0
+    for tensor in call.outputs:
+        repeats = tensor.batch * math.prod(tensor.shape) // max(tensor.names.size, 1)
+        elements += int(np.count_nonzero(keep[tensor.names])) * repeats
+    return elements * _bytes(dtype)
 
 
 def _compute_dtype(layer) -> str:

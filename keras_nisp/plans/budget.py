@@ -11,11 +11,21 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.tracing import Layers, trace_quietly
+from keras_nisp.errors import warn
 from keras_nisp.io.schema import StoredAs
 from keras_nisp.latency.table import BLOCKS, STEPS, LatencyTable
 
 Function = TypeVar("Function", bound=Callable)
-KINDS = ("ratio", "ratios", "widths", "flops_reduction", "params_reduction", "latency_reduction")
+KINDS = (
+    "ratio",
+    "ratios",
+    "widths",
+    "flops_reduction",
+    "params_reduction",
+    "memory_reduction",
+    "latency_reduction",
+)
+ALLOCATIONS = ("auto", "uniform", "global", "predicted", "measured")
 
 
 class BudgetKeywords(TypedDict, total=False):
@@ -26,9 +36,10 @@ class BudgetKeywords(TypedDict, total=False):
     widths: Mapping[str, int] | keras.Model | None
     flops_reduction: float | None
     params_reduction: float | None
+    memory_reduction: float | None
     latency_reduction: float | None
     latency: LatencyTable | None
-    ranking: str
+    allocation: str
     round_to: int | None
     target: str | None
     min_channels: int | float
@@ -39,24 +50,30 @@ class BudgetKeywords(TypedDict, total=False):
 class Budget:
     """How much to remove, and the limits that hold for it.
 
-    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction`, `params_reduction` and
-    `latency_reduction` is given. Functions that take a budget take it as `budget=Budget(...)`, or
-    its arguments as keywords of their own: `prune(model, importance, flops_reduction=0.5)`.
+    Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction`, `params_reduction`,
+    `memory_reduction` and `latency_reduction` is given. Functions that take a budget take it as
+    `budget=Budget(...)`, or its arguments as keywords of their own:
+    `prune(model, importance, flops_reduction=0.5)`.
 
     Args:
         ratio: share of the channels to remove, in [0, 1): of every coupled group, or of
-            the whole with `ranking="global"`.
+            the whole with another `allocation` than `"uniform"`.
         ratios: share by layer name or pattern, `{"conv2": 0.3, "stage3/*": 0.6}`;
             coupled layers go along, all others stay.
         widths: channels to keep by layer name or pattern, `{"conv2": 24}`, likewise; a
             model whose layers have the same names gives the widths of all of them.
         flops_reduction: share of the FLOPs to remove, met within one channel.
         params_reduction: share of the parameters to remove, likewise.
+        memory_reduction: share of the bytes of all activations to remove, likewise.
         latency_reduction: share of the latency to remove, by a table of measured layers.
         latency: the `LatencyTable` for `latency_reduction`; by default float32 on one thread
             of this machine.
-        ranking: `"local"` takes the same share of each group, `"global"` compares
-            channels of all groups by their score over the mean of their group.
+        allocation: which groups lose channels. `"uniform"`: all the same share. `"global"`: those
+            whose scores, over the mean of the group, are least. `"predicted"`: those whose loss
+            changes the outputs least for what it saves, once kernels are refitted, predicted by
+            gradients on calibration data and again as channels go; `"measured"` measures
+            the most promising of these. `"auto"` is `"predicted"` for reductions of FLOPs,
+            parameters, memory and latency where there are calibration data, else `"uniform"`.
         round_to: keep multiples of this many channels in every pruned group, the nearest with
             which the budget is met. A group of no more channels than that stays whole. By default
             1; for `latency_reduction` what the table measures (`LatencyTable.block`), or finer if
@@ -92,9 +109,10 @@ class Budget:
     )
     flops_reduction: float | None = None
     params_reduction: float | None = None
+    memory_reduction: float | None = None
     latency_reduction: float | None = None
     latency: Annotated[LatencyTable | None, StoredAs(None)] = None
-    ranking: str = "local"
+    allocation: str = "auto"
     round_to: int | None = None
     target: str | None = None
     min_channels: int | float = 1
@@ -142,6 +160,18 @@ class Budget:
         """The amount, as a share; of `ratios` the largest. Of `widths` there is none."""
         given = getattr(self, self.kind)
         return max(given.values(), default=0.0) if self.kind == "ratios" else given
+
+    def allocated(self, has_samples: bool) -> "Budget":
+        """The same budget with `"auto"` decided.
+
+        Args:
+            has_samples: whether there are calibration data.
+        """
+        if self.allocation != "auto":
+            return self
+        spent = self.kind.endswith("_reduction")
+        allocation = "predicted" if spent and has_samples else "uniform"
+        return dataclasses.replace(self, allocation=allocation)
 
     def with_amount(self, amount: float) -> "Budget":
         """The same limits with another amount of the same kind; `ratios` keep their proportions."""
@@ -204,6 +234,7 @@ def as_budget(budget: Budget | None, keywords: BudgetKeywords, function: Callabl
         TypeError: there is no such keyword, or `budget` is none.
         ValueError: both are given, or the keywords are no budget.
     """
+    keywords = _without_ranking(keywords)
     for name in keywords.keys() - DEFAULTS.keys():
         near = difflib.get_close_matches(name, inspect.signature(function).parameters, 1, 0.4)
         raise TypeError(
@@ -223,13 +254,27 @@ def as_budget(budget: Budget | None, keywords: BudgetKeywords, function: Callabl
     return budget
 
 
+def _without_ranking(keywords: Any) -> Any:
+    """Keywords in which the old `ranking` is an `allocation`."""
+    if "ranking" not in keywords:
+        return keywords
+    old = {"local": "uniform", "global": "global"}
+    allocation = old.get(keywords["ranking"], keywords["ranking"])
+    warn(
+        f"`ranking={keywords['ranking']!r}` is now `allocation={allocation!r}`.", DeprecationWarning
+    )
+    rest = {name: value for name, value in keywords.items() if name != "ranking"}
+    return {"allocation": allocation, **rest}
+
+
 # Checks ------------------------------------------------------------------------------
 
 
 def _check_limits(budget: Budget) -> None:
-    if budget.ranking not in ("local", "global"):
+    if budget.allocation not in ALLOCATIONS:
         raise ValueError(
-            f"Expected `ranking` to be 'local' or 'global'. Received: {budget.ranking!r}"
+            f"Expected `allocation` to be one of {', '.join(map(repr, ALLOCATIONS))}. Received: "
+            f"{budget.allocation!r}"
         )
     _check_rounding(budget.round_to, budget.target)
     _check_least(budget.min_channels)
@@ -276,8 +321,8 @@ def _check_effective(budget: "Budget") -> None:
         limits = {"round_to": None, "target": None, "min_channels": 1}
         useless = [name for name, default in limits.items() if getattr(budget, name) != default]
         useless = [name for name in useless if (name, budget.round_to) != ("round_to", 1)]
-    if budget.kind in ("widths", "ratios") and budget.ranking != "local":
-        useless.append("ranking")
+    if budget.kind in ("widths", "ratios") and budget.allocation not in ("auto", "uniform"):
+        useless.append("allocation")
     if useless:
         given = ", ".join(f"{name}={getattr(budget, name)!r}" for name in useless)
         raise ValueError(

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from keras_nisp.plans.plan import Plan
 
 FORMAT = "keras_nisp plan"
-VERSION = 4
-READABLE = (1, 2, 3, 4)  # 1 knew no clusters, 2 no scores, 3 said in words how a plan was made
+VERSION = 5
+# 1 knew no clusters, 2 no scores, 3 said in words how a plan was made, 4 knew no allocation.
+READABLE = (1, 2, 3, 4, 5)
 
 
 def to_dict(plan: "Plan") -> dict:
@@ -42,11 +43,24 @@ def from_dict(kind: type["Plan"], data: dict, source: str) -> "Plan":
         if version < 4:
             words = {"name": parts.pop("importance", None), "budget": parts.pop("budget", None)}
             parts["recipe"] = words
+        elif version == 4:
+            _allocated(parts)
         plan = schema.read(kind, parts)
         check_parts(plan)
     except ValueError as error:
         raise PlanFileError(f"Expected a plan in {source}. It is damaged: {error}") from error
     return plan
+
+
+def _allocated(parts: dict) -> None:
+    """Gives the budget of version 4, which had a `ranking`, the allocation that it meant."""
+    budget = parts["recipe"].get("budget") if isinstance(parts.get("recipe"), dict) else None
+    if isinstance(budget, dict) and "ranking" in budget:
+        names = {"local": "uniform", "global": "global"}
+        ranking = budget["ranking"]
+        rest = {name: value for name, value in budget.items() if name != "ranking"}
+        allocation = names.get(ranking, "") if isinstance(ranking, str) else ""
+        parts["recipe"] = {**parts["recipe"], "budget": {**rest, "allocation": allocation}}
 
 
 def save(plan: "Plan", path: str | os.PathLike) -> None:

@@ -39,7 +39,7 @@ def budget_text(plan: "Plan") -> str:
     amount = getattr(budget, budget.kind)
     if budget.kind == "widths" and len(amount) > MOST_WIDTHS:
         amount = f"those of {len(amount)} layers"
-    limits = [f"{budget.kind}={amount}", f"ranking={budget.ranking}"]
+    limits = [f"{budget.kind}={amount}", f"allocation={budget.allocation}"]
     if plan.latency is not None:
         limits[0] += f" (table: {plan.latency})"
     if budget.target is not None:

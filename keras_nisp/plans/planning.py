@@ -10,6 +10,9 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.cost import Cost, notes
 from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
+from keras_nisp.damage.network import DamagedNetwork
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.samples import Samples
 from keras_nisp.importance.base import (
     Importance,
     as_importance,
@@ -18,6 +21,7 @@ from keras_nisp.importance.base import (
 )
 from keras_nisp.importance.nisp import NISP
 from keras_nisp.keras_graph import keras_models
+from keras_nisp.plans.allocation import Allocation
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.plan_rows import (
@@ -54,8 +58,9 @@ def plan_pruning(
             whole, with the channels that enter them. By default each group loses as many.
         input_shape: shape of one sample for which FLOPs are counted, if the model
             leaves it open; by default that of the importance's data, or an assumed one.
-        calibration: samples for an importance that looks at data and was given none.
-        verbose: 1 shows a progress bar while `calibration` is looked at.
+        calibration: samples for an importance that looks at data and was given none, and on which
+            damages are taken for `allocation`; by default those of the importance.
+        verbose: 1 shows progress bars of what takes more than a second.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
             `flops_reduction=0.5`, `exclude="stem"` and so on.
 
@@ -82,8 +87,11 @@ def plan_pruning(
     """
     budget = as_budget(budget, keywords, plan_pruning)
     importance = as_importance(NISP() if importance is None else importance)
-    importance = supplied(importance, calibration, verbose)
-    return make_plan(traced_for(importance, model, input_shape, whole_groups), importance, budget)
+    keras_models.check_model(model)
+    samples = None if calibration is None else collect(calibration, model, verbose=verbose)
+    importance = supplied(importance, samples, verbose)
+    channel_map = traced_for(importance, model, input_shape, whole_groups)
+    return make_plan(channel_map, importance, budget, samples, verbose)
 
 
 def traced_for(importance: Importance, model: keras.Model, input_shape=None, whole_groups=()):
@@ -94,10 +102,26 @@ def traced_for(importance: Importance, model: keras.Model, input_shape=None, who
     return trace(model, input_shape, whole_groups)
 
 
-def make_plan(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Plan:
-    """A plan for a traced model."""
-    removed, solver, scores = choose(channel_map, importance, budget)
-    made = recipe("plan_pruning", channel_map, budget, importance=importance.source)
+def make_plan(
+    channel_map: ChannelMap,
+    importance: Importance,
+    budget: Budget,
+    samples: Samples | None = None,
+    verbose: int = 0,
+) -> Plan:
+    """A plan for a traced model.
+
+    Args:
+        channel_map: the traced model.
+        importance: scores its units.
+        budget: what to remove.
+        samples: on which damages are taken, by default those that the importance has read.
+        verbose: 1 shows a progress bar of that.
+    """
+    removed, solver, scores = choose(
+        channel_map, importance, budget, samples=samples, verbose=verbose
+    )
+    made = recipe("plan_pruning", channel_map, solver.budget, importance=importance.source)
     return describe(channel_map, UnitMap.removing(removed), made, solver, scores)
 
 
@@ -106,13 +130,13 @@ def choose(
     importance: Importance,
     budget: Budget,
     removed: np.ndarray | None = None,
+    samples: Samples | None = None,
+    verbose: int = 0,
 ) -> tuple[np.ndarray, Solver, np.ndarray]:
     """The units that a budget removes, with the solver and the scores that say so.
 
     Args:
-        channel_map: the traced model.
-        importance: scores its units.
-        budget: what to remove.
+        channel_map, importance, budget, samples, verbose: as for `make_plan`.
         removed: boolean per unit: removed already, and to stay so.
     """
     if not channel_map.groups:
@@ -121,13 +145,35 @@ def choose(
             "are inputs, outputs, or touch layers without a rule."
         )
     channel_map.check_weights()
-    solver = Solver(channel_map, budget, removed)
+    solver = Solver(channel_map, budget.allocated(has_samples=False), removed=removed)
 
     def select(scores):
         return solver.select(checked_scores(scores, channel_map, importance.name))
 
     scores = checked_scores(importance.scores(channel_map, select), channel_map, importance.name)
+    samples = samples or importance.known_samples(channel_map.model)
+    solver = Solver(channel_map, *allocated(channel_map, budget, samples, verbose), removed)
     return solver.select(scores), solver, scores
+
+
+def allocated(
+    channel_map: ChannelMap, budget: Budget, samples: Samples | None, verbose: int = 0
+) -> tuple[Budget, Allocation | None]:
+    """The budget with its allocation decided, and what allocates by damage.
+
+    Raises:
+        ValueError: damages are to be taken, and there are no samples.
+    """
+    budget = budget.allocated(has_samples=samples is not None)
+    if budget.allocation in ("auto", "uniform", "global"):
+        return budget, None
+    if samples is None:
+        raise ValueError(
+            f"Expected calibration data for allocation={budget.allocation!r}, which looks at what "
+            "the outputs lose. Received none: pass `calibration`, or allocation='uniform'."
+        )
+    network = DamagedNetwork(channel_map, samples, verbose)
+    return budget, Allocation(network, budget.allocation == "measured", verbose)
 
 
 def describe(

@@ -51,6 +51,7 @@ class Solver:
     Args:
         channel_map: the traced model.
         budget: the budget. Its names are checked here.
+        allocation: chooses steps in the place of shares or scores; see `plans/allocation.py`.
         removed: boolean per unit: removed already, always to stay so.
 
     Attributes:
@@ -58,11 +59,18 @@ class Solver:
         is_local: whether shares decide, and scores within a block alone.
     """
 
-    def __init__(self, channel_map: ChannelMap, budget: Budget, removed: np.ndarray | None = None):
+    def __init__(
+        self,
+        channel_map: ChannelMap,
+        budget: Budget,
+        allocation: Callable | None = None,
+        removed: np.ndarray | None = None,
+    ):
+        self.allocation = allocation
         self.channel_map = channel_map
         self.budget = budget
         self.block = budget.blocks[0]
-        self.is_local = budget.ranking == "local" or budget.kind == "ratios"
+        self.is_local = budget.allocation != "global" or budget.kind == "ratios"
         self.costs = CostModel(channel_map)
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
         self.excluded = excluded_units(channel_map, budget.exclude)
@@ -90,8 +98,11 @@ class Solver:
             return self._reach_widths(scores)
         if budget.kind == "ratios":
             return steps.of(steps.priority < self.group_ratios[steps.groups])
-        if budget.kind == "ratio" and budget.ranking == "local":
+        if budget.kind == "ratio" and budget.allocation == "uniform":
             return steps.of(steps.priority < budget.ratio)
+        if self.allocation is not None:
+            measure, _, target = self._reachable(steps, scores)
+            return self.allocation(self, scores, measure, target)
         return self._fewest(steps.by_priority(), scores)
 
     def _held(self, scores: np.ndarray) -> np.ndarray:
@@ -146,12 +157,17 @@ class Solver:
         return units[np.lexsort((scores[units], share, ~self.removed[units]))]
 
     def _steps(self, scores: np.ndarray) -> Steps:
-        groups, stay = enumerate(self.channel_map.groups), self.excluded | self._held(scores)
-        parts = [self._group_steps(index, group, scores, stay) for index, group in groups]
-        return Steps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        parts = self.group_steps(scores)
+        arrays = ([getattr(p, f.name) for p in parts] for f in dataclasses.fields(Steps))
+        return Steps(*map(np.concatenate, arrays))
 
-    def _group_steps(self, index: int, group: Group, scores, stay) -> tuple:
-        """The four arrays of `Steps` for one group; `stay` says which units do."""
+    def group_steps(self, scores: np.ndarray) -> list[Steps]:
+        """The steps of each group."""
+        groups, stay = enumerate(self.channel_map.groups), self.excluded | self._held(scores)
+        return [self._group_steps(index, group, scores, stay) for index, group in groups]
+
+    def _group_steps(self, index: int, group: Group, scores, stay) -> Steps:
+        """The steps of one group; `stay` says which units do."""
         units, total = self._in_order(group, scores, stay), len(group.units)
         counts = np.array([total - width for width in self.widths(total)])
         counts = counts[counts <= len(units)]
@@ -166,7 +182,7 @@ class Solver:
         if len(starts):
             gone = np.logical_and.reduceat(self.removed[units], starts)
             priority = np.where(gone, -np.inf, priority)
-        return units, sizes, priority, np.full(len(sizes), index)
+        return Steps(units, sizes, priority, np.full(len(sizes), index))
 
     def widths(self, total: int) -> list[int]:
         """Widths that a group of `total` units may have, from the widest down.
@@ -186,15 +202,25 @@ class Solver:
         That holds for measures that do not fall with every step, too (measured latencies): both
         sides of the end were looked at. If they do fall, there is no shorter run.
         """
-        measure, name = self._measure(scores)
-        ends = np.cumsum([0, *steps.sizes])
+        measure, ends, target = self._reachable(steps, scores)
 
         def left(count: int) -> float:
-            removed = np.zeros(self.channel_map.count, bool)
-            removed[steps.units[: ends[count]]] = True
-            return measure(removed)
+            return measure(self.channel_map.seen(steps.units[: ends[count]]))
 
-        whole, least = left(0), left(len(steps.sizes))
+        gone, every = int(np.sum(steps.priority == -np.inf)), range(len(steps.sizes))
+        count = bisect.bisect_left(every, True, lo=gone, key=lambda count: left(count) <= target)
+        return steps.units[: ends[count]]
+
+    def _reachable(self, steps: Steps, scores) -> tuple[Callable, np.ndarray, float]:
+        """What measures the budget, how many units any run of the steps has, and what may be left.
+
+        Raises:
+            BudgetError: that is less than all steps leave.
+        """
+        measure, name = self._measure(scores)
+        ends = np.cumsum([0, *steps.sizes])
+        nothing = np.array([], int)
+        whole, least = (measure(self.channel_map.seen(u)) for u in (nothing, steps.units))
         target = whole * (1 - self.budget.amount)
         if least > target:
             raise BudgetError(
@@ -203,15 +229,15 @@ class Solver:
                 f"be, it is {1 - least / whole:.4f}. Ask for less, or loosen `exclude`, "
                 "`min_channels`, `round_to` or `target`."
             )
-        gone, every = int(np.sum(steps.priority == -np.inf)), range(len(steps.sizes))
-        count = bisect.bisect_left(every, True, lo=gone, key=lambda count: left(count) <= target)
-        return steps.units[: ends[count]]
+        return measure, ends, target
 
     def _measure(self, scores) -> tuple[Callable[[np.ndarray], float], str]:
         if self.budget.kind == "flops_reduction":
             return lambda removed: self.costs.flops(~removed), "FLOPs"
         if self.budget.kind == "params_reduction":
             return lambda removed: self.costs.parameters(~removed), "parameters"
+        if self.budget.kind == "memory_reduction":
+            return lambda removed: self.costs.memory(~removed), "memory of activations"
         if self.budget.kind == "latency_reduction":
             table = self.budget.table
             return lambda removed: table.model(self.channel_map, ~removed), "latency"

@@ -9,6 +9,7 @@ import numpy as np
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.random_samples import random_samples
+from keras_nisp.data.samples import Samples
 from keras_nisp.errors import BudgetError
 from keras_nisp.export.tflite import convert
 from keras_nisp.importance.base import Importance
@@ -65,7 +66,13 @@ class Realised:
         return text + ("" if self.met else ": not met, this is the best of them")
 
 
-def realise_latency(channel_map: ChannelMap, importance: Importance, budget: Budget) -> Realised:
+def realise_latency(
+    channel_map: ChannelMap,
+    importance: Importance,
+    budget: Budget,
+    samples: Samples | None = None,
+    verbose: int = 0,
+) -> Realised:
     """Plans, builds and measures; plans again for more while too little is gone.
 
     The table knows single layers. What they cost together (weights that do not stay in the
@@ -75,6 +82,7 @@ def realise_latency(channel_map: ChannelMap, importance: Importance, budget: Bud
         channel_map: the traced model to prune.
         importance: scores its channels, once.
         budget: a latency budget.
+        samples, verbose: as for `make_plan`.
 
     Returns:
         The first result that meets the budget, else the fastest of them.
@@ -87,7 +95,7 @@ def realise_latency(channel_map: ChannelMap, importance: Importance, budget: Bud
     amount = wanted = budget.amount
     while len(results) <= TRIES:
         try:
-            plan = make_plan(channel_map, importance, budget.with_amount(amount))
+            plan = make_plan(channel_map, importance, budget.with_amount(amount), samples, verbose)
         except BudgetError:
             if not results:
                 raise

@@ -347,7 +347,8 @@ class NISPPruner(keras.callbacks.Callback):
 
     def _choose(self, channel_map: ChannelMap, amount: float) -> tuple:
         """What to remove for an amount, in addition to what is removed already."""
-        budget = self.budget.with_amount(amount)
+        # What else a schedule would take from time to time is not what was read before training.
+        budget = self.budget.with_amount(amount).allocated(has_samples=False)
         with each_once(self._said):
             removed = self._state.removed if self._state.begun else None
             return choose(channel_map, self.importance, budget, removed)

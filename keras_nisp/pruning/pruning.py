@@ -106,7 +106,7 @@ def _prune(model, importance, budget, shape, calibration, how, verify, verbose) 
         if shape["input_shape"] is None and keras_models.is_open(model):
             shape = {**shape, "input_shape": samples.shapes}
     importance = supplied(importance, samples, verbose)
-    result = pruned(model, importance, budget, **shape)
+    result = pruned(model, importance, budget, samples=samples, verbose=verbose, **shape)
     plan, small = result.plan, result.small
     text = (
         f"{model.name}: parameters -{100 * plan.params_reduction:.1f} %, "
@@ -170,13 +170,19 @@ class Pruned:
 
 
 def pruned(
-    model: keras.Model, importance: Importance, budget: Budget, input_shape=None, whole_groups=()
+    model: keras.Model,
+    importance: Importance,
+    budget: Budget,
+    input_shape=None,
+    whole_groups=(),
+    samples: Samples | None = None,
+    verbose: int = 0,
 ) -> Pruned:
     """Plans and rebuilds. Arguments are those of `plan_pruning`."""
     channel_map = traced_for(importance, model, input_shape, whole_groups)
     if budget.kind != "latency_reduction":
-        plan = make_plan(channel_map, importance, budget)
+        plan = make_plan(channel_map, importance, budget, samples, verbose)
         unit_map = plan.unit_map(channel_map)
         return Pruned(channel_map, plan, unit_map, rebuild_traced(channel_map, unit_map))
-    best = realise_latency(channel_map, importance, budget)
+    best = realise_latency(channel_map, importance, budget, samples, verbose)
     return Pruned(channel_map, best.plan, best.unit_map, best.small, best)

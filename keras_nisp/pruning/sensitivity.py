@@ -255,9 +255,12 @@ def _checked_ratios(ratios, budget: Budget | None) -> tuple[tuple[float, ...], B
     if budget is not None and ratios is not None:
         raise ValueError("Expected either `ratios` or `budget`. Received both.")
     if budget is not None:
-        if not isinstance(budget, Budget) or (budget.kind, budget.ranking) != ("ratio", "local"):
+        if not isinstance(budget, Budget) or (budget.kind, budget.allocation == "global") != (
+            "ratio",
+            False,
+        ):
             raise ValueError(
-                "Expected `budget` to be a Budget with `ratio`, in local ranking: each group is "
+                "Expected `budget` to be a Budget with `ratio`, and no `allocation`: each group is "
                 f"pruned alone. Received: {budget!r}"
             )
         ratios = [budget.amount]

@@ -1,0 +1,141 @@
+"""Widths by damage: which groups lose channels, so that the outputs lose least."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from keras_nisp.damage.network import DamagedNetwork
+from keras_nisp.io.progress import Progress
+from keras_nisp.plans.solver import Solver
+
+ROUNDS = 12  # damages are taken again around what was reached so far
+PARTS = 16  # into which a group is divided: a round removes some of them
+SIZES = (1, 2)  # how many of these parts a group may lose in a round
+MEASURED = 6  # groups whose damage is measured in a round, if it is to be
+SMALLEST = 1e-9  # damage: what costs nothing is ordered by what it saves
+
+
+class Allocation:
+    """Removes channels where the damage to the outputs is smallest for what is saved.
+
+    In rounds: what each group's next channels would do to the outputs, and to the true cost of the
+    network, is taken around the network that was reached so far, since damages do not add up.
+    Which channels of a group go is said by their scores.
+
+    Args:
+        network: the traced model, which tells damages.
+        measured: whether the most promising of the predicted damages are measured.
+        verbose: 1 shows a progress bar.
+    """
+
+    def __init__(self, network: DamagedNetwork, measured: bool = False, verbose: int = 0):
+        self.network, self.measured, self.verbose = network, measured, verbose
+
+    def __call__(self, solver: Solver, scores: np.ndarray, cost: Callable, target: float):
+        """The units to remove, as indices.
+
+        Args:
+            solver: knows in which steps groups may lose channels.
+            scores: of all units.
+            cost: of the network without the units of a boolean array.
+            target: what it may be at most; it can be reached.
+        """
+        search = _Search(self, solver, scores, cost, target)
+        progress, first = Progress(100, self.verbose, "allocation"), search.cost_now
+        for rounds_left in range(ROUNDS, -len(search.units) * PARTS, -1):
+            if search.cost_now <= target:
+                break
+            search.round(max(rounds_left, 1))
+            progress.update(int(100 * (first - search.cost_now) / (first - target)))
+        return np.flatnonzero(search.removed)
+
+
+class _Search:
+    """One run of the allocation: how much of each group is gone."""
+
+    def __init__(self, allocation: Allocation, solver, scores, cost: Callable, target: float):
+        self.network, self.measured = allocation.network, allocation.measured
+        self.cost, self.target = cost, target
+        self.steps = solver.group_steps(scores)
+        self.units = [len(group.units) for group in solver.channel_map.groups]
+        self.done = [int(np.sum(steps.priority == -np.inf)) for steps in self.steps]
+        self.removed = solver.removed.copy()
+        self.cost_now = cost(self.removed)
+        seen = self.network.seen
+        self.blind = [not seen[group.units].any() for group in solver.channel_map.groups]
+
+    def without(self, group: int, done: int) -> np.ndarray:
+        """What is removed if so many steps of a group are done."""
+        steps, removed = self.steps[group], self.removed.copy()
+        removed[steps.units[: int(steps.sizes[:done].sum())]] = True
+        return removed
+
+    def round(self, rounds_left: int) -> None:
+        """Removes a share of what is still to be saved."""
+        moves = self._moves()
+        removed = [self.without(*move) for move in moves]
+        saved = np.array([self.cost_now - self.cost(other) for other in removed])
+        damages = self.network.predict(~self.removed, [~other for other in removed])
+        if self.measured:
+            moves, saved, damages = self._measure(moves, removed, saved, damages)
+        price = np.maximum(damages, SMALLEST) / np.where(saved > 0, saved, np.nan)
+        goal = self.cost_now - (self.cost_now - self.target) / rounds_left
+        moved: set[int] = set()
+        for index in np.argsort(price):  # NaN last: what saves nothing
+            group, done = moves[index]
+            if group in moved:
+                continue
+            moved.add(group)
+            self._take(group, done)
+            if self.cost_now <= goal or self.cost_now <= self.target:
+                break
+        self._take_unseen()
+
+    def _moves(self) -> list[tuple[int, int]]:
+        """Groups, and how many of their steps would be done next."""
+        moves = []
+        for group, steps in enumerate(self.steps):
+            if self.blind[group] and not all(self.blind):
+                continue
+            gone = steps.sizes[: self.done[group]].sum()
+            ends = np.cumsum(steps.sizes)
+            wanted = [gone + size * max(1, round(self.units[group] / PARTS)) for size in SIZES]
+            reached = np.searchsorted(ends, wanted, side="right")
+            reached = np.clip(np.maximum(reached, self.done[group] + 1), None, len(ends))
+            moves += [(group, int(n)) for n in np.unique(reached) if n > self.done[group]]
+        return moves
+
+    def _measure(self, moves, removed, saved, damages):
+        """The most promising move of each of some groups, with its measured damage."""
+        price = np.maximum(damages, SMALLEST) / np.where(saved > 0, saved, np.nan)
+        chosen: dict[int, int] = {}
+        for index in np.argsort(price):
+            chosen.setdefault(moves[index][0], int(index))
+        indices = list(chosen.values())[:MEASURED]
+        present = self.network.measure(~self.removed)
+        measured = [self.network.measure(~removed[i]) - present for i in indices]
+        return [moves[i] for i in indices], saved[indices], np.array(measured)
+
+    def _take(self, group: int, done: int) -> None:
+        """Does steps of a group, no more of them than the target needs."""
+        first, last = self.done[group] + 1, done
+        while first < last:
+            middle = (first + last) // 2
+            if self.cost(self.without(group, middle)) <= self.target:
+                last = middle
+            else:
+                first = middle + 1
+        self.removed = self.without(group, last)
+        self.done[group], self.cost_now = last, self.cost(self.removed)
+
+    def _take_unseen(self) -> None:
+        """Groups whose damage is not seen, such as heads, lose the mean share of the others."""
+        if not any(self.blind) or all(self.blind):
+            return
+        open_ = [i for i, blind in enumerate(self.blind) if not blind]
+        share = sum(self.removed[self.steps[i].units].sum() for i in open_)
+        share /= sum(self.units[i] for i in open_)
+        for group, blind in enumerate(self.blind):
+            wanted = int(np.sum(self.steps[group].priority < share)) if blind else 0
+            if wanted > self.done[group]:
+                self._take(group, wanted)
