@@ -161,10 +161,8 @@ class DamagedNetwork:
                 moved = [i for i, other in enumerate(candidates) if _differ(edge, keep, other)]
                 for side, gradient in enumerate(gradients):
                     if moved and gradient is not None:
-                        products = self._products(
-                            edge, x, tensor, gradient, keep, candidates, moved
-                        )
-                        sums[side, moved] += products
+                        others = [candidates[i] for i in moved]
+                        sums[side, moved] += _products(edge, x, tensor, gradient, keep, others)
             total += sums[0].sum(1) + (sums[1] ** 2).sum(1) / 2
             count += size
         return total / count
