@@ -44,6 +44,7 @@ COMPENSATE = click.option(
 @click.option("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
 @click.option("--flops", type=SHARE, help="Share of the FLOPs to remove, such as 0.5.")
 @click.option("--params", type=SHARE, help="Share of the parameters to remove.")
+@click.option("--memory", type=SHARE, help="Share of the bytes of all activations to remove.")
 @click.option("--ratio", type=SHARE, help="Share of the channels of every group to remove.")
 @click.option("--latency", type=SHARE, help="Share of the latency on this machine to remove.")
 @click.option(
@@ -58,7 +59,14 @@ COMPENSATE = click.option(
     show_default=True,
     help=f"What decides which channels go. {', '.join(NEEDS_DATA)} look at data.",
 )
-@click.option("--ranking", type=click.Choice(["local", "global"]), default="local")
+@click.option(
+    "--allocation",
+    type=click.Choice(["auto", "uniform", "global", "predicted", "measured"]),
+    help="Which groups lose channels: all the same share, those of the least scores, or those "
+    "whose loss changes the outputs least, with --calibration. By default the last, predicted, "
+    "for all but --ratio.",
+)
+@click.option("--ranking", type=click.Choice(["local", "global"]), hidden=True, deprecated=True)
 @click.option("--round-to", type=click.IntRange(1), help="Keep multiples of this many channels.")
 @click.option("--target", type=click.Choice(["x86", "arm", "gpu"]), help="Round for this hardware.")
 @click.option(
@@ -104,7 +112,8 @@ def prune(console, model: Path, force: bool, **options):
 
     budget = _budget(amount, options)
     with console.stage("Choosing channels"):
-        result = pruned(network, importance, budget, parse_shape(options["input_shape"]))
+        shape = parse_shape(options["input_shape"])
+        result = pruned(network, importance, budget, shape, samples=samples)
     _finish(console, result, samples if options["recalibrate"] else None, options)
 
 
@@ -152,13 +161,15 @@ def _amount(options: dict) -> dict:
     kinds = {
         "flops": "flops_reduction",
         "params": "params_reduction",
+        "memory": "memory_reduction",
         "ratio": "ratio",
         "latency": "latency_reduction",
     }
     given = {name: options[name] for name in kinds if options[name] is not None}
     if len(given) != 1:
         raise click.UsageError(
-            "Say how much to remove by exactly one of --flops, --params, --ratio and --latency."
+            "Say how much to remove by exactly one of --flops, --params, --memory, --ratio and "
+            "--latency."
         )
     ((name, amount),) = given.items()
     return {kinds[name]: amount}
@@ -166,9 +177,10 @@ def _amount(options: dict) -> dict:
 
 def _budget(amount: dict, options: dict):
     from keras_nisp.latency.table import LatencyTable
-    from keras_nisp.plans.budget import Budget
+    from keras_nisp.plans.budget import RANKINGS, Budget
 
-    limits = {name: options[name] for name in ("ranking", "round_to", "target", "exclude")}
+    limits = {name: options[name] for name in ("round_to", "target", "exclude")}
+    limits["allocation"] = options["allocation"] or RANKINGS.get(options["ranking"], "auto")
     limits["min_channels"] = _count_or_share(options["min_channels"])
     if "latency_reduction" in amount:
         limits["latency"] = LatencyTable(options["quantization"], options["threads"])

@@ -11,12 +11,12 @@ from keras import layers
 import keras_nisp as kn
 from keras_nisp.channels.channel_map import ChannelMap
 
-FILES = Path(__file__).parent / "plan_files"  # as release 0.1.0 wrote them, of the models here
+FILES = Path(__file__).parent / "plan_files"  # as earlier releases wrote them, of the models here
 
 
-def file_of_version_3(name: str) -> dict:
+def earlier_file(version: int, name: str) -> dict:
     """What a file of an earlier release holds."""
-    return json.loads((FILES / f"version_3_{name}.json").read_text())
+    return json.loads((FILES / f"version_{version}_{name}.json").read_text())
 
 
 @dataclasses.dataclass

@@ -59,13 +59,13 @@ def test_profile_of_published_networks(name, gflops):
     st.sampled_from(range(len(NETS))),
     st.sampled_from(["flops_reduction", "params_reduction"]),
     st.floats(0.05, 0.5),
-    st.sampled_from(["local", "global"]),
+    st.sampled_from(["uniform", "global"]),
     st.integers(0, 100),
 )
-def test_reduction_is_met_within_one_channel(net, kind, amount, ranking, seed):
+def test_reduction_is_met_within_one_channel(net, kind, amount, allocation, seed):
     model = NETS[net]()
     try:
-        plan = kn.plan_pruning(model, kn.Random(seed), ranking=ranking, **{kind: amount})
+        plan = kn.plan_pruning(model, kn.Random(seed), allocation=allocation, **{kind: amount})
     except kn.BudgetError:
         return
     channel_map = kn.trace(model)
@@ -93,13 +93,13 @@ def test_ratio_is_uniform():
     }
 
 
-def test_global_ranking_takes_from_groups_that_matter_less():
+def test_global_allocation_takes_from_groups_that_matter_less():
     def first_layer_matters(channel_map):
         scores = np.ones(channel_map.count)
         scores[channel_map.creators[1].units] = np.linspace(0.01, 2, 12)
         return scores
 
-    kept = widths(kn.plan_pruning(plain(), first_layer_matters, ratio=0.2, ranking="global"))
+    kept = widths(kn.plan_pruning(plain(), first_layer_matters, ratio=0.2, allocation="global"))
     assert kept["a"] == 8
     assert kept["b"] == 6
     assert kept["c"] == 10
@@ -156,9 +156,9 @@ def test_what_is_removed_stays_removed():
     channel_map = kn.trace(model)
     budget = Budget(flops_reduction=0.3)
     before = Solver(channel_map, budget).select(kn.Random(0)(channel_map))
-    for ranking in ("local", "global"):
-        budget = Budget(flops_reduction=0.5, ranking=ranking)
-        after = Solver(channel_map, budget, before).select(kn.Random(1)(channel_map))
+    for allocation in ("uniform", "global"):
+        budget = Budget(flops_reduction=0.5, allocation=allocation)
+        after = Solver(channel_map, budget, removed=before).select(kn.Random(1)(channel_map))
         assert after[before].all()
         assert after.sum() > before.sum()
 
@@ -178,7 +178,7 @@ def test_what_is_removed_stays_removed():
         ({"ratios": {"head": 0.5}}, ValueError, "can be removed"),
         ({"ratio": 0.5, "exclude": "aa"}, ValueError, "matches none. Did you mean 'a'"),
         ({"ratio": 0.5, "exclude": [layers.ReLU(name="other")]}, ValueError, "'other'"),
-        ({"ratio": 0.5, "ranking": "best"}, ValueError, "'local' or 'global'"),
+        ({"ratio": 0.5, "allocation": "best"}, ValueError, "'auto', 'uniform', 'global'"),
         ({"ratio": 0.5, "round_to": 0}, ValueError, "round_to"),
         ({"ratio": 0.5, "min_channels": 0}, ValueError, "min_channels"),
         ({"ratio": 0.5, "round_to": 8.5}, ValueError, "round_to"),
@@ -189,8 +189,8 @@ def test_what_is_removed_stays_removed():
         ({"widths": {"a": 4}, "round_to": 8}, ValueError, "round_to=8 would have no effect"),
         ({"widths": {"a": 4}, "target": "arm"}, ValueError, "target='arm' would have no"),
         ({"widths": {"a": 4}, "min_channels": 3}, ValueError, "min_channels=3 would have no"),
-        ({"widths": {"a": 4}, "ranking": "global"}, ValueError, "ranking='global' would"),
-        ({"ratios": {"a": 0.5}, "ranking": "global"}, ValueError, "ranking='global' would"),
+        ({"widths": {"a": 4}, "allocation": "global"}, ValueError, "allocation='global' would"),
+        ({"ratios": {"a": 0.5}, "allocation": "global"}, ValueError, "allocation='global' would"),
         ({"flops_reduction": 0.999}, kn.BudgetError, r"it is 0\.\d+"),
     ],
 )
@@ -200,13 +200,13 @@ def test_bad_budgets(budget, error, message):
 
 
 @pytest.mark.parametrize("kind", ["ratio", "ratios", "flops_reduction", "params_reduction"])
-@pytest.mark.parametrize("ranking", ["local", "global"])
-def test_limits_hold_for_each_kind(kind, ranking):
-    if (kind, ranking) == ("ratios", "global"):
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_limits_hold_for_each_kind(kind, allocation):
+    if (kind, allocation) == ("ratios", "global"):
         return
     amount = {"a": 0.5, "b": 0.5, "c": 0.5} if kind == "ratios" else 0.25
     limits = {"round_to": 2, "min_channels": 6, "exclude": "c"}
-    plan = kn.plan_pruning(plain(), kn.Random(1), ranking=ranking, **{kind: amount}, **limits)
+    plan = kn.plan_pruning(plain(), kn.Random(1), allocation=allocation, **{kind: amount}, **limits)
     a, b, c = (widths(plan)[name] for name in "abc")
     assert a % 2 == b % 2 == 0
     assert min(a, b) >= 6

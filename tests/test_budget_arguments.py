@@ -41,7 +41,7 @@ def table():
 
 
 BUDGETS = {
-    "ratio": {"ratio": 0.5, "ranking": "global", "exclude": "b"},
+    "ratio": {"ratio": 0.5, "allocation": "global", "exclude": "b"},
     "ratios": {"ratios": {"a": 0.5, "[bc]": 0.25}},
     "flops_reduction": {"flops_reduction": 0.4, "round_to": 2},
     "params_reduction": {"params_reduction": 0.4, "min_channels": 0.25},
@@ -77,7 +77,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_budgets_are_objects_or_keywords(function, kind):
     if (function, kind) in {("plan_merging", "ratio"), ("prune", "latency_reduction")}:
-        return  # no global ranking; what is measured differs from time to time
+        return  # no global allocation; what is measured differs from time to time
     call, budget = FUNCTIONS[function], kn.Budget(**given(kind))
     assert call(budget=budget) == call(**given(kind))
 
@@ -140,7 +140,7 @@ def test_what_a_latency_budget_removes_while_training_stays_removed():
     channel_map, removed = kn.trace(model), None
     budget = kn.Budget(latency_reduction=0.1, latency=table())
     for step, amount in enumerate((0.1, 0.25, 0.4, 0.6, 0.75, 0.85)):
-        solver = Solver(channel_map, budget.with_amount(amount), removed)
+        solver = Solver(channel_map, budget.with_amount(amount), removed=removed)
         chosen = solver.select(kn.Random(step)(channel_map))
         assert removed is None or chosen[removed].all()
         assert budget.table.reduction(channel_map, ~chosen) >= amount
@@ -157,8 +157,8 @@ def test_sensitivity_takes_the_limits_of_a_budget():
     assert [values[0] for values in result.accuracies] == [result.baseline] * 3
     with pytest.raises(ValueError, match="`ratios` or `budget`"):
         kn.sensitivity(model, kn.Magnitude(), data, ratios=[0.5], budget=budget)
-    for other in (kn.Budget(flops_reduction=0.5), kn.Budget(ratio=0.5, ranking="global"), 0.5):
-        with pytest.raises(ValueError, match="a Budget with `ratio`, in local ranking"):
+    for other in (kn.Budget(flops_reduction=0.5), kn.Budget(ratio=0.5, allocation="global"), 0.5):
+        with pytest.raises(ValueError, match="a Budget with `ratio`, and no `allocation`"):
             kn.sensitivity(model, kn.Magnitude(), data, budget=other)
 
 
@@ -221,8 +221,8 @@ def test_pruners_cannot_reach_widths_step_by_step():
 
 
 def test_merging_ranks_no_groups():
-    with pytest.raises(ValueError, match="Expected ranking='local'"):
-        kn.plan_merging(dense(), ratio=0.5, ranking="global")
+    with pytest.raises(ValueError, match="another `allocation` than 'global'"):
+        kn.plan_merging(dense(), ratio=0.5, allocation="global")
 
 
 def test_budgets_are_values():
@@ -245,6 +245,6 @@ def test_one_budget_for_several_models():
     """Layers that are named by objects are named by paths in the plan."""
     first, second = dense(), randomise(plain())
     plan = kn.plan_pruning(first, kn.Magnitude(), ratio=0.5, exclude=[first.get_layer("b")])
-    assert plan.budget == kn.Budget(ratio=0.5, exclude="b")
+    assert plan.budget == kn.Budget(ratio=0.5, exclude="b", allocation="uniform")
     other = kn.plan_pruning(second, kn.Magnitude(), budget=plan.budget)
     assert {row.layer: row.kept for row in other.creators}["b"] == 12

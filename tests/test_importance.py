@@ -34,16 +34,16 @@ IMPORTANCES = {
 
 
 @pytest.mark.parametrize(
-    ("net", "ranking"), [(plain, "local"), (residual, "local"), (residual, "global")]
+    ("net", "allocation"), [(plain, "uniform"), (residual, "uniform"), (residual, "global")]
 )
 @pytest.mark.parametrize("name", IMPORTANCES)
-def test_conformance(net, name, ranking):
+def test_conformance(net, name, allocation):
     model = randomise(net())
     before = [w.numpy().copy() for w in model.weights]
     importance = IMPORTANCES[name](model)
-    plan = kn.plan_pruning(model, importance, ratio=0.4, ranking=ranking)
+    plan = kn.plan_pruning(model, importance, ratio=0.4, allocation=allocation)
     assert sum(len(c.removed) for c in plan.creators) > 0
-    assert kn.plan_pruning(model, importance, ratio=0.4, ranking=ranking) == plan
+    assert kn.plan_pruning(model, importance, ratio=0.4, allocation=allocation) == plan
     assert kn.verify(kn.rebuild(model, plan), model, plan).ok
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)

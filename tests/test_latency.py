@@ -260,13 +260,13 @@ def test_default_file_is_in_the_cache_folder_of_the_user():
     st.floats(0.05, 0.5),
     st.sampled_from([1, 2, 4]),
     st.sampled_from([0.0, 0.3]),
-    st.sampled_from(["local", "global"]),
+    st.sampled_from(["uniform", "global"]),
 )
-def test_the_estimate_meets_the_budget(net, amount, block, noise, ranking):
+def test_the_estimate_meets_the_budget(net, amount, block, noise, allocation):
     """Whatever the table says, monotone or not; a block less would not do."""
     model, table = NETS[net](), Device(noise)
     channel_map = kn.trace(model)
-    budget = Budget(latency_reduction=amount, latency=table, round_to=block, ranking=ranking)
+    budget = Budget(latency_reduction=amount, latency=table, round_to=block, allocation=allocation)
     solver, scores = Solver(channel_map, budget), kn.Random(0)(channel_map)
     try:
         removed = solver.select(scores)

@@ -6,7 +6,7 @@ import json
 import keras
 import pytest
 from plan_mutations import mutant, outcome
-from plan_subjects import file_of_version_3, subjects
+from plan_subjects import earlier_file, subjects
 
 import keras_nisp as kn
 
@@ -65,7 +65,7 @@ def test_parts_that_do_not_fit(damage, text, plans):
         ('{"version": 3, "version": 3}', "the key 'version' is there twice"),
         ("[" * 100_000, "nested too deeply"),
         ('{"format": ' + "9" * 5000 + "}", "not JSON"),
-        ('{"format": "keras_nisp plan", "version": true}', "version 4"),
+        ('{"format": "keras_nisp plan", "version": true}', "version 5"),
     ],
 )
 def test_texts_that_are_no_plans(text, message, tmp_path):
@@ -77,7 +77,7 @@ def test_texts_that_are_no_plans(text, message, tmp_path):
 
 def of_version(version, name):
     """Version 1 knew no clusters, version 2 no scores, and neither knew whole groups at first."""
-    data = file_of_version_3(name) | {"version": version}
+    data = earlier_file(max(version, 3), name) | {"version": version}
     if version < 3:
         del data["whole_groups"]
         for row in data["groups"]:
@@ -92,7 +92,8 @@ def of_version(version, name):
 @pytest.mark.parametrize(
     ("version", "name"),
     [(v, name) for v in (1, 2, 3) for name in ("pruning", "inputs")]
-    + [(3, "merging"), (3, "merging, inputs"), (3, "whole groups")],
+    + [(3, "merging"), (3, "merging, inputs"), (3, "whole groups")]
+    + [(4, "pruning"), (4, "inputs"), (4, "merging")],
 )
 def test_files_of_earlier_releases_are_read(version, name, plans, tmp_path):
     subject = plans[name]
@@ -104,13 +105,14 @@ def test_files_of_earlier_releases_are_read(version, name, plans, tmp_path):
     kept, expected = ([row.kept for row in p.creators] for p in (plan, subject.plan))
     assert kept == expected
     # It says what it said, and is written as a file of today.
-    assert str(plan).splitlines() == str(subject.plan).splitlines()
-    assert plan.to_dict()["version"] == 4
+    said = str(plan).replace("ranking=local", "allocation=uniform")
+    assert said.splitlines() == str(subject.plan).splitlines()
+    assert plan.to_dict()["version"] == 5
     assert kn.Plan.from_dict(plan.to_dict()) == plan
 
 
 def test_what_earlier_releases_say_of_how_a_plan_was_made(tmp_path):
-    plan = kn.Plan.from_dict(file_of_version_3("latency"))
+    plan = kn.Plan.from_dict(earlier_file(3, "latency"))
     words = "latency_reduction=0.2 (table: 1.19 -> 0.77 ms, float32, 1 thread), ranking=local"
     assert plan.budget == plan.budget_text == f"{words}, round_to=2, min_channels=2"
     assert f"by BNScale, {words}" in str(plan)
@@ -118,6 +120,23 @@ def test_what_earlier_releases_say_of_how_a_plan_was_made(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "earlier release" in page
     assert "plan_pruning(" not in page
+
+
+def test_what_version_4_called_ranking(plans):
+    data = earlier_file(4, "pruning")
+    assert kn.Plan.from_dict(data).recipe == plans["pruning"].plan.recipe
+    data["recipe"]["budget"]["ranking"] = "global"
+    assert kn.Plan.from_dict(data).budget == kn.Budget(ratio=0.5, allocation="global")
+    for wrong in ("best", 3, None, ["local"]):
+        data["recipe"]["budget"]["ranking"] = wrong
+        with pytest.raises(kn.PlanFileError, match="`allocation` to be one of"):
+            kn.Plan.from_dict(data)
+
+
+def test_version_4_merged_by_activations_on_calibration_data():
+    data = earlier_file(4, "merging")
+    data["recipe"]["clustering"] = "activations"
+    assert "calibration=calibration" in kn.Plan.from_dict(data).recipe.code
 
 
 @pytest.mark.parametrize(

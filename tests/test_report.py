@@ -202,7 +202,7 @@ def code_of(plan):
     "budget",
     [
         {"flops_reduction": 0.5},
-        {"ratio": 0.3, "ranking": "global", "min_channels": 0.25},
+        {"ratio": 0.3, "allocation": "global", "min_channels": 0.25},
         {"params_reduction": 0.4, "round_to": 4},
         {"ratio": 0.5, "target": "arm"},
         {"ratios": {"a": 0.5, "[bc]": 0.25}},

@@ -28,7 +28,7 @@ class Arm:
     """
 
     importance: str = "NISP"
-    ranking: str = "local"
+    allocation: str = "uniform"
     compensate: str | None = "mean"
     distill: bool = False
     pruner: str = "at once"
@@ -42,7 +42,7 @@ ARMS = {
     "NISP, distilled, longer": Arm(distill=True, longer=5),
     "NISP, distilled": Arm(distill=True),
     "NISP, compensated, distilled": Arm(compensate="linear", distill=True),
-    "NISP, global": Arm(ranking="global"),
+    "NISP, global": Arm(allocation="global"),
     "NISP, gradual": Arm(pruner="gradual"),
     "C-SGD": Arm(pruner="C-SGD"),
     "NISP, two steps": Arm(pruner="two steps"),
@@ -84,7 +84,9 @@ def _prune(lab, base, arm, importance, epochs, x, key):
     small, curve, starts = base, [], []
     for step, amount in enumerate(amounts):
         before = small
-        plan = kn.plan_pruning(before, importance, flops_reduction=amount, ranking=arm.ranking)
+        plan = kn.plan_pruning(
+            before, importance, flops_reduction=amount, allocation=arm.allocation
+        )
         small = kn.rebuild(before, plan, optimizer_state=step > 0)
         kn.recalibrate(small, x, before, plan, compensate=arm.compensate)
         starts.append(lab.accuracy(small))

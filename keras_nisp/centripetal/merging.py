@@ -45,14 +45,14 @@ def plan_merging(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        budget: a `Budget`: how many channels are to go, in local ranking. A layer gets as many
-            clusters as it keeps channels.
+        budget: a `Budget`: how many channels are to go. A layer gets as many clusters as it keeps
+            channels. With `calibration` reductions are allocated by damage.
         clustering: `"kmeans"` on the kernels, `"activations"` (k-means on responses to
             `calibration`), `"even"` (neighbours; needs no trained weights), `"imbalanced"`
             (one large cluster, for comparison), or `f(features, clusters) -> labels`.
         owners: whose kernels count in a coupled group: those of `"all"` layers side by
             side, or those of the `"pacesetter"` alone, the first of them, as in the paper.
-        calibration: samples for `"activations"`, as for `NISP`.
+        calibration: samples for `"activations"` and for `allocation`, as for `NISP`.
         seed: for k-means and for sampling.
         whole_groups, input_shape: as for `plan_pruning`.
         verbose: 1 shows progress bars, of data that are looked at and of layers to cluster.
@@ -104,6 +104,7 @@ def plan_merging(
     gone = solver.select(_scores(channel_map, allocation))
     unit_map = _merge(channel_map, gone, clusters, solver.excluded, verbose)
     settings = {"clustering": clustering, "owners": owners, "seed": seed}
+    settings["calibration"] = calibration is not None
     made = recipe("plan_merging", channel_map, budget, **settings)
     variables = variable_rows(channel_map, unit_map)
     plan = describe(channel_map, unit_map, made, solver, None, variables)
@@ -163,7 +164,7 @@ def _check_mergeable(channel_map: ChannelMap, solver: Solver, obstacles: dict) -
 
 
 def _scores(channel_map: ChannelMap, allocation) -> np.ndarray:
-    """Scores by which only their numbers matter, unless damages tell those: then those of kernels."""
+    """Even ones, unless damages say how many go of each group: then those of kernels."""
     even = _even_scores(channel_map)
     if allocation is None:
         return even

@@ -46,6 +46,27 @@ class BudgetKeywords(TypedDict, total=False):
     exclude: Layers
 
 
+RANKINGS = {"local": "uniform", "global": "global"}  # what `ranking` was
+
+
+def _takes_ranking(budget: type) -> type:
+    """Lets the class take `ranking`, as `allocation` was called, with a warning."""
+    made = budget.__init__
+
+    @functools.wraps(made)
+    def init(self, *args, **keywords):
+        if "ranking" in keywords:
+            old = keywords.pop("ranking")
+            keywords.setdefault("allocation", RANKINGS.get(old, old))
+            new = f"`allocation={keywords['allocation']!r}`"
+            warn(f"`ranking={old!r}` is now {new}.", DeprecationWarning)
+        made(self, *args, **keywords)
+
+    setattr(budget, "__init__", init)  # noqa: B010
+    return budget
+
+
+@_takes_ranking
 @dataclasses.dataclass(frozen=True, repr=False)
 class Budget:
     """How much to remove, and the limits that hold for it.
@@ -234,8 +255,7 @@ def as_budget(budget: Budget | None, keywords: BudgetKeywords, function: Callabl
         TypeError: there is no such keyword, or `budget` is none.
         ValueError: both are given, or the keywords are no budget.
     """
-    keywords = _without_ranking(keywords)
-    for name in keywords.keys() - DEFAULTS.keys():
+    for name in keywords.keys() - DEFAULTS.keys() - {"ranking"}:
         near = difflib.get_close_matches(name, inspect.signature(function).parameters, 1, 0.4)
         raise TypeError(
             f"{function.__name__}() got an unexpected keyword argument '{name}'."
@@ -252,19 +272,6 @@ def as_budget(budget: Budget | None, keywords: BudgetKeywords, function: Callabl
             f"{given}. Put them into one: `budget=keras_nisp.Budget(...)`."
         )
     return budget
-
-
-def _without_ranking(keywords: Any) -> Any:
-    """Keywords in which the old `ranking` is an `allocation`."""
-    if "ranking" not in keywords:
-        return keywords
-    old = {"local": "uniform", "global": "global"}
-    allocation = old.get(keywords["ranking"], keywords["ranking"])
-    warn(
-        f"`ranking={keywords['ranking']!r}` is now `allocation={allocation!r}`.", DeprecationWarning
-    )
-    rest = {name: value for name, value in keywords.items() if name != "ranking"}
-    return {"allocation": allocation, **rest}
 
 
 # Checks ------------------------------------------------------------------------------

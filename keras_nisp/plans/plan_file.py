@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from keras_nisp.errors import PlanFileError
 from keras_nisp.io import schema
 from keras_nisp.io.files import replacing
+from keras_nisp.plans.budget import RANKINGS
 from keras_nisp.plans.plan_checks import LARGEST_COUNT, check_parts
 
 if TYPE_CHECKING:
@@ -53,14 +54,17 @@ def from_dict(kind: type["Plan"], data: dict, source: str) -> "Plan":
 
 
 def _allocated(parts: dict) -> None:
-    """Gives the budget of version 4, which had a `ranking`, the allocation that it meant."""
-    budget = parts["recipe"].get("budget") if isinstance(parts.get("recipe"), dict) else None
+    """Gives the recipe of version 4, whose budget had a `ranking`, what it meant by that."""
+    recipe = parts.get("recipe")
+    if not isinstance(recipe, dict):
+        return
+    recipe = parts["recipe"] = {"calibration": recipe.get("clustering") == "activations", **recipe}
+    budget = recipe.get("budget")
     if isinstance(budget, dict) and "ranking" in budget:
-        names = {"local": "uniform", "global": "global"}
         ranking = budget["ranking"]
         rest = {name: value for name, value in budget.items() if name != "ranking"}
-        allocation = names.get(ranking, "") if isinstance(ranking, str) else ""
-        parts["recipe"] = {**parts["recipe"], "budget": {**rest, "allocation": allocation}}
+        allocation = RANKINGS.get(ranking, "") if isinstance(ranking, str) else ""
+        recipe["budget"] = {**rest, "allocation": allocation}
 
 
 def save(plan: "Plan", path: str | os.PathLike) -> None:

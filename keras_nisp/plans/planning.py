@@ -12,12 +12,14 @@ from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.data.collecting import collect
-from keras_nisp.data.samples import Samples
+from keras_nisp.data.samples import MAX_SAMPLES, Samples
+from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.importance.base import (
     Importance,
     as_importance,
     checked_scores,
     supplied,
+    without_data,
 )
 from keras_nisp.importance.nisp import NISP
 from keras_nisp.keras_graph import keras_models
@@ -86,17 +88,40 @@ def plan_pruning(
     12
     """
     budget = as_budget(budget, keywords, plan_pruning)
-    importance = as_importance(NISP() if importance is None else importance)
     keras_models.check_model(model)
-    samples = None if calibration is None else collect(calibration, model, verbose=verbose)
-    importance = supplied(importance, samples, verbose)
-    channel_map = traced_for(importance, model, input_shape, whole_groups)
+    importance, samples = with_samples(importance, calibration, model, verbose)
+    channel_map = traced_for(importance, model, input_shape, whole_groups, samples)
     return make_plan(channel_map, importance, budget, samples, verbose)
 
 
-def traced_for(importance: Importance, model: keras.Model, input_shape=None, whole_groups=()):
-    """A model traced for an importance, at the sizes of its data unless others are given."""
+def with_samples(
+    importance: Any, calibration: Any, model: keras.Model, verbose: int = 0
+) -> tuple[Importance, Samples | None]:
+    """An importance, by default NISP, that has the data it looks at, and samples of `calibration`.
+
+    Data are read once, whoever looks at them.
+    """
+    importance, samples = as_importance(NISP() if importance is None else importance), None
+    if calibration is not None:
+        waiting = without_data(importance).values()
+        limit = max([MAX_SAMPLES, *(value.limit for value in waiting)])
+        samples = collect(calibration, model, limit, verbose=verbose)
+        if not isinstance(calibration, Samples):
+            warn_of_range(model, samples)
+    return supplied(importance, samples, verbose), samples
+
+
+def traced_for(
+    importance: Importance,
+    model: keras.Model,
+    input_shape: InputShape | None = None,
+    whole_groups: WholeGroups = (),
+    samples: Samples | None = None,
+) -> ChannelMap:
+    """A model traced for an importance, at the sizes of data unless others are given."""
     keras_models.check_model(model)
+    if input_shape is None and samples is not None and keras_models.is_open(model):
+        input_shape = samples.shapes
     if input_shape is None:
         input_shape = importance.input_shapes(model)
     return trace(model, input_shape, whole_groups)
@@ -121,7 +146,8 @@ def make_plan(
     removed, solver, scores = choose(
         channel_map, importance, budget, samples=samples, verbose=verbose
     )
-    made = recipe("plan_pruning", channel_map, solver.budget, importance=importance.source)
+    settings = {"importance": importance.source, "calibration": samples is not None}
+    made = recipe("plan_pruning", channel_map, solver.budget, **settings)
     return describe(channel_map, UnitMap.removing(removed), made, solver, scores)
 
 

@@ -90,6 +90,7 @@ class Recipe:
         function: what was called.
         importance: what scored the channels; `None` if they are merged.
         clustering, owners, seed: those of `plan_merging`.
+        calibration: whether the function got calibration data, besides those of the importance.
         budget: how much was to go. Layers are named by their paths, and `latency` says what the
             table was. Of a `NISPPruner` the amount is what was reached.
         latency: the table of a latency budget; `None` for the default.
@@ -103,6 +104,7 @@ class Recipe:
     clustering: str | ObjectCall | None = None
     owners: str = "all"
     seed: int = 0
+    calibration: bool = False
     budget: Budget
     latency: ObjectCall | None = None
     schedule: ObjectCall | None = None
@@ -140,12 +142,12 @@ class Recipe:
             value = getattr(self, field.name)
             if isinstance(value, Budget):
                 found |= {name: repr(argument) for name, argument in value.arguments.items()}
+            elif field.name == "calibration":
+                found |= {"calibration": "calibration"} if value else {}
             elif isinstance(value, ObjectCall):
                 found[field.name] = value.code(otherwise=field.name)
             elif value != field.default:
                 found[field.name] = repr(value)
-        if self.clustering == "activations":
-            found["calibration"] = "calibration"
         return found
 
 

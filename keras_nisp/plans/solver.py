@@ -22,7 +22,7 @@ class Steps:
     Attributes:
         units: units of all steps, one step after another.
         sizes: number of units of each step.
-        priority: steps of lower priority come first. In local ranking it is the share
+        priority: steps of lower priority come first. By default it is the share
             of the group that is gone halfway through the step.
         groups: index of the group of each step.
     """
@@ -98,7 +98,7 @@ class Solver:
             return self._reach_widths(scores)
         if budget.kind == "ratios":
             return steps.of(steps.priority < self.group_ratios[steps.groups])
-        if budget.kind == "ratio" and budget.allocation == "uniform":
+        if budget.kind == "ratio" and self.is_local and self.allocation is None:
             return steps.of(steps.priority < budget.ratio)
         if self.allocation is not None:
             measure, _, target = self._reachable(steps, scores)
@@ -147,8 +147,9 @@ class Solver:
     def _in_order(self, group: Group, scores, stay) -> np.ndarray:
         """Those units of a group that may go, in the order in which they do.
 
-        In local ranking all blocks lose the same share. Their scores do not compare: where zeros
-        widen a residual stream, its first channels have readers in every stage, the last in one.
+        Unless groups are compared by scores, all blocks lose the same share. Scores of blocks do
+        not compare: where zeros widen a residual stream, its first channels have readers in every
+        stage, the last in one.
         """
         blocks = self.channel_map.blocks(group) if self.is_local else [group.units]
         parts = [self._removable(units, scores, stay) for units in blocks]

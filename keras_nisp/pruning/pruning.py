@@ -9,15 +9,13 @@ import keras
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.tracing import InputShape, WholeGroups
 from keras_nisp.channels.unit_map import UnitMap
-from keras_nisp.data.collecting import collect
-from keras_nisp.data.samples import MAX_SAMPLES, Samples
-from keras_nisp.data.value_range import warn_of_range, warned_once
-from keras_nisp.importance.base import Importance, as_importance, supplied, without_data
-from keras_nisp.importance.nisp import NISP
+from keras_nisp.data.samples import Samples
+from keras_nisp.data.value_range import warned_once
+from keras_nisp.importance.base import Importance
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.plan import Plan
-from keras_nisp.plans.planning import make_plan, traced_for
+from keras_nisp.plans.planning import make_plan, traced_for, with_samples
 from keras_nisp.pruning.latency_budget import Realised, realise_latency
 from keras_nisp.recovery.compensation import check_compensation
 from keras_nisp.recovery.pair import Pair
@@ -97,15 +95,8 @@ def prune(
 
 
 def _prune(model, importance, budget, shape, calibration, how, verify, verbose) -> keras.Model:
-    importance, samples = as_importance(NISP() if importance is None else importance), None
-    if calibration is not None:
-        limits = [value.limit for value in without_data(importance).values()]
-        samples = collect(calibration, model, max([MAX_SAMPLES, *limits]), verbose=verbose)
-        if not isinstance(calibration, Samples):
-            warn_of_range(model, samples)
-        if shape["input_shape"] is None and keras_models.is_open(model):
-            shape = {**shape, "input_shape": samples.shapes}
-    importance = supplied(importance, samples, verbose)
+    keras_models.check_model(model)
+    importance, samples = with_samples(importance, calibration, model, verbose)
     result = pruned(model, importance, budget, samples=samples, verbose=verbose, **shape)
     plan, small = result.plan, result.small
     text = (
@@ -179,7 +170,7 @@ def pruned(
     verbose: int = 0,
 ) -> Pruned:
     """Plans and rebuilds. Arguments are those of `plan_pruning`."""
-    channel_map = traced_for(importance, model, input_shape, whole_groups)
+    channel_map = traced_for(importance, model, input_shape, whole_groups, samples)
     if budget.kind != "latency_reduction":
         plan = make_plan(channel_map, importance, budget, samples, verbose)
         unit_map = plan.unit_map(channel_map)

@@ -255,9 +255,10 @@ def _checked_ratios(ratios, budget: Budget | None) -> tuple[tuple[float, ...], B
     if budget is not None and ratios is not None:
         raise ValueError("Expected either `ratios` or `budget`. Received both.")
     if budget is not None:
-        if not isinstance(budget, Budget) or (budget.kind, budget.allocation == "global") != (
-            "ratio",
-            False,
+        if (
+            not isinstance(budget, Budget)
+            or budget.kind != "ratio"
+            or budget.allocation not in ("auto", "uniform")
         ):
             raise ValueError(
                 "Expected `budget` to be a Budget with `ratio`, and no `allocation`: each group is "
