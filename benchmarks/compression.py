@@ -88,8 +88,9 @@ def models(model, data, args):
     calibration = some(x, 2000)
 
     def small(round_to=1):
-        settings = {"flops_reduction": 0.5, "round_to": round_to, "calibration": calibration}
-        return kn.prune(model, kn.NISP(calibration), **settings, verbose=0)
+        budget = kn.Budget(flops_reduction=0.5, round_to=round_to, allocation="uniform")
+        importance = kn.NISP(calibration)
+        return kn.prune(model, importance, calibration=calibration, budget=budget, verbose=0)
 
     yield "dense", copy_of(model)
     yield "dense, trained on", fine_tuned(copy_of(model), data, args)

@@ -39,7 +39,8 @@ def train(data, epochs, batch_size):
 def prune(model, importance, data, args, epochs):
     """Prunes, repairs and fine-tunes; returns the model and its accuracy after each stage."""
     (x, y), (x_test, y_test) = data
-    small = kn.prune(model, importance, flops_reduction=args.flops_reduction)
+    budget = kn.Budget(flops_reduction=args.flops_reduction, allocation="uniform")
+    small = kn.prune(model, importance, budget=budget)
     stages = [accuracy(small, x_test, y_test)]
     kn.recalibrate(small, x)
     stages.append(accuracy(small, x_test, y_test))

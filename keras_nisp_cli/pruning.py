@@ -30,6 +30,7 @@ IMPORTANCES = (
     "bn-scale",
     "random",
 )
+DAMAGES = ("predicted", "measured")
 SHARE = click.FloatRange(0, 1, max_open=True)
 COMPENSATE = click.option(
     "--compensate",
@@ -61,7 +62,7 @@ COMPENSATE = click.option(
 )
 @click.option(
     "--allocation",
-    type=click.Choice(["auto", "uniform", "global", "predicted", "measured"]),
+    type=click.Choice(["auto", "uniform", "global", *DAMAGES]),
     help="Which groups lose channels: all the same share, those of the least scores, or those "
     "whose loss changes the outputs least, with --calibration. By default the last, predicted, "
     "for all but --ratio.",
@@ -101,6 +102,10 @@ def prune(console, model: Path, force: bool, **options):
         raise click.UsageError(
             f"--importance {options['importance']} looks at data: give --calibration, or choose "
             "--importance nisp-mag, which does not."
+        )
+    if options["allocation"] in DAMAGES and options["calibration"] is None:
+        raise click.UsageError(
+            f"--allocation {options['allocation']} looks at data: give --calibration."
         )
     _check(console, force, options, repairs=options["recalibrate"])
     network = load_model(model, options["custom_objects"], options["unsafe"], console)

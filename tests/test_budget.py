@@ -158,7 +158,7 @@ def test_what_is_removed_stays_removed():
     before = Solver(channel_map, budget).select(kn.Random(0)(channel_map))
     for allocation in ("uniform", "global"):
         budget = Budget(flops_reduction=0.5, allocation=allocation)
-        after = Solver(channel_map, budget, removed=before).select(kn.Random(1)(channel_map))
+        after = Solver(channel_map, budget, before).select(kn.Random(1)(channel_map))
         assert after[before].all()
         assert after.sum() > before.sum()
 

@@ -45,6 +45,7 @@ BUDGETS = {
     "ratios": {"ratios": {"a": 0.5, "[bc]": 0.25}},
     "flops_reduction": {"flops_reduction": 0.4, "round_to": 2},
     "params_reduction": {"params_reduction": 0.4, "min_channels": 0.25},
+    "memory_reduction": {"memory_reduction": 0.3, "round_to": 4},
     "latency_reduction": {"latency_reduction": 0.3, "target": "arm"},
 }
 
@@ -140,7 +141,7 @@ def test_what_a_latency_budget_removes_while_training_stays_removed():
     channel_map, removed = kn.trace(model), None
     budget = kn.Budget(latency_reduction=0.1, latency=table())
     for step, amount in enumerate((0.1, 0.25, 0.4, 0.6, 0.75, 0.85)):
-        solver = Solver(channel_map, budget.with_amount(amount), removed=removed)
+        solver = Solver(channel_map, budget.with_amount(amount), removed)
         chosen = solver.select(kn.Random(step)(channel_map))
         assert removed is None or chosen[removed].all()
         assert budget.table.reduction(channel_map, ~chosen) >= amount
@@ -218,6 +219,47 @@ def test_signatures_name_the_arguments_of_budgets():
 def test_pruners_cannot_reach_widths_step_by_step():
     with pytest.raises(ValueError, match=r"Received: `widths`.* Give `ratios`"):
         kn.NISPPruner(importance=kn.Magnitude(), widths={"a": 4})
+
+
+def test_ranking_is_the_old_name_of_allocation():
+    new = kn.Budget(ratio=0.5, allocation="global")
+    with pytest.warns(DeprecationWarning, match="is now `allocation='global'`") as said:
+        assert kn.Budget(ratio=0.5, ranking="global") == new
+    assert said[0].filename == __file__
+    plan = kn.plan_pruning(dense(), kn.Magnitude(), budget=new)
+    with pytest.warns(DeprecationWarning, match="is now `allocation='global'`"):
+        assert kn.plan_pruning(dense(), kn.Magnitude(), ratio=0.5, ranking="global") == plan
+    with pytest.warns(DeprecationWarning, match="`ranking='local'` is now `allocation='uniform'`"):
+        assert kn.Budget(ratio=0.5, ranking="local") == kn.Budget(ratio=0.5, allocation="uniform")
+    with (
+        pytest.warns(DeprecationWarning, match="is now"),
+        pytest.raises(ValueError, match=r"`allocation` to be one of 'auto', .*'best'"),
+    ):
+        kn.Budget(ratio=0.5, ranking="best")
+
+
+def test_auto_is_decided_by_what_there_is():
+    """A plan says what was decided, so that its recipe makes it again."""
+
+    def decided(*importance, function=kn.plan_pruning, **arguments):
+        return function(dense(), *importance, **arguments).budget.allocation
+
+    for kind in ("flops_reduction", "params_reduction", "memory_reduction"):
+        assert decided(kn.Magnitude(), **{kind: 0.3}) == "uniform"
+        assert decided(kn.Magnitude(), **{kind: 0.3}, calibration=X) == "predicted"
+        assert decided(kn.NISP(X), **{kind: 0.3}) == "predicted"
+        assert decided(function=kn.plan_merging, **{kind: 0.3}) == "uniform"
+        assert decided(function=kn.plan_merging, **{kind: 0.3}, calibration=X) == "predicted"
+    assert decided(kn.NISP(X), ratio=0.3) == "uniform"
+    assert decided(kn.NISP(X), widths={"a": 4}) == "uniform"
+    assert decided(kn.NISP(X), ratio=0.3, allocation="measured") == "measured"
+
+
+@pytest.mark.parametrize("allocation", ["predicted", "measured"])
+def test_damages_need_calibration_data(allocation):
+    for call in FUNCTIONS.values():
+        with pytest.raises(ValueError, match=f"calibration data for allocation='{allocation}'"):
+            call(flops_reduction=0.3, allocation=allocation)
 
 
 def test_merging_ranks_no_groups():

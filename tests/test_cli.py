@@ -132,13 +132,32 @@ def test_prune_does_what_the_library_does(files, run):
     model = keras.models.load_model(files / "model.keras")
     small = keras.models.load_model(files / "small.keras")
     x = np.load(files / "data.npz")["x"]
-    plan = kn.plan_pruning(model, kn.NISP(x), flops_reduction=0.5)
+    plan = kn.plan_pruning(model, kn.NISP(x), flops_reduction=0.5, calibration=x)
     assert kn.Plan.load(files / "plan.json") == plan
     expected = kn.recalibrate(kn.rebuild(model, plan), x, model, plan)
     np.testing.assert_allclose(
         small.predict(x, verbose=0), expected.predict(x, verbose=0), rtol=1e-4, atol=1e-4
     )
     assert "keras-nisp prune" in (files / "report.html").read_text()
+
+
+def test_prune_allocates(files, run):
+    """`--ranking` is what `--allocation` was called."""
+    outputs = ("-o", files / "small.keras", "--plan", files / "plan.json", "--force")
+    common = (files / "model.keras", *outputs, "--importance", "magnitude")
+
+    def budget(*arguments):
+        code, _, err = run("prune", *common, *arguments)
+        assert code == 0, err
+        return kn.Plan.load(files / "plan.json").budget
+
+    assert budget("--memory", "0.3") == kn.Budget(memory_reduction=0.3, allocation="uniform")
+    grouped = kn.Budget(flops_reduction=0.3, allocation="global")
+    assert budget("--flops", "0.3", "--allocation", "global") == grouped
+    assert budget("--flops", "0.3", "--ranking", "global") == grouped
+    data = ("--calibration", files / "data.npz")
+    assert budget("--flops", "0.3", *data).allocation == "predicted"
+    assert budget("--flops", "0.3", *data, "--allocation", "uniform").allocation == "uniform"
 
 
 @pytest.mark.parametrize("compensate", ["mean", "none"])
@@ -551,6 +570,10 @@ def test_unknown_layers_are_answered_with_the_nearest(files, run):
         (("prune", "MODEL", "-o", "a.keras", "--flops", "0.5"), "give --calibration"),
         (("prune", "MODEL", "-o", "a.h5", "--flops", "0.5"), "--calibration"),
         (("prune", "MODEL", "-o", "a.keras", "--flops", "1.5"), "not in the range"),
+        (
+            ("prune", "MODEL", "-o", "a.keras", "--ratio", "0.5", "--allocation", "measured"),
+            "--calibration",
+        ),
         (
             ("prune", "MODEL", "-o", "no/a.keras", "--flops", "0.5", "--importance", "random"),
             "make",

@@ -80,7 +80,7 @@ def _l1(lab, base, seed, reduction, key):
 
 
 def _prune(lab, base, importance, reduction, key):
-    plan = kn.plan_pruning(base, importance, flops_reduction=reduction)
+    plan = kn.plan_pruning(base, importance, flops_reduction=reduction, allocation="uniform")
     small = kn.rebuild(base, plan)
     kn.recalibrate(small, lab.data[0][0], base, plan, compensate="mean")
     start = lab.accuracy(small)

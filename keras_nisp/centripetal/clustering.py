@@ -134,10 +134,8 @@ class Clustering:
             )
         if owners not in OWNERS:
             raise ValueError(f"Expected `owners` to be one of {OWNERS}. Received: {owners!r}")
-        if (method == "activations") != (calibration is not None):
-            raise ValueError(
-                "Expected `calibration` samples with `clustering='activations'`, and only then."
-            )
+        if method == "activations" and calibration is None:
+            raise ValueError("Expected `calibration` samples with `clustering='activations'`.")
         self.channel_map = channel_map
         self.method = method
         self.owners = owners

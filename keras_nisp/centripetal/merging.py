@@ -95,17 +95,17 @@ def plan_merging(
     channel_map = trace(model, input_shape, whole_groups)
     channel_map.check_weights()
     obstacles = _obstacles(channel_map)
-    samples = None if calibration is None else calibration.samples(model)
-    budget, allocation = allocated(channel_map, budget, samples, verbose)
-    solver = Solver(channel_map, budget, allocation)
+    solver = Solver(channel_map, budget)
     _check_mergeable(channel_map, solver, obstacles)
     clusters = Clustering(channel_map, clustering, owners, calibration, seed)
     solver.excluded[list(obstacles)] = True
-    gone = solver.select(_scores(channel_map, allocation))
+    samples = None if calibration is None else calibration.samples(model)
+    solver.budget, solver.allocation = allocated(channel_map, budget, samples, verbose)
+    gone = solver.select(_scores(channel_map, solver.allocation))
     unit_map = _merge(channel_map, gone, clusters, solver.excluded, verbose)
     settings = {"clustering": clustering, "owners": owners, "seed": seed}
-    settings["calibration"] = calibration is not None
-    made = recipe("plan_merging", channel_map, budget, **settings)
+    settings["calibration"] = samples is not None
+    made = recipe("plan_merging", channel_map, solver.budget, **settings)
     variables = variable_rows(channel_map, unit_map)
     plan = describe(channel_map, unit_map, made, solver, None, variables)
     return _with_reasons(plan, channel_map, obstacles)

@@ -83,6 +83,11 @@ class Plan:
         return 1 - self.after.parameters / self.before.parameters if self.before.parameters else 0.0
 
     @property
+    def memory_reduction(self) -> float:
+        """Share of the bytes of activations that is removed."""
+        return 1 - self.after.memory / self.before.memory if self.before.memory else 0.0
+
+    @property
     def importance(self) -> str:
         """Name of the importance, or of the clustering."""
         return self.recipe.name

@@ -171,14 +171,14 @@ def choose(
             "are inputs, outputs, or touch layers without a rule."
         )
     channel_map.check_weights()
-    solver = Solver(channel_map, budget.allocated(has_samples=False), removed=removed)
+    solver = Solver(channel_map, budget.allocated(has_samples=False), removed)
 
     def select(scores):
         return solver.select(checked_scores(scores, channel_map, importance.name))
 
     scores = checked_scores(importance.scores(channel_map, select), channel_map, importance.name)
     samples = samples or importance.known_samples(channel_map.model)
-    solver = Solver(channel_map, *allocated(channel_map, budget, samples, verbose), removed)
+    solver.budget, solver.allocation = allocated(channel_map, budget, samples, verbose)
     return solver.select(scores), solver, scores
 
 

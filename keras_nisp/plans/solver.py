@@ -51,22 +51,17 @@ class Solver:
     Args:
         channel_map: the traced model.
         budget: the budget. Its names are checked here.
-        allocation: chooses steps in the place of shares or scores; see `plans/allocation.py`.
         removed: boolean per unit: removed already, always to stay so.
 
     Attributes:
+        allocation: chooses steps by damage; by default shares or scores do.
         block: widths are multiples of it; see `Budget.blocks`.
         is_local: whether shares decide, and scores within a block alone.
     """
 
-    def __init__(
-        self,
-        channel_map: ChannelMap,
-        budget: Budget,
-        allocation: Callable | None = None,
-        removed: np.ndarray | None = None,
-    ):
-        self.allocation = allocation
+    allocation: Callable | None = None
+
+    def __init__(self, channel_map: ChannelMap, budget: Budget, removed: np.ndarray | None = None):
         self.channel_map = channel_map
         self.budget = budget
         self.block = budget.blocks[0]
