@@ -51,10 +51,7 @@ class Distance:
 
     def direction(self, outputs: list, seed: int) -> tf.Tensor:
         """A number for each sample whose squared change is, on average over seeds, twice the
-        distance that a small change of the outputs makes: `(samples,)`.
-
-        Of probabilities it is the logarithm of that of a class drawn from them.
-        """
+        distance that a small change of the outputs makes: `(samples,)`."""
         total = 0.0
         for i, (kind, scale, new) in enumerate(zip(self.kinds, self.scales, outputs, strict=True)):
             new = tf.cast(new, tf.float32)
@@ -64,10 +61,11 @@ class Distance:
                 total += _root_mean(sign * new / np.sqrt(scale))
                 continue
             logs = _log(kind, new)
-            flat = tf.reshape(tf.stop_gradient(logs), (-1, logs.shape[-1]))
-            drawn = tf.random.stateless_categorical(flat, 1, key)
-            hot = tf.reshape(tf.one_hot(drawn[:, 0], logs.shape[-1]), tf.shape(logs))
-            total += _root_mean(hot * logs, kind)
+            root = tf.sqrt(tf.exp(tf.stop_gradient(logs)))
+            signed = root * tf.sign(tf.random.stateless_uniform(tf.shape(root), key, -1, 1))
+            # E vv' = diag(p) - pp', as for a class drawn from p, but without rare large values.
+            v = signed - root**2 * tf.reduce_sum(signed, -1, keepdims=True)
+            total += _root_mean(v * logs, kind)
         return total
 
 

@@ -21,6 +21,26 @@ MOST_VALUES = 1 << 21  # that are looked at anyway: rows times features
 RIDGE = 0.05  # over the variance of a feature, where there are as many rows as features
 
 
+class Moments:
+    """Sums of products of what a kernel reads, and of what it is to give."""
+
+    def __init__(self, features: int, targets: int, products: bool):
+        self.count = 0
+        self.sums, self.targets = np.zeros(features), np.zeros(targets)
+        size = features * products
+        self.gram = np.zeros((size, size), np.float32)
+        self.products = np.zeros((size, targets), np.float32)
+
+    def add(self, read: tf.Tensor, given: tf.Tensor) -> None:
+        """Takes in rows of both."""
+        self.count += len(read)
+        self.sums += np.asarray(tf.reduce_sum(read, 0), np.float64)
+        self.targets += np.asarray(tf.reduce_sum(given, 0), np.float64)
+        if len(self.gram):
+            self.gram += np.asarray(tf.matmul(read, read, transpose_a=True))
+            self.products += np.asarray(tf.matmul(read, given, transpose_a=True))
+
+
 class KernelEdge:
     """A plain kernel, at all calls of its layer, and the second moments of what it reads.
 
@@ -65,10 +85,14 @@ class KernelEdge:
         wanted = max(ROWS * features, MOST_VALUES // features)
         self.share = min(1.0, wanted / max(rows, 1))
         self.rng = np.random.default_rng(0)
-        size = (plain.groups, features)
-        self.count, self.sums = 0, np.zeros(size)
-        self.gram = np.zeros((*size, features) if self.linear else (0,), np.float32)
+        self.moments = self.next = self._nothing()
         self.known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _nothing(self) -> list["Moments"]:
+        taps, channels, outputs = self.kernel.shape
+        targets = outputs // self.plain.groups if self.by_tap else channels
+        features = taps * channels if self.by_tap else channels
+        return [Moments(features, targets, self.linear) for _ in range(self.plain.groups)]
 
     # What is read ---------------------------------------------------------------------
 
@@ -92,15 +116,30 @@ class KernelEdge:
         parts = tf.split(rows, self.plain.groups, -1)
         return [tf.reshape(part, (*part.shape[:2], -1)) for part in parts]
 
-    def add(self, x: tf.Tensor) -> None:
-        """Takes in what one call of the layer reads, a batch of it."""
-        read = self.groups(self.rows(x, self.by_tap, self.share))
-        for group, rows in enumerate(read):
-            flat = tf.reshape(rows, (-1, rows.shape[-1]))
-            self.sums[group] += np.asarray(tf.reduce_sum(flat, 0), np.float64)
-            if self.linear:
-                self.gram[group] += np.asarray(tf.matmul(flat, flat, transpose_a=True))
-        self.count += int(read[0].shape[0]) * int(read[0].shape[1])
+    def add(self, x: tf.Tensor, z: tf.Tensor) -> None:
+        """Takes in what one call of the layer reads in the original and in the present network."""
+        if self.next is self.moments:
+            self.next = self._nothing()
+        state = self.rng.bit_generator.state
+        old = self.groups(self.rows(x, self.by_tap, self.share))
+        self.rng.bit_generator.state = state  # at the same positions
+        new = self.groups(self.rows(z, self.by_tap, self.share))
+        parts = np.split(self.kernel, self.plain.groups, -1)
+        for moments, given, read, part in zip(self.next, old, new, parts, strict=True):
+            given, read = (tf.reshape(rows, (-1, rows.shape[-1])) for rows in (given, read))
+            if self.by_tap:
+                given = tf.matmul(given, part.reshape(-1, part.shape[-1]))
+            moments.add(read, given)
+
+    def renew(self, keep: np.ndarray) -> None:
+        """Takes what was added since the last time, in the place of what was added before.
+
+        The present kernel stays: were all kernels fitted anew at once, each would make up for the
+        same errors.
+        """
+        present = self.change(keep)
+        self.moments = self.next
+        self.known = {np.packbits(keep[self.units]).tobytes(): present}
 
     # What changes ---------------------------------------------------------------------
 
@@ -138,18 +177,22 @@ class KernelEdge:
         return changed - flat, constant
 
     def _map(self, group: int, weights: np.ndarray, kept: np.ndarray):
-        """Coefficients by which the kept features give best what all of them give by `weights`,
-        with zeros for the others, and a constant."""
-        mean = self.sums[group] / self.count * self.constant
+        """Coefficients by which the kept features give best what all of the original's gave by
+        `weights`, with zeros for the others, and a constant."""
+        moments = self.moments[group]
+        mean = moments.sums / moments.count * self.constant
+        target = moments.targets / moments.count * self.constant
         result = np.where(kept[:, None], weights, 0)
         if self.linear and kept.any():
-            gram = self.gram[group].astype(np.float64) / self.count - np.outer(mean, mean)
-            inner = gram[np.ix_(kept, kept)]
-            strength = max(1e-4, RIDGE * len(inner) / self.count)
+            inner = moments.gram[np.ix_(kept, kept)].astype(np.float64) / moments.count
+            inner -= np.outer(mean[kept], mean[kept])
+            cross = moments.products[kept].astype(np.float64) / moments.count
+            cross -= np.outer(mean[kept], target)
+            strength = max(1e-4, RIDGE * len(inner) / moments.count)
             ridge = strength * np.diagonal(inner) + 1e-9 * np.trace(inner) / len(inner) + 1e-12
-            missing = gram[np.ix_(kept, ~kept)] @ weights[~kept]
+            missing = cross - inner @ weights[kept]
             result[kept] += scipy.linalg.solve(inner + np.diag(ridge), missing, assume_a="pos")
-        return result, mean @ (weights - result)
+        return result, target - mean @ result
 
     # In the network -------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from keras_nisp.importance.base import map_tensors
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph.masks import take_off_alike
 
-MOST_MEMORY = 1 << 28  # bytes of activations of a batch, of which gradients keep more
+MOST_MEMORY = 1 << 27  # bytes of activations of a batch, of which gradients keep more
 MOST_SAMPLES = 256  # on which damages are taken
 
 
@@ -36,8 +36,9 @@ class DamagedNetwork:
         costs = CostModel(channel_map)
         needed = sum(cost.memory for cost in costs.layers(costs.everything).values())
         self.batch_size = int(np.clip(MOST_MEMORY // max(needed, 1), 1, 64))
-        self.samples = samples.every(-(-len(samples) // MOST_SAMPLES))
-        self.kernels, self.inputs = find_edges(channel_map, len(samples))
+        fitted, held_out = samples.halves()
+        self.samples = held_out.every(-(-len(held_out) // MOST_SAMPLES))
+        self.kernels, self.inputs = find_edges(channel_map, len(fitted))
         self.by_layer: dict[int, list[KernelEdge]] = {}
         for kernel in self.kernels:
             self.by_layer.setdefault(id(kernel.call.layer), []).append(kernel)
@@ -45,9 +46,10 @@ class DamagedNetwork:
         for tensor in self.inputs:
             self.by_call.setdefault(id(tensor.call), {})[tensor.index] = tensor
         self.everything = costs.everything
-        self._take_moments(samples, verbose)
+        self.fitted, self.verbose = fitted, verbose
+        self.renew(self.everything)
         self.distance = Distance(channel_map)
-        self.before = [self._run(inputs, self.everything) for inputs in self._batches()]
+        self.before = [self._run(inputs, None) for inputs in self._batches()]
         self.distance.fit([np.concatenate(column) for column in zip(*self.before, strict=True)])
         self.draws = 0
 
@@ -63,43 +65,50 @@ class DamagedNetwork:
         for inputs, _ in self.samples.batches(self.batch_size):
             yield inputs
 
-    def _take_moments(self, samples: Samples, verbose: int) -> None:
-        def visit(call, args, kwargs):
-            tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
-            for edge in self.by_layer.get(id(call.layer), ()):
-                edge.add(tensors[edge.plain.argument])
-            return call.infer(*args, **kwargs)
-
-        progress, done = Progress(len(samples), verbose, "sample"), 0
-        for inputs, _ in samples.batches(self.batch_size):
-            self.channel_map.walk(inputs, visit)
+    def renew(self, keep: np.ndarray) -> None:
+        """Takes moments around a network: kernels are fitted to what is read there from then on."""
+        progress, done = Progress(len(self.fitted), self.verbose, "sample"), 0
+        for inputs, _ in self.fitted.batches(self.batch_size):
+            original: list = []
+            self._run(inputs, None, seen=original)
+            present = original
+            if not keep.all():
+                present = []
+                self._run(inputs, keep, seen=present)
+            for (edge, x, _), (_, z, _) in zip(original, present, strict=True):
+                if isinstance(edge, KernelEdge):
+                    edge.add(x, z)
             progress.update(done := done + len(inputs[0]))
+        for edge in self.kernels:
+            edge.renew(keep)
 
-    def _run(self, inputs: list, keep: np.ndarray, tape=None, seen: list | None = None) -> list:
+    def _run(self, inputs: list, keep: np.ndarray | None, tape=None, seen: list | None = None) -> list:
         """The outputs where only some units are kept.
 
         Args:
             inputs: of the model.
-            keep: boolean per unit.
+            keep: boolean per unit; `None` for the original.
             tape: watches what edges give or get.
             seen: collects `(edge, what a kernel reads, what is watched)`.
         """
-        changed = [edge for edge in self.kernels if not keep[edge.units].all()]
+        changed = []
+        if keep is not None:
+            changed = [edge for edge in self.kernels if not keep[edge.units].all()]
         changes = {edge: edge.change(keep) for edge in changed}
         weights = [pair for edge in changed for pair in edge.weights(changes[edge])]
 
         def watched(edge, x, tensor):
-            if tape is None or seen is None:
-                return tensor
-            tensor = tf.identity(tensor)
-            tape.watch(tensor)
-            seen.append((edge, x, tensor))
+            if tape is not None:
+                tensor = tf.identity(tensor)
+                tape.watch(tensor)
+            if seen is not None:
+                seen.append((edge, x, tensor))
             return tensor
 
         def visit(call, args, kwargs):
             given = (args, kwargs)
             masks = self.by_call.get(id(call), {})
-            if masks:
+            if masks and keep is not None:
 
                 def mask(index, x):
                     edge = masks.get(index)

@@ -59,6 +59,13 @@ class Samples:
         """Every `step`-th of them."""
         return self if step <= 1 else self._taken(slice(None, None, step))
 
+    def halves(self) -> tuple["Samples", "Samples"]:
+        """Every other of them, and the rest; all twice, if the model is bound to a batch size or
+        there are too few."""
+        if self.batch is not None or len(self) < 8:
+            return self, self
+        return self._taken(slice(None, None, 2)), self._taken(slice(1, None, 2))
+
     def _taken(self, which: slice) -> "Samples":
         labels = map_labels(operator.itemgetter(which), self.labels)
         return Samples([array[which] for array in self.inputs], labels, self.batch, self.names)

@@ -11,6 +11,7 @@ from keras_nisp.plans.solver import Solver
 ROUNDS = 12  # damages are taken again around what was reached so far
 PARTS = 16  # into which a group is divided: a round removes some of them
 SIZES = (1, 2)  # how many of these parts a group may lose in a round
+RENEWED = 3  # rounds after which kernels are fitted to what they read by then
 MEASURED = 6  # groups whose damage is measured in a round, if it is to be
 SMALLEST = 1e-9  # damage: what costs nothing is ordered by what it saves
 
@@ -60,7 +61,7 @@ class _Search:
         self.units = [len(group.units) for group in solver.channel_map.groups]
         self.done = [int(np.sum(steps.priority == -np.inf)) for steps in self.steps]
         self.removed = solver.removed.copy()
-        self.cost_now = cost(self.removed)
+        self.cost_now, self.rounds = cost(self.removed), 0
         seen = self.network.seen
         self.blind = [not seen[group.units].any() for group in solver.channel_map.groups]
 
@@ -72,6 +73,9 @@ class _Search:
 
     def round(self, rounds_left: int) -> None:
         """Removes a share of what is still to be saved."""
+        self.rounds += 1
+        if RENEWED and self.rounds % RENEWED == 0:
+            self.network.renew(~self.removed)
         moves = self._moves()
         removed = [self.without(*move) for move in moves]
         saved = np.array([self.cost_now - self.cost(other) for other in removed])
