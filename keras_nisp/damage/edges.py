@@ -9,10 +9,9 @@ import tensorflow as tf
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.registry import rule_of
-from keras_nisp.channels.rule import PlainKernel, channel_axis
+from keras_nisp.channels.rule import PlainKernel, Window, channel_axis
 from keras_nisp.kernels.patches import patches, positions_first, read_positions
-from keras_nisp.kernels.reading import input_axis, plain_reads
+from keras_nisp.kernels.reading import absorbed, input_axis, plain_reads
 
 MOST_BY_TAP = 2304  # features: more are read through one map for all taps
 MOST_FEATURES = 2048  # with more, removed ones are replaced by their mean
@@ -65,10 +64,8 @@ class KernelEdge:
     ):
         self.plain, self.call, self.constant = plain, calls[0], constant
         binding = channel_map.bindings[id(plain.kernel)]
-        axis, spatial = (
-            plain.axis % len(plain.kernel.shape),
-            0 if not plain.window else len(plain.window.size),
-        )
+        axis = plain.axis % len(plain.kernel.shape)
+        spatial = 0 if plain.window is None else len(plain.window.size)
         self.order = [i for i in range(len(plain.kernel.shape)) if i != axis]
         self.order.insert(spatial, axis)  # to (taps..., channels, outputs...)
         self.units = binding.axes[axis]
@@ -85,10 +82,11 @@ class KernelEdge:
         wanted = max(ROWS * features, MOST_VALUES // features)
         self.share = min(1.0, wanted / max(rows, 1))
         self.rng = np.random.default_rng(0)
+        self.tables: dict[tuple[int, ...], np.ndarray] = {}
         self.moments = self.next = self._nothing()
         self.known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
-    def _nothing(self) -> list["Moments"]:
+    def _nothing(self) -> list[Moments]:
         taps, channels, outputs = self.kernel.shape
         targets = outputs // self.plain.groups if self.by_tap else channels
         features = taps * channels if self.by_tap else channels
@@ -102,14 +100,20 @@ class KernelEdge:
         inputs = [size for i, size in enumerate(x.shape) if i not in (0, axis)]
         table = np.arange(math.prod(inputs))[:, None]
         if window is not None and by_tap:
-            made = self.call.layer.compute_output_shape(tuple(x.shape))
-            sizes = [size for i, size in enumerate(made) if i not in (0, axis)]
-            table = read_positions(window, inputs, sizes)
+            table = self._table(window, tuple(x.shape), inputs)
         if share < 1:
             count = math.ceil(share * len(table))
             table = table[np.sort(self.rng.choice(len(table), count, replace=False))]
         read = patches(positions_first(tf.cast(x, tf.float32), axis), table)
         return tf.reshape(read, (len(x), len(table), *read.shape[1:]))
+
+    def _table(self, window: Window, shape: tuple[int, ...], inputs: list[int]) -> np.ndarray:
+        key = tuple(inputs)
+        if key not in self.tables:
+            made = self.call.layer.compute_output_shape(shape)
+            sizes = [size for i, size in enumerate(made) if i not in (0, self.axis)]
+            self.tables[key] = read_positions(window, inputs, sizes)
+        return self.tables[key]
 
     def groups(self, rows: tf.Tensor) -> list[tf.Tensor]:
         """Rows of each group of channels, flat: `(samples, positions, taps * channels)`."""
@@ -158,10 +162,6 @@ class KernelEdge:
             kernels, constants = (np.stack(arrays).astype(np.float32) for arrays in both)
             self.known[key] = kernels, constants
         return self.known[key]
-
-    def forget(self) -> None:
-        """Drops the changes that are known, of which few are needed again."""
-        self.known.clear()
 
     def _change(self, group: int, kernel: np.ndarray, kept: np.ndarray):
         """One group's, as `(taps * channels, outputs)` and `(outputs,)`."""
@@ -265,23 +265,6 @@ class InputEdge:
     def keep(self, keep: np.ndarray, dtype) -> tf.Tensor:
         """The kept channels as 1, others as 0."""
         return tf.cast(keep[self.names], dtype)
-
-
-def absorbed(channel_map: ChannelMap) -> set:
-    """Tensors whose missing constant the next normalisation absorbs."""
-    linear = {
-        tensor
-        for call in channel_map.calls
-        if getattr(call.layer, "activation", None) in (None, keras.activations.linear)
-        for tensor in call.outputs
-    }
-    normalised = {
-        tensor
-        for call in channel_map.calls
-        if rule_of(call.layer).normalisation(call.layer)
-        for tensor in call.inputs
-    }
-    return linear & normalised
 
 
 def find_edges(channel_map: ChannelMap, samples: int) -> tuple[list[KernelEdge], list[InputEdge]]:

@@ -15,8 +15,10 @@ from keras_nisp.importance.base import map_tensors
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph.masks import take_off_alike
 
-MOST_MEMORY = 1 << 27  # bytes of activations of a batch, of which gradients keep more
+MOST_MEMORY = 1 << 28  # bytes of activations of a batch, of which gradients keep more
 MOST_SAMPLES = 256  # on which damages are taken
+LEAST_SAMPLES = 16
+MOST_ACTIVATIONS = 1 << 31  # bytes of them, beyond the least
 
 
 class DamagedNetwork:
@@ -37,7 +39,8 @@ class DamagedNetwork:
         needed = sum(cost.memory for cost in costs.layers(costs.everything).values())
         self.batch_size = int(np.clip(MOST_MEMORY // max(needed, 1), 1, 64))
         fitted, held_out = samples.halves()
-        self.samples = held_out.every(-(-len(held_out) // MOST_SAMPLES))
+        count = int(np.clip(MOST_ACTIVATIONS // max(needed, 1), LEAST_SAMPLES, MOST_SAMPLES))
+        self.samples = held_out.every(-(-len(held_out) // count))
         self.kernels, self.inputs = find_edges(channel_map, len(fitted))
         self.by_layer: dict[int, list[KernelEdge]] = {}
         for kernel in self.kernels:
@@ -82,7 +85,9 @@ class DamagedNetwork:
         for edge in self.kernels:
             edge.renew(keep)
 
-    def _run(self, inputs: list, keep: np.ndarray | None, tape=None, seen: list | None = None) -> list:
+    def _run(
+        self, inputs: list, keep: np.ndarray | None, tape=None, seen: list | None = None
+    ) -> list:
         """The outputs where only some units are kept.
 
         Args:
@@ -91,11 +96,11 @@ class DamagedNetwork:
             tape: watches what edges give or get.
             seen: collects `(edge, what a kernel reads, what is watched)`.
         """
-        changed = []
+        changes: dict[KernelEdge, tuple] = {}
         if keep is not None:
-            changed = [edge for edge in self.kernels if not keep[edge.units].all()]
-        changes = {edge: edge.change(keep) for edge in changed}
-        weights = [pair for edge in changed for pair in edge.weights(changes[edge])]
+            lossy = (edge for edge in self.kernels if not keep[edge.units].all())
+            changes = {edge: edge.change(keep) for edge in lossy}
+        weights = [pair for edge, change in changes.items() for pair in edge.weights(change)]
 
         def watched(edge, x, tensor):
             if tape is not None:

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.channel_map import ChannelMap, Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import PlainKernel, channel_axis
 
@@ -47,3 +48,20 @@ def input_axis(call: Call, plain: PlainKernel) -> int | None:
         return channel_axis(call.layer, tensor.rank) + 1
     axes = [axis for axis, size in enumerate(tensor.names.shape, 1) if size > 1]
     return axes[0] if axes else None
+
+
+def absorbed(channel_map: ChannelMap) -> set[Traced]:
+    """Tensors whose missing constant the next normalisation absorbs."""
+    linear = {
+        tensor
+        for call in channel_map.calls
+        if getattr(call.layer, "activation", None) in (None, keras.activations.linear)
+        for tensor in call.outputs
+    }
+    normalised = {
+        tensor
+        for call in channel_map.calls
+        if rule_of(call.layer).normalisation(call.layer)
+        for tensor in call.inputs
+    }
+    return linear & normalised

@@ -8,9 +8,9 @@ from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.io.progress import Progress
 from keras_nisp.plans.solver import Solver
 
-ROUNDS = 12  # damages are taken again around what was reached so far
+ROUNDS = 20  # damages are taken again around what was reached so far
 PARTS = 16  # into which a group is divided: a round removes some of them
-SIZES = (1, 2)  # how many of these parts a group may lose in a round
+SIZES = (1, 2, 4)  # how many of these parts a group may lose in a round
 RENEWED = 3  # rounds after which kernels are fitted to what they read by then
 MEASURED = 6  # groups whose damage is measured in a round, if it is to be
 SMALLEST = 1e-9  # damage: what costs nothing is ordered by what it saves

@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nisp.channels.channel_map import ChannelMap, Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.data.samples import Samples
 from keras_nisp.importance.base import run
 from keras_nisp.keras_graph.recording import recorded
+from keras_nisp.kernels.reading import absorbed
 from keras_nisp.recovery.batch_statistics import BatchStatistics, keep_ratio
 from keras_nisp.recovery.carrier import Carrier, memory
 from keras_nisp.recovery.pair import Pair
@@ -76,9 +76,9 @@ def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -
     calls = Counter(call.layer for call in pair.large.calls)
     shared: dict[int, Refit] = {}
     by_call: dict[Any, list[Refit]] = {}
-    absorbed = _absorbed(pair.large)
+    into = absorbed(pair.large)
     for reader in pair.readers:
-        free = reader.plain.gives and reader.call.outputs[0] in absorbed
+        free = reader.plain.gives and reader.call.outputs[0] in into
         constant = reader.bias_binding is not None or free
         once = calls[reader.call.layer] == 1
         if reader.plain.inside and not once:
@@ -131,23 +131,6 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, sett
             keep_ratio(*statistics[call.layer], pair)
         original.step()
         twin.step()
-
-
-def _absorbed(channel_map: ChannelMap) -> set[Traced]:
-    """Tensors whose missing constant the next normalisation absorbs."""
-    linear = {
-        tensor
-        for call in channel_map.calls
-        if getattr(call.layer, "activation", None) in (None, keras.activations.linear)
-        for tensor in call.outputs
-    }
-    normalised = {
-        tensor
-        for call in channel_map.calls
-        if rule_of(call.layer).normalisation(call.layer)
-        for tensor in call.inputs
-    }
-    return linear & normalised
 
 
 def _some(pair: Pair, samples: Samples) -> Samples:
