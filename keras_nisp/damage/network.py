@@ -72,18 +72,19 @@ class DamagedNetwork:
         """Takes moments around a network: kernels are fitted to what is read there from then on."""
         progress, done = Progress(len(self.fitted), self.verbose, "sample"), 0
         for inputs, _ in self.fitted.batches(self.batch_size):
-            original: list = []
-            self._run(inputs, None, seen=original)
-            present = original
-            if not keep.all():
-                present = []
-                self._run(inputs, keep, seen=present)
-            for (edge, x, _), (_, z, _) in zip(original, present, strict=True):
-                if isinstance(edge, KernelEdge):
-                    edge.add(x, z)
+            original = self._read(inputs, None)
+            present = original if keep.all() else self._read(inputs, keep)
+            for (edge, x), (_, z) in zip(original, present, strict=True):
+                edge.add(x, z)
             progress.update(done := done + len(inputs[0]))
         for edge in self.kernels:
             edge.renew(keep)
+
+    def _read(self, inputs: list, keep: np.ndarray | None) -> list[tuple[KernelEdge, tf.Tensor]]:
+        """What each kernel reads, call by call."""
+        seen: list = []
+        self._run(inputs, keep, seen=seen)
+        return [(edge, x) for edge, x, _ in seen if isinstance(edge, KernelEdge)]
 
     def _run(
         self, inputs: list, keep: np.ndarray | None, tape=None, seen: list | None = None
