@@ -13,9 +13,9 @@ from keras_nisp.recovery.assigning import assign_finite, check_finite
 from keras_nisp.recovery.pair import Reader
 
 MOST_FEATURES = 4096  # solving for more takes too long
-ROWS = 16  # for each feature: more of the same samples say little that is new
+ROWS = 8  # for each feature: more of the same samples say little that is new
 LEAST_ROWS = 5  # for each feature: with fewer, taps share one map
-MOST_VALUES = 1 << 22  # that are looked at anyway: rows times features
+MOST_VALUES = 1 << 21  # that are looked at anyway: rows times features
 
 
 class Refit:
