@@ -258,3 +258,21 @@ def test_precisions(policy):
     x = patterns(200, 1)[0]
     before, after = (repaired(model, x, steps) for steps in (0, 60))
     assert distance(model, after, x) < distance(model, before, x)
+
+
+def test_inputs_are_augmented():
+    """The original answers for what the smaller model is given."""
+    model, seen = classifier("softmax"), []
+    x = example_inputs(model, 70)
+
+    def augment(batch):
+        seen.append(np.asarray(batch))
+        return batch[:, ::-1]
+
+    repaired(model, x, teach_steps=2, augment=augment)
+    assert len(seen) == 2
+    flip = keras.layers.RandomFlip("horizontal", seed=0)
+    small = repaired(model, x, teach_steps=2, augment=flip)
+    assert all(np.isfinite(value).all() for value in values(small))
+    with pytest.raises(ValueError, match="`augment` to keep the shapes"):
+        repaired(model, x, teach_steps=1, augment=lambda batch: batch[:, 1:])

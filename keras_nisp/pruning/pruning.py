@@ -36,6 +36,7 @@ def prune(
     calibration: Any = None,
     compensate: str | None = "auto",
     teach_steps: int = 0,
+    augment: Callable | None = None,
     verify: bool = True,
     verbose: int = 1,
     **keywords: Unpack[BudgetKeywords],
@@ -58,6 +59,7 @@ def prune(
             (`None`).
         teach_steps: as for `recalibrate`: with how many batches of `calibration` data the result
             is trained to answer as the original does, without labels. 200 are a good number.
+        augment: as for `recalibrate`: changes batches of inputs meanwhile.
         verify: compare the result with the original whose removed channels are zeroed, as the
             function `verify` does, on samples of `calibration`, else of what the importance has
             read, else on random ones. It proves the surgery; it says nothing of the accuracy.
@@ -90,7 +92,7 @@ def prune(
     check_teaching(teach_steps, calibration is not None, "`calibration` data")
     with warned_once():
         shape = {"input_shape": input_shape, "whole_groups": whole_groups}
-        how = {"compensate": compensate, "teach_steps": teach_steps}
+        how = {"compensate": compensate, "teach_steps": teach_steps, "augment": augment}
         return _prune(model, importance, budget, shape, calibration, how, verify, verbose)
 
 
@@ -153,11 +155,20 @@ class Pruned:
         samples: Samples,
         compensate: str | None = "auto",
         teach_steps: int = 0,
+        augment: Callable | None = None,
         verbose: int = 0,
     ) -> None:
         """Recalibrates the smaller model, in place."""
         pair = Pair(self.channel_map, self.unit_map, self.small)
-        repair(self.small, samples, pair, compensate, teach_steps=teach_steps, verbose=verbose)
+        repair(
+            self.small,
+            samples,
+            pair,
+            compensate,
+            teach_steps=teach_steps,
+            augment=augment,
+            verbose=verbose,
+        )
 
 
 def pruned(

@@ -1,6 +1,7 @@
 """Repairs a pruned model on calibration data, without labels."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -37,6 +38,7 @@ def recalibrate(
     compensate: str | None = "auto",
     ridge: float | None = None,
     teach_steps: int = 0,
+    augment: Callable | None = None,
 ) -> keras.Model:
     """Repairs a pruned model in place: BatchNormalization statistics, biases, kernels.
 
@@ -81,6 +83,8 @@ def recalibrate(
             takes `original` and `plan`. No labels are needed. All trainable weights move, and no
             statistics. 200 are a good number for some hundred samples. A step costs a step of
             `fit` and a forward pass of `original`.
+        augment: for `teach_steps`: a function from a batch of inputs to another of which the model
+            should make as much, such as `keras.layers.RandomFlip("horizontal")` for photographs.
 
     Returns:
         The model itself.
@@ -120,7 +124,7 @@ def recalibrate(
     if original is not None and plan is not None and (compensate is not None or teach_steps):
         channel_map = plan.trace(original)
         pair = Pair(channel_map, plan.unit_map(channel_map), small)
-    repair(small, samples, pair, compensate, batch_size, ridge, teach_steps, seed, verbose)
+    repair(small, samples, pair, compensate, batch_size, ridge, teach_steps, seed, verbose, augment)
     return small
 
 
@@ -134,6 +138,7 @@ def repair(
     teach_steps: int = 0,
     seed: int = 0,
     verbose: int = 0,
+    augment: Callable | None = None,
 ) -> None:
     """`recalibrate` for a traced original and samples that were collected.
 
@@ -141,7 +146,7 @@ def repair(
         model: the smaller model.
         samples: the samples.
         pair: the original and the smaller model; `None` compensates for nothing.
-        compensate, batch_size, ridge, teach_steps, seed, verbose: as for `recalibrate`.
+        compensate, batch_size, ridge, teach_steps, seed, verbose, augment: as for `recalibrate`.
     """
     compensated = None if compensate is None else pair
     with all_or_nothing(model), untrained(compensated):
@@ -150,7 +155,7 @@ def repair(
         else:
             compensate_for_removed(compensated, samples, batch_size, compensate != "mean", ridge)
         if teach_steps and pair is not None:
-            teach(pair, samples, teach_steps, seed, verbose)
+            teach(pair, samples, teach_steps, seed, verbose, augment)
 
 
 def _check(original, plan, compensate, ridge) -> None:

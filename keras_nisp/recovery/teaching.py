@@ -46,7 +46,14 @@ def check_teaching(steps: Any, possible: bool, needed: str) -> None:
         )
 
 
-def teach(pair: Pair, samples: Samples, steps: int, seed: int = 0, verbose: int = 0) -> None:
+def teach(
+    pair: Pair,
+    samples: Samples,
+    steps: int,
+    seed: int = 0,
+    verbose: int = 0,
+    augment: Callable | None = None,
+) -> None:
     """Trains the smaller model to give what the original gives, and to read what that reads.
 
     What kernels read of the channels that both have says far more of each sample than the outputs
@@ -59,6 +66,7 @@ def teach(pair: Pair, samples: Samples, steps: int, seed: int = 0, verbose: int 
         steps: how many batches of 64 samples.
         seed: for the order of the samples.
         verbose: 1 shows a progress bar.
+        augment: a function from a batch of inputs to another, such as a `keras.layers.RandomFlip`.
     """
     small = pair.small
     if not small.trainable_variables:
@@ -79,10 +87,25 @@ def teach(pair: Pair, samples: Samples, steps: int, seed: int = 0, verbose: int 
         learn = _learner(pair, distance, steps)
         for step, chosen in zip(range(steps), order, strict=False):
             inputs = [tf.convert_to_tensor(array[chosen]) for array in samples.inputs]
-            check_finite(learn(inputs), f"What step {step} of teaching minimises is")
+            check_finite(learn(_augmented(small, inputs, augment)), f"What step {step} of teaching minimises is")
             progress.update(step + 1)
     for weight in small.trainable_variables:
         check_finite(weight.value, f"Taught, '{weight.path}' would be")
+
+
+def _augmented(model: keras.Model, inputs: list[tf.Tensor], augment: Callable | None) -> list:
+    if augment is None:
+        return inputs
+    given = keras_models.structured_inputs(model, inputs)
+    extra = {"training": True} if isinstance(augment, keras.Layer) else {}
+    changed = keras.tree.flatten(augment(given, **extra))
+    before, after = ([tuple(x.shape) for x in tensors] for tensors in (inputs, changed))
+    if before != after:
+        raise ValueError(
+            f"Expected `augment` to keep the shapes of a batch of inputs. It made {after} of "
+            f"{before}."
+        )
+    return [tf.cast(new, old.dtype) for new, old in zip(changed, inputs, strict=True)]
 
 
 def _learner(pair: Pair, distance: Distance, steps: int) -> Callable:
