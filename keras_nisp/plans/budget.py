@@ -49,7 +49,7 @@ class BudgetKeywords(TypedDict, total=False):
 RANKINGS = {"local": "uniform", "global": "global"}  # what `ranking` was
 
 
-def _takes_ranking(budget: type) -> type:
+def _takes_ranking(budget: Any) -> Any:
     """Lets the class take `ranking`, as `allocation` was called, with a warning."""
     made = budget.__init__
 
@@ -181,6 +181,11 @@ class Budget:
         """The amount, as a share; of `ratios` the largest. Of `widths` there is none."""
         given = getattr(self, self.kind)
         return max(given.values(), default=0.0) if self.kind == "ratios" else given
+
+    @property
+    def by_damage(self) -> bool:
+        """Whether groups lose channels by what the outputs lose."""
+        return self.allocation in ("predicted", "measured")
 
     def allocated(self, has_samples: bool) -> "Budget":
         """The same budget with `"auto"` decided.

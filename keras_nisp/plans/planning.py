@@ -89,6 +89,9 @@ def plan_pruning(
     """
     budget = as_budget(budget, keywords, plan_pruning)
     keras_models.check_model(model)
+    importance = as_importance(NISP() if importance is None else importance)
+    if not budget.allocated(has_samples=True).by_damage and not without_data(importance):
+        calibration = None  # which nothing looks at
     importance, samples = with_samples(importance, calibration, model, verbose)
     channel_map = traced_for(importance, model, input_shape, whole_groups, samples)
     return make_plan(channel_map, importance, budget, samples, verbose)
@@ -146,7 +149,8 @@ def make_plan(
     removed, solver, scores = choose(
         channel_map, importance, budget, samples=samples, verbose=verbose
     )
-    settings = {"importance": importance.source, "calibration": samples is not None}
+    looked_at = samples is not None and solver.allocation is not None
+    settings = {"importance": importance.source, "calibration": looked_at}
     made = recipe("plan_pruning", channel_map, solver.budget, **settings)
     return describe(channel_map, UnitMap.removing(removed), made, solver, scores)
 
@@ -191,7 +195,7 @@ def allocated(
         ValueError: damages are to be taken, and there are no samples.
     """
     budget = budget.allocated(has_samples=samples is not None)
-    if budget.allocation in ("auto", "uniform", "global"):
+    if not budget.by_damage:
         return budget, None
     if samples is None:
         raise ValueError(
