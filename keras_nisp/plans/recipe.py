@@ -142,6 +142,8 @@ class Recipe:
             value = getattr(self, field.name)
             if isinstance(value, Budget):
                 found |= {name: repr(argument) for name, argument in value.arguments.items()}
+                if value.allocation == "uniform" and not value.kind.endswith("_reduction"):
+                    del found["allocation"]  # whatever data there are
             elif field.name == "calibration":
                 found |= {"calibration": "calibration"} if value else {}
             elif isinstance(value, ObjectCall):
