@@ -64,7 +64,7 @@ class KernelEdge:
     ):
         self.plain, self.call, self.constant = plain, calls[0], constant
         binding = channel_map.bindings[id(plain.kernel)]
-        axis = plain.axis % len(plain.kernel.shape)
+        axis = plain.axes[0]
         spatial = 0 if plain.window is None else len(plain.window.size)
         self.order = [i for i in range(len(plain.kernel.shape)) if i != axis]
         self.order.insert(spatial, axis)  # to (taps..., channels, outputs...)
@@ -279,7 +279,8 @@ def find_edges(channel_map: ChannelMap, samples: int) -> tuple[list[KernelEdge],
         calls.setdefault(id(call.layer), []).append(call)
     kernels, inputs, into = [], [], absorbed(channel_map)
     for call in channel_map.calls:
-        plain = {p.argument: p for p in plain_reads(channel_map, call) if len(call.outputs) == 1}
+        reads = plain_reads(channel_map, call) if len(call.outputs) == 1 else []
+        plain = {kernel.argument: kernel for kernel in reads if kernel.gives}
         for index, tensor in enumerate(call.inputs if call.reads else ()):
             if not channel_map.free[tensor.names].any():
                 continue
