@@ -1,0 +1,288 @@
+"""Widths by damage: what outputs lose, predicted and measured, and plans that are chosen by it."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+from nets import channels_first, example_inputs, grouped, plain, randomise, shared, transposed
+from random_graphs import codes
+from test_latency import Device
+from test_random_graphs import CHECKS, pytestmark  # noqa: F401
+
+import keras_nisp as kn
+from keras_nisp.channels.cost import CostModel
+from keras_nisp.damage.network import DamagedNetwork
+from keras_nisp.data.collecting import collect
+
+
+def damaged(model, x):
+    channel_map = kn.trace(model)
+    return channel_map, DamagedNetwork(channel_map, collect(x, model))
+
+
+def without(channel_map, units):
+    return ~channel_map.seen(np.asarray(units))
+
+
+def widths(plan):
+    return {creator.layer: creator.kept for creator in plan.creators}
+
+
+def dense(*units, outputs=3, activation="relu", ending=None, inputs=6):
+    keras.utils.set_random_seed(0)
+    hidden = [layers.Dense(n, activation, name=f"dense{i}") for i, n in enumerate(units)]
+    head = layers.Dense(outputs, ending, name="head")
+    return keras.Sequential([keras.Input((inputs,)), *hidden, head])
+
+
+def data(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+# Damages -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_duplicates_are_made_up_for(window):
+    """What reads them needs one of the two; nothing makes up for a channel of its own kind."""
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(6, 3, activation="relu", name="a")(inputs)
+    x = layers.Conv2D(4, window, name="b")(x)
+    model = randomise(keras.Model(inputs, layers.GlobalAveragePooling2D()(x)))
+    kernel, bias = (value.copy() for value in model.get_layer("a").get_weights())
+    kernel[..., 3:], bias[3:] = 2 * kernel[..., :3], 2 * bias[:3]
+    kernel[..., 5] = data(*kernel.shape[:-1], seed=1)
+    model.get_layer("a").set_weights([kernel, bias])
+    channel_map, network = damaged(model, data(64, 8, 8, 2))
+    units = channel_map.creators[0].units
+    present = np.ones(channel_map.count, bool)
+    twice, alone = (without(channel_map, units[list(i)]) for i in ((0, 4), (5,)))
+    measured = [network.measure(keep) for keep in (twice, alone)]
+    predicted = network.predict(present, [twice, alone])
+    assert network.measure(present) < 1e-9
+    assert measured[0] < 0.01 * measured[1]
+    assert predicted[0] < 0.01 * predicted[1]
+
+
+def one_unit_each(channel_map, seed=0, count=24):
+    """Small removals: one unit, or two of a group."""
+    rng = np.random.default_rng(seed)
+    units = np.concatenate([group.units for group in channel_map.groups])
+    return [without(channel_map, [u]) for u in rng.permutation(units)[:count]]
+
+
+@pytest.mark.parametrize("net", [plain, grouped, transposed, shared, channels_first])
+def test_predicted_damages_order_like_measured_ones(net):
+    from scipy.stats import spearmanr
+
+    model = randomise(net())
+    channel_map, network = damaged(model, example_inputs(model, 96))
+    candidates = one_unit_each(channel_map)
+    measured = np.array([network.measure(keep) for keep in candidates])
+    predicted = network.predict(np.ones(channel_map.count, bool), candidates)
+    assert spearmanr(measured, predicted).statistic > 0.8
+    assert 1 / 3 < np.sum(predicted) / np.sum(measured) < 3
+
+
+# Budgets and limits ------------------------------------------------------------------
+
+BUDGETS = {
+    "flops": {"flops_reduction": 0.4},
+    "params": {"params_reduction": 0.4},
+    "memory": {"memory_reduction": 0.25},
+    "latency": {"latency_reduction": 0.3},
+    "ratio": {"ratio": 0.4},
+}
+
+
+@pytest.mark.parametrize("allocation", ["predicted", "measured"])
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_budgets_are_met_and_limits_hold(kind, allocation):
+    model = randomise(plain())
+    before, x = model.get_weights(), example_inputs(model, 32)
+    budget = BUDGETS[kind] | ({"latency": Device()} if kind == "latency" else {})
+    limits = {"exclude": "c", "min_channels": 4, "round_to": 2, "allocation": allocation}
+    plan = kn.plan_pruning(model, kn.Magnitude(), calibration=x, **budget, **limits)
+    kept = widths(plan)
+    if kind == "latency":
+        assert plan.latency.reduction >= 0.3
+    elif kind == "ratio":
+        assert sum(group.removed for group in plan.groups) >= 0.4 * 30
+    else:
+        assert getattr(plan, f"{kind}_reduction") >= plan.budget.amount
+    assert kept["c"] == 10
+    assert kept["a"] % 2 == kept["b"] % 2 == 0
+    assert min(kept["a"], kept["b"]) >= 4
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
+    assert kn.plan_pruning(model, kn.Magnitude(), calibration=x, **budget, **limits) == plan
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_budget_is_met_within_one_channel():
+    model, x = dense(24, 16, 12), data(64, 6)
+    plan = kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.5, calibration=x)
+    channel_map = kn.trace(model)
+    target = 0.5 * plan.before.parameters
+    assert plan.after.parameters <= target
+    units, costs = np.flatnonzero(plan.removed_units(channel_map)), CostModel(channel_map)
+    fewer = [without(channel_map, np.setdiff1d(units, unit)) for unit in units]
+    assert max(map(costs.parameters, fewer)) > target
+
+
+def test_what_cannot_be_reached():
+    with pytest.raises(kn.BudgetError, match=r"it is 0\.\d+\. Ask for less"):
+        kn.plan_pruning(dense(8, 8), kn.NISP(data(16, 6)), memory_reduction=0.95)
+
+
+def test_a_branch_that_nobody_needs_goes_first():
+    inputs = keras.Input((6,))
+    left = layers.Dense(16, "relu", name="useful")(inputs)
+    right = layers.Dense(16, "relu", name="useless")(inputs)
+    outputs = layers.Dense(3, name="head")(layers.Concatenate()([left, right]))
+    model = randomise(keras.Model(inputs, outputs))
+    kernel, bias = (value.copy() for value in model.get_layer("head").get_weights())
+    kernel[16:] *= 1e-4
+    model.get_layer("head").set_weights([kernel, bias])
+    for allocation in ("predicted", "measured"):
+        limits = {"flops_reduction": 0.35, "allocation": allocation}
+        plan = kn.plan_pruning(model, kn.Random(), calibration=data(64, 6), **limits)
+        assert widths(plan)["useful"] == 16
+
+
+# Models ------------------------------------------------------------------------------
+
+
+def with_several_outputs():
+    inputs = keras.Input((6,))
+    x = layers.Dense(16, "relu")(layers.Dense(12, "relu")(inputs))
+    classes, marks = layers.Dense(4, "softmax")(x), layers.Dense(3, "sigmoid")(x)
+    return keras.Model(inputs, [classes, marks, layers.Dense(2)(x)])
+
+
+def of_tokens():
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(20, 12)(tokens)
+    x = layers.Add()([x, layers.MultiHeadAttention(4, 3, name="attention")(x, x)])
+    x = layers.Dense(16, "relu")(x)
+    return keras.Model(tokens, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+
+
+MODELS = {
+    "several outputs": (with_several_outputs, data(48, 6)),
+    "regression": (lambda: dense(16, 12, outputs=1), data(48, 6)),
+    "sigmoid": (lambda: dense(16, 12, outputs=1, ending="sigmoid"), data(48, 6)),
+    "softmax": (lambda: dense(16, 12, ending="softmax"), data(48, 6)),
+    "tokens": (of_tokens, np.random.default_rng(0).integers(0, 20, (48, 5))),
+    "one sample": (lambda: dense(16, 12), data(1, 6)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_many_kinds(name):
+    build, x = MODELS[name]
+    model = randomise(build())
+    plan = kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.4, calibration=x)
+    assert plan.budget.allocation == "predicted"
+    assert plan.params_reduction >= 0.4
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
+
+
+def test_heads_lose_the_mean_share():
+    model = randomise(of_tokens())
+    x = MODELS["tokens"][1]
+    kept = widths(kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.5, calibration=x))
+    assert 1 <= kept["attention:heads"] < 4
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_other_precisions(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = randomise(plain())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = example_inputs(model, 32)
+    plan = kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.4, calibration=x)
+    assert plan.flops_reduction >= 0.4
+    assert len(set(widths(plan).values())) > 1
+
+
+# Data that are no use ----------------------------------------------------------------
+
+
+def test_constant_outputs():
+    """Nothing is damaged, whatever goes: no division by a variance of zero."""
+    model = dense(16, 12)
+    model.get_layer("head").set_weights([np.zeros((12, 3)), np.zeros(3)])
+    plan = kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.4, calibration=data(32, 6))
+    assert plan.flops_reduction >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.full((8, 6), np.nan, "float32"), "finite"),
+        (data(8, 5), "shape"),
+        (data(0, 6), "sample"),
+    ],
+)
+def test_bad_data(x, message):
+    for call in (kn.plan_pruning, kn.plan_merging):
+        importance = [kn.Magnitude()] if call is kn.plan_pruning else []
+        with pytest.raises(ValueError, match=message):
+            call(dense(8, 8), *importance, flops_reduction=0.4, calibration=x)
+
+
+# Merging -----------------------------------------------------------------------------
+
+
+def test_merges_are_allocated_by_damage():
+    model, x = dense(24, 16, 12), data(64, 6)
+    uniform = kn.plan_merging(model, params_reduction=0.4)
+    plan = kn.plan_merging(model, params_reduction=0.4, calibration=x)
+    assert plan.budget.allocation == "predicted"
+    assert plan.params_reduction >= 0.4
+    assert plan.merges
+    assert widths(plan) != widths(uniform)
+    assert "calibration=calibration" in plan.recipe.code
+
+
+# Random graphs -----------------------------------------------------------------------
+
+
+def check_graph(code, seed):
+    import random_chain as chain
+    from random_graphs import build
+
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = randomise(build(code), seed)
+    if not np.isfinite(chain.outputs(model)).all():
+        return
+    limits = {"params_reduction": 0.2, "allocation": "predicted"}
+    shapes, x = chain.shapes_of(model), chain.samples_for(model, 8, seed)
+    arguments = {"calibration": x, "input_shape": shapes, **limits}
+    try:
+        plan = kn.plan_pruning(model, kn.Random(seed), **arguments)
+    except ValueError as error:
+        if not any(words in str(error) for words in chain.REFUSALS):
+            raise
+        return
+    assert plan.params_reduction >= 0.2
+    chain.rebuilt(model, plan)
+
+
+@settings(CHECKS, max_examples=8)
+@given(codes(), st.integers(0, 9))
+def test_random_graphs_are_allocated(code, seed):
+    check_graph(code, seed)
+
+
+@pytest.mark.slow
+@settings(CHECKS, max_examples=200)
+@given(codes(), st.integers(0, 9))
+def test_many_random_graphs_are_allocated(code, seed):
+    check_graph(code, seed)
