@@ -226,7 +226,7 @@ def test_constant_outputs():
     [
         (np.full((8, 6), np.nan, "float32"), "finite"),
         (data(8, 5), "shape"),
-        (data(0, 6), "sample"),
+        (data(0, 6), "calibration data"),
     ],
 )
 def test_bad_data(x, message):

@@ -189,7 +189,9 @@ class KernelEdge:
             cross = moments.products[kept].astype(np.float64) / moments.count
             cross -= np.outer(mean[kept], target)
             strength = max(1e-4, RIDGE * len(inner) / moments.count)
-            ridge = strength * np.diagonal(inner) + 1e-9 * np.trace(inner) / len(inner) + 1e-12
+            # Sums in float32 know a variance to a share of the mean square only.
+            rounding = 1e-6 * (np.diagonal(inner) + mean[kept] ** 2) + 1e-9
+            ridge = strength * np.abs(np.diagonal(inner)) + rounding
             missing = cross - inner @ weights[kept]
             result[kept] += scipy.linalg.solve(inner + np.diag(ridge), missing, assume_a="pos")
         return result, target - mean @ result

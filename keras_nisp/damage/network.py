@@ -177,7 +177,9 @@ class DamagedNetwork:
                 for side, gradient in enumerate(gradients):
                     if moved and gradient is not None:
                         others = [candidates[i] for i in moved]
-                        sums[side, moved] += _products(edge, x, tensor, gradient, keep, others)
+                        products = _products(edge, x, tensor, gradient, keep, others)
+                        # A sample may take several entries of the batch axis: time steps, windows.
+                        sums[side, moved] += products.reshape(len(moved), size, -1).sum(-1)
             total += sums[0].sum(1) + (sums[1] ** 2).sum(1) / 2
             count += size
         return total / count
