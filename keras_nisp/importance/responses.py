@@ -97,6 +97,11 @@ class Taylor(Importance):
         self.max_samples = max_samples
         self.seed = seed
 
+    @property
+    def data(self) -> Calibration:
+        """The data it looks at, by the name that the constructor has for them."""
+        return self.calibration
+
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         model = channel_map.model
         loss = self._loss(model)

@@ -87,7 +87,10 @@ def teach(
         learn = _learner(pair, distance, steps)
         for step, chosen in zip(range(steps), order, strict=False):
             inputs = [tf.convert_to_tensor(array[chosen]) for array in samples.inputs]
-            check_finite(learn(_augmented(small, inputs, augment)), f"What step {step} of teaching minimises is")
+            check_finite(
+                learn(_augmented(small, inputs, augment)),
+                f"What step {step} of teaching minimises is",
+            )
             progress.update(step + 1)
     for weight in small.trainable_variables:
         check_finite(weight.value, f"Taught, '{weight.path}' would be")
