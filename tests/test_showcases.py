@@ -76,6 +76,8 @@ def serve(model, x, tmp_path):
     in_fresh_process(PREDICT, done.path, tmp_path / "data.npz", size, without=without)
 
 
+# Hardly trained, the network is undecided between classes on some samples.
+@pytest.mark.filterwarnings("ignore:Quantization changes the answers")
 def test_eegnet_for_a_microcontroller(tmp_path):
     model, x = tuned(showcases.eegnet, tmp_path)
     with pytest.warns(UserWarning, match=r"in float .*ELU"):
