@@ -69,7 +69,9 @@ class KernelEdge:
         self.order = [i for i in range(len(plain.kernel.shape)) if i != axis]
         self.order.insert(spatial, axis)  # to (taps..., channels, outputs...)
         self.units = binding.axes[axis]
-        self.axis = input_axis(calls[0], plain)
+        found, rank = input_axis(calls[0], plain), calls[0].inputs[plain.argument].rank
+        # From the end: a layer may be called on tensors of different ranks.
+        self.axis = None if found is None else found - rank - 1
         value = np.asarray(tf.cast(tf.convert_to_tensor(plain.kernel), tf.float32))
         value = value.transpose(self.order)
         self.laid_out = value.shape
@@ -96,22 +98,23 @@ class KernelEdge:
 
     def rows(self, x: tf.Tensor, by_tap: bool = True, share: float = 1.0) -> tf.Tensor:
         """What the kernel reads at its positions: `(samples, positions, taps, channels)`."""
-        axis, window = self.axis, self.plain.window
+        window = self.plain.window
+        axis = None if self.axis is None else self.axis % len(x.shape)
         inputs = [size for i, size in enumerate(x.shape) if i not in (0, axis)]
         table = np.arange(math.prod(inputs))[:, None]
         if window is not None and by_tap:
-            table = self._table(window, tuple(x.shape), inputs)
+            table = self._table(window, tuple(x.shape), inputs, axis)
         if share < 1:
             count = math.ceil(share * len(table))
             table = table[np.sort(self.rng.choice(len(table), count, replace=False))]
         read = patches(positions_first(tf.cast(x, tf.float32), axis), table)
         return tf.reshape(read, (len(x), len(table), *read.shape[1:]))
 
-    def _table(self, window: Window, shape: tuple[int, ...], inputs: list[int]) -> np.ndarray:
+    def _table(self, window: Window, shape: tuple, inputs: list[int], axis: int | None):
         key = tuple(inputs)
         if key not in self.tables:
             made = self.call.layer.compute_output_shape(shape)
-            sizes = [size for i, size in enumerate(made) if i not in (0, self.axis)]
+            sizes = [size for i, size in enumerate(made) if i not in (0, axis)]
             self.tables[key] = read_positions(window, inputs, sizes)
         return self.tables[key]
 
@@ -193,7 +196,11 @@ class KernelEdge:
             rounding = 1e-6 * (np.diagonal(inner) + mean[kept] ** 2) + 1e-9
             ridge = strength * np.abs(np.diagonal(inner)) + rounding
             missing = cross - inner @ weights[kept]
-            result[kept] += scipy.linalg.solve(inner + np.diag(ridge), missing, assume_a="pos")
+            inner += np.diag(ridge)
+            try:
+                result[kept] += scipy.linalg.solve(inner, missing, assume_a="pos")
+            except np.linalg.LinAlgError:  # rounding, of constants that many features repeat
+                result[kept] += scipy.linalg.lstsq(inner, missing, cond=1e-5)[0]
         return result, target - mean @ result
 
     # In the network -------------------------------------------------------------------
@@ -210,12 +217,12 @@ class KernelEdge:
         return pairs
 
     def output_axis(self) -> int:
-        """Along which axis of the output (batch axis counted) the kernel's outputs lie."""
+        """Along which axis of the output, from the end, the kernel's outputs lie."""
         output = self.call.outputs[0]
         if self.plain.window is not None:
-            return channel_axis(self.call.layer, output.rank) + 1
-        axes = [axis for axis, size in enumerate(output.names.shape, 1) if size > 1]
-        return axes[0] if axes else output.rank
+            return channel_axis(self.call.layer, output.rank) - output.rank
+        axes = [axis for axis, size in enumerate(output.names.shape) if size > 1]
+        return axes[0] - output.rank if axes else -1
 
     def gradient(self, x: tf.Tensor, output: tf.Tensor, gradient: tf.Tensor, change) -> list:
         """For each group the gradient of each sample for the kernel and for the constant.
@@ -228,7 +235,8 @@ class KernelEdge:
         Returns:
             Pairs of tensors `(samples, taps * channels, outputs)` and `(samples, outputs)`.
         """
-        axis, read = self.output_axis(), self.groups(self.rows(x))
+        axis = self.output_axis() % len(gradient.shape)
+        read = self.groups(self.rows(x))
         g = positions_first(tf.cast(gradient, tf.float32), axis)
         activation = getattr(self.call.layer, "activation", None)
         if activation not in (None, keras.activations.linear):
