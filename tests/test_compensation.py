@@ -315,6 +315,20 @@ def test_shared_layers_are_fitted_on_all_their_calls():
     np.testing.assert_allclose(got.reshape(9 * len(kept), 6), best[:-1], atol=1e-3)
 
 
+def test_a_layer_shared_by_tensors_of_different_ranks(rng):
+    """Four channels of two features say all of eight, whichever axis they lie along."""
+    inputs = keras.Input((5, 7, 2))
+    x = layers.Dense(8, name="a")(inputs)
+    head = layers.Dense(3, name="head")
+    outputs = [head(x), head(layers.GlobalAveragePooling2D()(x))]
+    model = randomise(keras.Model(inputs, outputs))
+    x = rng.normal(size=(60, 5, 7, 2)).astype("float32")
+    plan = kn.plan_pruning(model, kn.Random(), ratios={"a": 0.5})
+    small = repaired(model, plan, x, compensate="linear", ridge=TINY)
+    for got, want in zip(small(x), model(x), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("compensate", ["mean", "linear"])
 def test_mean_behind_a_transposed_convolution(compensate, size, rng):

@@ -8,6 +8,8 @@ from keras import layers
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.kernels.patches import patches, positions_first, read_positions
 
+PLAIN_KINDS = [(layers.Conv1D, (9,)), (layers.Conv2D, (7, 10)), (layers.Conv3D, (5, 6, 7))]
+TRANSPOSED_KINDS = [(layers.Conv1DTranspose, (6,)), (layers.Conv2DTranspose, (4, 5))]
 CONV = [
     {"kernel_size": 3},
     {"kernel_size": 3, "padding": "same"},
@@ -37,27 +39,15 @@ def by_patches(layer, x):
     return np.einsum("rtc,tco->ro", rows, flat).reshape(made)
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"), [(layers.Conv1D, (9,)), (layers.Conv2D, (7, 10)), (layers.Conv3D, (5, 6, 7))]
-)
-@pytest.mark.parametrize("settings", CONV, ids=str)
-def test_convolutions(kind, size, settings, rng):
-    x = rng.normal(size=(2, *size, 3)).astype("float32")
-    layer = kind(4, use_bias=False, **settings)
-    np.testing.assert_allclose(layer(x), by_patches(layer, x), atol=1e-5)
+KINDS = [
+    *((kind, size, kwargs) for kwargs in CONV for kind, size in PLAIN_KINDS),
+    *((kind, size, kwargs) for kwargs in TRANSPOSED for kind, size in TRANSPOSED_KINDS),
+    (layers.Conv1D, (9,), {"kernel_size": 3, "padding": "causal", "dilation_rate": 2}),
+]
 
 
-def test_causal_convolution(rng):
-    x = rng.normal(size=(2, 9, 3)).astype("float32")
-    layer = layers.Conv1D(4, 3, padding="causal", dilation_rate=2, use_bias=False)
-    np.testing.assert_allclose(layer(x), by_patches(layer, x), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("kind", "size"), [(layers.Conv1DTranspose, (6,)), (layers.Conv2DTranspose, (4, 5))]
-)
-@pytest.mark.parametrize("settings", TRANSPOSED, ids=str)
-def test_transposed_convolutions(kind, size, settings, rng):
+@pytest.mark.parametrize(("kind", "size", "settings"), KINDS, ids=str)
+def test_layers_without_a_bias(kind, size, settings, rng):
     x = rng.normal(size=(2, *size, 3)).astype("float32")
     layer = kind(4, use_bias=False, **settings)
     np.testing.assert_allclose(layer(x), by_patches(layer, x), atol=1e-5)

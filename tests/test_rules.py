@@ -290,6 +290,38 @@ def test_layers_of_ones_own_are_recalibrated_by_what_their_rules_say(rng):
     np.testing.assert_allclose(small.get_layer("norm").centre, expected, rtol=1e-2, atol=1e-2)
 
 
+def test_a_rule_need_not_say_at_how_many_positions(rng):
+    """Then no FLOPs are counted; what reads all the same is refitted, and its damage is seen."""
+
+    class Product(layers.Layer):
+        def build(self, shape):
+            self.matrix = self.add_weight(shape=(shape[-1], 4), name="matrix")
+
+        def call(self, x):
+            return x @ self.matrix
+
+    @kn.register_rule(Product)
+    class ProductRule(kn.Rule):
+        def trace(self, call, x):
+            names = call.create(4)
+            call.bind(call.layer.matrix, read={0: call.along(x, -1)}, create={1: names})
+            return call.fix(call.spread(names), "is as wide as its class says")
+
+        def plain_kernels(self, layer):
+            return [PlainKernel(layer.matrix, None)]
+
+    inputs = keras.Input((3,))
+    hidden = layers.Dense(8, use_bias=False, name="first")(inputs)
+    model = randomise(keras.Model(inputs, Product(name="last")(hidden)))
+    x = rng.normal(size=(64, 3)).astype("float32")
+    plan = kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.3, calibration=x)
+    assert plan.budget.allocation == "predicted"
+    small = kn.recalibrate(kn.rebuild(model, plan), x, model, plan, ridge=1e-9)
+    # Four or more channels of three inputs say all.
+    assert plan.creators[0].kept >= 3
+    np.testing.assert_allclose(small(x), model(x), atol=1e-3)
+
+
 def test_a_batch_normalization_without_a_rule_has_no_score():
     class Other(layers.BatchNormalization):
         def call(self, x, training=None, mask=None):

@@ -1,1 +1,1 @@
-"""What the outputs of a model lose where channels are removed and others stand in for them."""
+"""What the outputs of a model lose where channels are removed and the others make up for them."""

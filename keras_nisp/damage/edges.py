@@ -4,40 +4,21 @@ import math
 
 import keras
 import numpy as np
-import scipy.linalg
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.rule import PlainKernel, Window, channel_axis
-from keras_nisp.kernels.patches import patches, positions_first, read_positions
+from keras_nisp.channels.rule import PlainKernel, channel_axis
+from keras_nisp.kernels.patches import positions_first
 from keras_nisp.kernels.reading import absorbed, input_axis, plain_reads
+from keras_nisp.kernels.regression import Moments
+from keras_nisp.kernels.rows import KernelRows, share_of
 
-MOST_BY_TAP = 2304  # features: more are read through one map for all taps
-MOST_FEATURES = 2048  # with more, removed ones are replaced by their mean
+MOST_FEATURES = 2304  # with more, taps share one map; with more channels, removed ones get a mean
 ROWS = 16  # for each feature that second moments are taken of
 MOST_VALUES = 1 << 21  # that are looked at anyway: rows times features
+LEAST_RIDGE = 1e-4
 RIDGE = 0.05  # over the variance of a feature, where there are as many rows as features
-
-
-class Moments:
-    """Sums of products of what a kernel reads, and of what it is to give."""
-
-    def __init__(self, features: int, targets: int, products: bool):
-        self.count = 0
-        self.sums, self.targets = np.zeros(features), np.zeros(targets)
-        size = features * products
-        self.gram = np.zeros((size, size), np.float32)
-        self.products = np.zeros((size, targets), np.float32)
-
-    def add(self, read: tf.Tensor, given: tf.Tensor) -> None:
-        """Takes in rows of both."""
-        self.count += len(read)
-        self.sums += np.asarray(tf.reduce_sum(read, 0), np.float64)
-        self.targets += np.asarray(tf.reduce_sum(given, 0), np.float64)
-        if len(self.gram):
-            self.gram += np.asarray(tf.matmul(read, read, transpose_a=True))
-            self.products += np.asarray(tf.matmul(read, given, transpose_a=True))
 
 
 class KernelEdge:
@@ -69,68 +50,44 @@ class KernelEdge:
         self.order = [i for i in range(len(plain.kernel.shape)) if i != axis]
         self.order.insert(spatial, axis)  # to (taps..., channels, outputs...)
         self.units = binding.axes[axis]
-        found, rank = input_axis(calls[0], plain), calls[0].inputs[plain.argument].rank
-        # From the end: a layer may be called on tensors of different ranks.
-        self.axis = None if found is None else found - rank - 1
         value = np.asarray(tf.cast(tf.convert_to_tensor(plain.kernel), tf.float32))
         value = value.transpose(self.order)
         self.laid_out = value.shape
-        taps = math.prod(value.shape[:spatial])
-        self.kernel = value.reshape(taps, len(self.units), -1)
-        self.by_tap = taps == 1 or taps * len(self.units) <= MOST_BY_TAP
-        features = len(self.units) * (taps if self.by_tap else 1)
-        self.linear = features <= max(MOST_FEATURES, MOST_BY_TAP if self.by_tap else 0)
-        rows = samples * binding.positions
-        wanted = max(ROWS * features, MOST_VALUES // features)
-        self.share = min(1.0, wanted / max(rows, 1))
+        taps, channels = math.prod(value.shape[:spatial]), len(self.units)
+        self.kernel = value.reshape(taps, channels, -1)
+        self.by_tap = taps == 1 or taps * channels <= MOST_FEATURES
+        self.rows, self.looked_at = (
+            KernelRows(self.call.layer, plain, self._axis, by_tap) for by_tap in (True, self.by_tap)
+        )
+        features = channels * (taps if self.by_tap else 1)
+        self.share = share_of(samples * binding.positions, features, ROWS, MOST_VALUES)
         self.rng = np.random.default_rng(0)
-        self.tables: dict[tuple[int, ...], np.ndarray] = {}
         self.moments = self.next = self._nothing()
         self.known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _axis(self, rank: int) -> int | None:
+        return input_axis(self.call, self.plain, rank)
 
     def _nothing(self) -> list[Moments]:
         taps, channels, outputs = self.kernel.shape
         targets = outputs // self.plain.groups if self.by_tap else channels
         features = taps * channels if self.by_tap else channels
-        return [Moments(features, targets, self.linear) for _ in range(self.plain.groups)]
+        settings = features, targets, features <= MOST_FEATURES, 1, np.float32
+        return [Moments(*settings) for _ in range(self.plain.groups)]
 
     # What is read ---------------------------------------------------------------------
 
-    def rows(self, x: tf.Tensor, by_tap: bool = True, share: float = 1.0) -> tf.Tensor:
-        """What the kernel reads at its positions: `(samples, positions, taps, channels)`."""
-        window = self.plain.window
-        axis = None if self.axis is None else self.axis % len(x.shape)
-        inputs = [size for i, size in enumerate(x.shape) if i not in (0, axis)]
-        table = np.arange(math.prod(inputs))[:, None]
-        if window is not None and by_tap:
-            table = self._table(window, tuple(x.shape), inputs, axis)
-        if share < 1:
-            count = math.ceil(share * len(table))
-            table = table[np.sort(self.rng.choice(len(table), count, replace=False))]
-        read = patches(positions_first(tf.cast(x, tf.float32), axis), table)
-        return tf.reshape(read, (len(x), len(table), *read.shape[1:]))
-
-    def _table(self, window: Window, shape: tuple, inputs: list[int], axis: int | None):
-        key = tuple(inputs)
-        if key not in self.tables:
-            made = self.call.layer.compute_output_shape(shape)
-            sizes = [size for i, size in enumerate(made) if i not in (0, axis)]
-            self.tables[key] = read_positions(window, inputs, sizes)
-        return self.tables[key]
-
     def groups(self, rows: tf.Tensor) -> list[tf.Tensor]:
         """Rows of each group of channels, flat: `(samples, positions, taps * channels)`."""
-        parts = tf.split(rows, self.plain.groups, -1)
+        parts = tf.split(tf.cast(rows, tf.float32), self.plain.groups, -1)
         return [tf.reshape(part, (*part.shape[:2], -1)) for part in parts]
 
     def add(self, x: tf.Tensor, z: tf.Tensor) -> None:
         """Takes in what one call of the layer reads in the original and in the present network."""
         if self.next is self.moments:
             self.next = self._nothing()
-        state = self.rng.bit_generator.state
-        old = self.groups(self.rows(x, self.by_tap, self.share))
-        self.rng.bit_generator.state = state  # at the same positions
-        new = self.groups(self.rows(z, self.by_tap, self.share))
+        table = self.looked_at.some(tuple(x.shape), self.share, self.rng)
+        old, new = (self.groups(self.looked_at(values, table)) for values in (x, z))
         parts = np.split(self.kernel, self.plain.groups, -1)
         for moments, given, read, part in zip(self.next, old, new, parts, strict=True):
             given, read = (tf.reshape(rows, (-1, rows.shape[-1])) for rows in (given, read))
@@ -141,7 +98,7 @@ class KernelEdge:
     def renew(self, keep: np.ndarray) -> None:
         """Takes what was added since the last time, in the place of what was added before.
 
-        The present kernel stays: were all kernels fitted anew at once, each would make up for the
+        The present kernel stays: if all kernels were refitted at once, each would make up for the
         same errors.
         """
         present = self.change(keep)
@@ -182,26 +139,11 @@ class KernelEdge:
     def _map(self, group: int, weights: np.ndarray, kept: np.ndarray):
         """Coefficients by which the kept features give best what all of the original's gave by
         `weights`, with zeros for the others, and a constant."""
-        moments = self.moments[group]
-        mean = moments.sums / moments.count * self.constant
-        target = moments.targets / moments.count * self.constant
-        result = np.where(kept[:, None], weights, 0)
-        if self.linear and kept.any():
-            inner = moments.gram[np.ix_(kept, kept)].astype(np.float64) / moments.count
-            inner -= np.outer(mean[kept], mean[kept])
-            cross = moments.products[kept].astype(np.float64) / moments.count
-            cross -= np.outer(mean[kept], target)
-            strength = max(1e-4, RIDGE * len(inner) / moments.count)
-            # Sums in float32 know a variance to a share of the mean square only.
-            rounding = 1e-6 * (np.diagonal(inner) + mean[kept] ** 2) + 1e-9
-            ridge = strength * np.abs(np.diagonal(inner)) + rounding
-            missing = cross - inner @ weights[kept]
-            inner += np.diag(ridge)
-            try:
-                result[kept] += scipy.linalg.solve(inner, missing, assume_a="pos")
-            except np.linalg.LinAlgError:  # rounding, of constants that many features repeat
-                result[kept] += scipy.linalg.lstsq(inner, missing, cond=1e-5)[0]
-        return result, target - mean @ result
+        moments, result = self.moments[group], np.zeros(weights.shape)
+        ridge = max(LEAST_RIDGE, RIDGE * np.count_nonzero(kept) / max(moments.count.sum(), 1))
+        change, constant = moments.fit(weights[kept], self.constant, ridge, kept)
+        result[kept] = weights[kept] + change
+        return result, constant
 
     # In the network -------------------------------------------------------------------
 
@@ -236,7 +178,7 @@ class KernelEdge:
             Pairs of tensors `(samples, taps * channels, outputs)` and `(samples, outputs)`.
         """
         axis = self.output_axis() % len(gradient.shape)
-        read = self.groups(self.rows(x))
+        read = self.groups(self.rows(x, self.rows.table(tuple(x.shape))))
         g = positions_first(tf.cast(gradient, tf.float32), axis)
         activation = getattr(self.call.layer, "activation", None)
         if activation not in (None, keras.activations.linear):

@@ -36,7 +36,7 @@ class DamagedNetwork:
     def __init__(self, channel_map: ChannelMap, samples: Samples, verbose: int = 0):
         self.channel_map = channel_map
         costs = CostModel(channel_map)
-        needed = sum(cost.memory for cost in costs.layers(costs.everything).values())
+        needed = costs.memory(costs.everything)
         self.batch_size = int(np.clip(MOST_MEMORY // max(needed, 1), 1, 64))
         fitted, held_out = samples.halves()
         count = int(np.clip(MOST_ACTIVATIONS // max(needed, 1), LEAST_SAMPLES, MOST_SAMPLES))

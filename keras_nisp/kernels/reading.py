@@ -40,14 +40,23 @@ def _reads(channel_map: ChannelMap, call: Call, plain: PlainKernel) -> bool:
     return np.array_equal(units, names[: len(names) // plain.groups])
 
 
-def input_axis(call: Call, plain: PlainKernel) -> int | None:
-    """Along which axis of its input (batch axis counted) the channels lie that a plain kernel
-    reads; `None` if the input has no such axis."""
+def input_axis(call: Call, plain: PlainKernel, rank: int) -> int | None:
+    """Along which axis of a tensor (batch axis counted) the channels lie that a plain kernel reads.
+
+    Args:
+        call: one of its layer's calls.
+        plain: the kernel.
+        rank: of the tensor, batch axis counted: a layer may be called on tensors of several ranks.
+
+    Returns:
+        The axis; `None` if there are no channels.
+    """
     tensor = call.inputs[plain.argument]
     if plain.window is not None:
         return channel_axis(call.layer, tensor.rank) + 1
-    axes = [axis for axis, size in enumerate(tensor.names.shape, 1) if size > 1]
-    return axes[0] if axes else None
+    # From the end, since the ranks differ in axes that the kernel does not see.
+    axes = [axis - tensor.rank for axis, size in enumerate(tensor.names.shape) if size > 1]
+    return axes[0] % rank if axes else None
 
 
 def absorbed(channel_map: ChannelMap) -> set[Traced]:

@@ -9,33 +9,62 @@ import tensorflow as tf
 STRENGTHS = [10.0**power for power in range(-6, 2)]  # of the ridge, over a feature's variance
 MOST_TARGETS = 64  # by which a strength is chosen
 FOLDS = 2
+CONSTANT = 1e-10  # of a mean square: a smaller variance is the rounding of a constant
 
 
 class Moments:
     """Sums of products, by fold of the samples: what a regression needs of any number of rows.
 
+    Values are taken from those of the first batch on, so that rounding is that of their
+    variances, however far from zero they are.
+
     Args:
         features: how many there are.
         targets: how many values are predicted.
+        products: whether the features are to be fitted, or only the constant behind them.
+        folds: how many parts of the samples are kept apart.
+        dtype: of the products.
     """
 
-    def __init__(self, features: int, targets: int):
-        self.count = np.zeros(FOLDS)
-        self.sums = np.zeros((FOLDS, features + targets))
-        self.gram = np.zeros((FOLDS, features, features))
-        self.products = np.zeros((FOLDS, features, targets))
+    def __init__(
+        self,
+        features: int,
+        targets: int,
+        products: bool = True,
+        folds: int = FOLDS,
+        dtype: type = np.float64,
+    ):
+        self.count = np.zeros(folds)
+        self.origin: tuple[np.ndarray, np.ndarray] | None = None  # of features and targets
+        self.sums = np.zeros((folds, features)), np.zeros((folds, targets))
+        size = features if products else 0
+        self.gram: np.ndarray = np.zeros((folds, size, size), dtype)
+        self.products: np.ndarray = np.zeros((folds, size, targets), dtype)
 
-    def add(self, fold: int, features: tf.Tensor, targets: tf.Tensor) -> None:
+    def add(self, features: tf.Tensor, targets: tf.Tensor, fold: int = 0) -> None:
         """Takes in rows of both."""
-        features, targets = tf.cast(features, tf.float64), tf.cast(targets, tf.float64)
+        if not len(features):
+            return
+        rows = [tf.cast(values, self.gram.dtype) for values in (features, targets)]
+        if self.origin is None:
+            features, targets = (np.asarray(tf.reduce_mean(values, 0)) for values in rows)
+            self.origin = features, targets
+        features, targets = (
+            values - origin for values, origin in zip(rows, self.origin, strict=True)
+        )
         self.count[fold] += len(features)
-        both = [tf.reduce_sum(rows, 0) for rows in (features, targets)]
-        self.sums[fold] += np.concatenate(both)
-        self.gram[fold] += tf.matmul(features, features, transpose_a=True)
-        self.products[fold] += tf.matmul(features, targets, transpose_a=True)
+        for sums, values in zip(self.sums, (features, targets), strict=True):
+            sums[fold] += tf.reduce_sum(values, 0)
+        if self.gram.size:
+            self.gram[fold] += tf.matmul(features, features, transpose_a=True)
+            self.products[fold] += tf.matmul(features, targets, transpose_a=True)
 
     def fit(
-        self, base: np.ndarray, constant: bool, ridge: float | None
+        self,
+        base: np.ndarray,
+        constant: bool,
+        ridge: float | None,
+        kept: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The change of coefficients `(features, targets)` and the constant `(targets,)`.
 
@@ -44,36 +73,57 @@ class Moments:
             constant: whether there may be a constant.
             ridge: what is added to the variance of each feature, over this variance; by default
                 what predicts one half of the samples best from the other.
+            kept: boolean per feature: the ones that are there; by default all.
         """
-        total, width = self.count.sum(), self.gram.shape[1]
-        x, y = self.sums[:, :width], self.sums[:, width:] - self.sums[:, :width] @ base
-        centre, target = (sums.sum(0) / (total if constant else np.inf) for sums in (x, y))
-        n = self.count[:, None, None]
-        gram = self.gram - _outer(x, centre) - _outer(centre, x) + n * _outer(centre, centre)
-        products = self.products - self.gram @ base
-        products = products - _outer(x, target) - _outer(centre, y) + n * _outer(centre, target)
-        if not width:
-            return np.zeros_like(base), target
-        variance = np.diagonal(gram.sum(0)) / total
-        scale = (
-            np.where(variance > 1e-12 * variance.max(), np.maximum(variance, 1e-300), 1.0) ** -0.5
-        )
-        gram, products = gram * np.outer(scale, scale), products * scale[:, None]
-        if ridge is None:
-            ridge = self._held_out(gram, products)
-        change = scale[:, None] * _solve(gram.sum(0), products.sum(0), total * ridge)
-        return change, target - centre @ change
+        change = np.zeros(base.shape)
+        if self.origin is None:  # nothing was added
+            return change, np.zeros(base.shape[1])
+        kept = np.ones(self.sums[0].shape[1], bool) if kept is None else kept
+        x, y = self.sums[0][:, kept], self.sums[1]
+        origin = self.origin[0][kept].astype(np.float64), self.origin[1].astype(np.float64)
+        middle = [sums.sum(0) / self.count.sum() for sums in (x, y)]
+        if self.gram.size and len(base):
+            centre, target = middle if constant else (-origin[0], -origin[1])
+            n = self.count[:, None, None]
+            gram = self.gram[:, kept][:, :, kept].astype(np.float64)
+            gram += n * _outer(centre, centre) - _outer(x, centre) - _outer(centre, x)
+            products = self.products[:, kept].astype(np.float64)
+            products += n * _outer(centre, target) - _outer(x, target) - _outer(centre, y)
+            square = self.count.sum() * (origin[0] + middle[0]) ** 2
+            change = self._solved(gram, products - gram @ base, square, ridge)
+        if not constant:
+            return change, np.zeros(base.shape[1])
+        means = [o + m for o, m in zip(origin, middle, strict=True)]
+        return change, means[1] - means[0] @ (base + change)
 
-    def _held_out(self, gram, products) -> float:
+    def _solved(self, gram, products, square: np.ndarray, ridge: float | None) -> np.ndarray:
+        """Coefficients by the moments of each fold.
+
+        Args:
+            gram, products: of features, and of features and targets.
+            square: of the mean of each feature, times the number of rows.
+            ridge: as for `fit`.
+        """
+        variance = np.diagonal(gram.sum(0))
+        varies = variance > CONSTANT * (variance + square)
+        scale = np.where(varies, np.where(varies, variance, 1) ** -0.5, 0)
+        gram, products = gram * _outer(scale, scale), products * scale[:, None]
+        rounding = len(scale) * float(np.finfo(self.gram.dtype).eps)
+        if ridge is None:
+            ridge = self._held_out(gram, products, rounding)
+        return scale[:, None] * _solve(gram.sum(0), products.sum(0), ridge + rounding)
+
+    def _held_out(self, gram, products, rounding: float) -> float:
         """The strength with which one fold predicts some targets of the other best."""
         if not self.count.all():
             return STRENGTHS[len(STRENGTHS) // 2]  # of one sample nothing can be held out
         some = products[:, :, :: math.ceil(products.shape[2] / MOST_TARGETS)]
+        share = self.count[0] / self.count.sum()
         errors: dict[int, float] = {}
 
         def error(index: int) -> float:
             if index not in errors:
-                change = _solve(gram[0], some[0], self.count[0] * STRENGTHS[index])
+                change = _solve(gram[0], some[0], share * STRENGTHS[index] + rounding)
                 fit = np.vdot(change, gram[1] @ change)
                 errors[index] = fit - 2 * np.vdot(change, some[1])
             return errors[index]

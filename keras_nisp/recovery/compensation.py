@@ -10,6 +10,7 @@ import numpy as np
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.data.samples import Samples
 from keras_nisp.importance.base import run
+from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph.recording import recorded
 from keras_nisp.kernels.reading import absorbed
 from keras_nisp.recovery.batch_statistics import BatchStatistics, keep_ratio
@@ -43,7 +44,12 @@ def check_compensation(compensate: Any, possible: bool, needed: str) -> None:
 
 
 def compensate_for_removed(
-    pair: Pair, samples: Samples, batch_size: int, linearly: bool, ridge: float | None = None
+    pair: Pair,
+    samples: Samples,
+    batch_size: int,
+    linearly: bool,
+    ridge: float | None = None,
+    verbose: int = 0,
 ) -> None:
     """Gives kernels and biases the values with which the kept channels make up for all.
 
@@ -62,13 +68,14 @@ def compensate_for_removed(
         linearly: whether kernels make up for removed channels, or biases alone, for their mean.
         ridge: strength of the regularisation over the variance of each feature; by default
             chosen for each layer.
+        verbose: 1 shows a progress bar of the layers.
     """
     if pair.unit_map.keep.all():
         return
     samples = _some(pair, samples)
     settings = {"linearly": linearly, "ridge": ridge}
     single = _fit_shared(pair, samples, batch_size, settings)
-    _fit_in_turn(pair, single, samples, batch_size, settings)
+    _fit_in_turn(pair, single, samples, batch_size, verbose)
 
 
 def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -> dict:
@@ -85,8 +92,8 @@ def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -
             continue  # what is read inside is not noted in all calls
         fit = None if once else shared.get(id(reader.plain.kernel))
         if fit is None:
-            rows = len(samples) * reader.binding.positions  # over all calls
-            fit = Refit(reader, rows, constant, **settings)
+            positions = len(samples) * reader.binding.positions  # over all calls
+            fit = Refit(reader, positions, constant, **settings)
         else:
             fit.constant = fit.constant and constant
         if not once:
@@ -107,11 +114,12 @@ def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -
     return {call: fits for call, fits in by_call.items() if calls[call.layer] == 1}
 
 
-def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, settings) -> None:
+def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, verbose: int) -> None:
     counts = [len(call.outputs) for call in pair.large.calls]
     original = Carrier(recorded(pair.large.model, counts), samples, batch_size)
     twin = Carrier(pair.twins, samples, batch_size)
     statistics: dict[keras.Layer, tuple[BatchStatistics, BatchStatistics]] = {}
+    progress = Progress(len(pair.twins), verbose, "layer")
     for call, other in zip(pair.large.calls, pair.twins, strict=True):
         for fit in fits.get(call, ()):
             plain, made = fit.reader.plain, fit.reader.made
@@ -131,6 +139,7 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, sett
             keep_ratio(*statistics[call.layer], pair)
         original.step()
         twin.step()
+        progress.update(twin.done)
 
 
 def _some(pair: Pair, samples: Samples) -> Samples:

@@ -70,7 +70,7 @@ class Reader:
     def channel_axis(self, rank: int) -> int | None:
         """Of a tensor that it reads, batch axis counted, along which channels lie; `None` if there
         is none."""
-        return rank - 1 if self.plain.inside else input_axis(self.call, self.plain)
+        return rank - 1 if self.plain.inside else input_axis(self.call, self.plain, rank)
 
     @property
     def width(self) -> int:

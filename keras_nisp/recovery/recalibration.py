@@ -68,7 +68,7 @@ def recalibrate(
             where that would need more than 1 GiB.
         batch_size: each batch is normalised by its own statistics on its way through.
         seed: for sampling calibration data, and for the order in which they teach.
-        verbose: 1 shows progress bars of reading data and of teaching.
+        verbose: 1 shows progress bars of what takes more than a second.
         compensate: what makes up for the channels that are gone: `"linear"` or `"mean"`, which
             take `original` and `plan`, or `None` for nothing. `"auto"` is `"linear"` if these two
             are given, and nothing otherwise. Passed over are depthwise kernels, what recurrent
@@ -151,9 +151,10 @@ def repair(
     compensated = None if compensate is None else pair
     with all_or_nothing(model), untrained(compensated):
         if compensated is None:
-            _renew_statistics(model, samples, batch_size)
+            _renew_statistics(model, samples, batch_size, verbose)
         else:
-            compensate_for_removed(compensated, samples, batch_size, compensate != "mean", ridge)
+            linearly = compensate != "mean"
+            compensate_for_removed(compensated, samples, batch_size, linearly, ridge, verbose)
         if teach_steps and pair is not None:
             teach(pair, samples, teach_steps, seed, verbose, augment)
 
@@ -172,7 +173,7 @@ def _check(original, plan, compensate, ridge) -> None:
         )
 
 
-def _renew_statistics(model: keras.Model, samples: Samples, batch_size: int) -> None:
+def _renew_statistics(model: keras.Model, samples: Samples, batch_size: int, verbose: int) -> None:
     known: dict[keras.layers.Layer, BatchStatistics] = {}
 
     def visit(site, args, kwargs):
@@ -183,7 +184,7 @@ def _renew_statistics(model: keras.Model, samples: Samples, batch_size: int) -> 
         statistics = known.setdefault(layer, BatchStatistics(layer, normalisation))
         return statistics.normalised(*args, **kwargs)
 
-    for inputs, _ in samples.batches(batch_size):
+    for inputs, _ in samples.batches(batch_size, verbose=verbose):
         with calling.fresh_states(model):
             walking.walk(model, inputs, visit)
     for statistics in known.values():

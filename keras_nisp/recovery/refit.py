@@ -1,14 +1,12 @@
 """One kernel, refitted so that the channels it still reads give what all of them gave."""
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
 from keras_nisp.keras_graph.masks import mask_of, spread_mask
-from keras_nisp.kernels.patches import patches, positions_first, read_positions
 from keras_nisp.kernels.regression import FOLDS, Moments
+from keras_nisp.kernels.rows import KernelRows, share_of
 from keras_nisp.recovery.assigning import assign_finite, check_finite
 from keras_nisp.recovery.pair import Reader
 
@@ -27,29 +25,34 @@ class Refit:
 
     Args:
         reader: the kernel.
-        rows: how many positions of all samples it is applied to.
+        positions: how many of all samples it is applied to; 0 if its rule does not say.
         constant: whether a constant can be added after the kernel.
         linearly: whether the kernel changes, or the bias alone.
         ridge: strength of the regularisation; by default chosen on held-out samples.
     """
 
     def __init__(
-        self, reader: Reader, rows: int, constant: bool, linearly: bool, ridge: float | None
+        self, reader: Reader, positions: int, constant: bool, linearly: bool, ridge: float | None
     ):
         self.reader, self.constant, self.ridge = reader, constant, ridge
         self.weights = reader.kernel()  # (taps, channels, outputs)
         self.rng = np.random.default_rng(0)
         width, taps = reader.width, len(self.weights)
-        enough = taps == 1 or rows >= LEAST_ROWS * taps * width
+        enough = taps == 1 or positions >= LEAST_ROWS * taps * width
         fits = taps * width <= MOST_FEATURES and enough
         self.linearly = linearly and (fits or width <= MOST_FEATURES)
         self.by_tap = fits or not self.linearly
         features = taps * width if self.by_tap else width
-        wanted = max(ROWS * features, MOST_VALUES // features)
-        self.share = min(1.0, wanted / rows)  # of the positions
-        outputs = self.weights.shape[2] // reader.plain.groups
-        shape = features * self.linearly, outputs if self.by_tap else self.weights.shape[1]
-        self.moments = [Moments(*shape) for _ in range(reader.plain.groups)]
+        self.share = share_of(positions, features, ROWS, MOST_VALUES)
+        self.rows = self._rows(self.by_tap)
+        groups, targets = reader.plain.groups, self.weights.shape[1]
+        if self.by_tap:
+            targets = self.weights.shape[2] // groups
+        self.moments = [Moments(features, targets, self.linearly) for _ in range(groups)]
+
+    def _rows(self, by_tap: bool) -> KernelRows:
+        reader = self.reader
+        return KernelRows(reader.call.layer, reader.plain, reader.channel_axis, by_tap)
 
     # Data ---------------------------------------------------------------------------
 
@@ -57,49 +60,26 @@ class Refit:
         """Takes in a batch: what the layer reads in the original, and what its twin reads."""
         for values in (x, z):
             check_finite(values, f"What enters layer '{call.path}' is")
-        table, mask, axis = (
-            self._table(tuple(x.shape), self.by_tap),
-            mask_of(x),
-            self.reader.channel_axis(len(x.shape)),
-        )
-        if self.share < 1:
-            chosen = self.rng.choice(len(table), math.ceil(self.share * len(table)), replace=False)
-            table = table[np.sort(chosen)]
+        table, mask = self.rows.some(tuple(x.shape), self.share, self.rng), mask_of(x)
         for fold in range(FOLDS):
             part = np.arange(fold, len(x), FOLDS)
             given, made = tf.gather(x, part), tf.gather(z, part)
-            old, new = (patches(positions_first(rows, axis), table) for rows in (given, made))
+            old, new = (self.rows(values, table) for values in (given, made))
             if mask is not None:  # what is masked does not count later either
-                weights = spread_mask(tf.gather(mask, part), given)
-                seen = tf.reduce_any(patches(positions_first(weights, axis), table) > 0, (1, 2))
+                weights = self.rows(spread_mask(tf.gather(mask, part), given), table)
+                seen = tf.reduce_any(weights > 0, (2, 3))
                 old, new = tf.boolean_mask(old, seen), tf.boolean_mask(new, seen)
             self._add(fold, old, new)
 
-    def _table(self, shape: tuple[int, ...], by_tap: bool) -> np.ndarray:
-        """Positions of an input of this shape (batch axis counted) that are read for each output,
-        or each of them alone."""
-        axis, window = self.reader.channel_axis(len(shape)), self.reader.plain.window
-        inputs = [size for i, size in enumerate(shape) if i not in (0, axis)]
-        if window is None or not by_tap:
-            return np.arange(math.prod(inputs))[:, None]
-        made = self.reader.call.layer.compute_output_shape(shape)
-        return read_positions(window, inputs, [n for i, n in enumerate(made) if i not in (0, axis)])
-
     def _add(self, fold: int, x: tf.Tensor, z: tf.Tensor) -> None:
-        """Takes in `(positions, taps, channels)` of the original and the twin."""
-        parts = zip(
-            *(tf.split(a, len(self.moments), -1) for a in (x, z, self.weights)), strict=True
-        )
-        for moments, (old, new, weights) in zip(self.moments, parts, strict=True):
-            old, new = (
-                tf.cast(tf.reshape(rows, (len(rows), -1)), tf.float64) for rows in (old, new)
-            )
+        """Takes in `(..., taps, channels)` of the original and the twin."""
+        rows = [tf.reshape(values, (-1, *values.shape[-2:])) for values in (x, z)]
+        split = [tf.split(values, len(self.moments), -1) for values in (*rows, self.weights)]
+        for moments, *both, weights in zip(self.moments, *split, strict=True):
+            old, new = (tf.cast(tf.reshape(a, (len(a), -1)), tf.float64) for a in both)
             if self.by_tap:
                 old = tf.matmul(old, tf.reshape(weights, (-1, weights.shape[-1])))
-            if not self.linearly:
-                old -= tf.matmul(new, self._surgery(weights))
-                new = new[:, :0]
-            moments.add(fold, new, old)
+            moments.add(new, old, fold)
 
     # Result -------------------------------------------------------------------------
 
@@ -116,9 +96,6 @@ class Refit:
     def _solved(self, moments: Moments, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The kernel `(taps, kept channels, outputs)` and the constant of one group."""
         surgery, shape = self._surgery(weights), (len(weights), self.reader.width, -1)
-        if not self.linearly:
-            _, constant = moments.fit(surgery[:0], self.constant, self.ridge)
-            return surgery.reshape(shape), constant
         if self.by_tap:
             change, constant = moments.fit(surgery, self.constant, self.ridge)
             return (surgery + change).reshape(shape), constant
@@ -136,5 +113,5 @@ class Refit:
 
         The mean over positions, where outputs get different taps.
         """
-        table = self._table((1, *self.reader.input.shape), by_tap=True)
+        table = self._rows(by_tap=True).table((1, *self.reader.input.shape))
         return np.einsum("t,tco->co", (table >= 0).mean(0), weights)
