@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
-from nets import channels_first, example_inputs, grouped, plain, randomise, shared, transposed
+from nets import (
+    channels_first,
+    example_inputs,
+    grouped,
+    plain,
+    randomise,
+    residual,
+    shared,
+    transposed,
+)
 from random_graphs import codes
 from test_latency import Device
 from test_random_graphs import CHECKS, pytestmark  # noqa: F401
@@ -121,15 +130,50 @@ def test_budgets_are_met_and_limits_hold(kind, allocation):
         np.testing.assert_array_equal(old, new)
 
 
-def test_a_budget_is_met_within_one_channel():
-    model, x = dense(24, 16, 12), data(64, 6)
-    plan = kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.5, calibration=x)
-    channel_map = kn.trace(model)
-    target = 0.5 * plan.before.parameters
+@pytest.mark.parametrize("amount", [0.2, 0.5, 0.7])
+@pytest.mark.parametrize("net", [plain, grouped, transposed, residual])
+def test_no_group_loses_a_channel_that_the_budget_leaves(net, amount):
+    """What saves more than was still to be saved is given back, in whichever group it is."""
+    model = randomise(net())
+    plan = kn.plan_pruning(
+        model, kn.Magnitude(), params_reduction=amount, calibration=example_inputs(model, 64)
+    )
+    channel_map, costs = kn.trace(model), CostModel(kn.trace(model))
+    target, scores = (1 - amount) * plan.before.parameters, kn.Magnitude()(channel_map)
     assert plan.after.parameters <= target
-    units, costs = np.flatnonzero(plan.removed_units(channel_map)), CostModel(channel_map)
-    fewer = [without(channel_map, np.setdiff1d(units, unit)) for unit in units]
-    assert max(map(costs.parameters, fewer)) > target
+    removed = plan.removed_units(channel_map)
+    tried = 0
+    for group in channel_map.groups:
+        gone = group.units[removed[group.units]]
+        if len(gone):
+            back = gone[np.argmax(scores[gone])]
+            assert costs.parameters(~removed | channel_map.seen(np.array([back]))) > target
+            tried += 1
+    assert tried
+
+
+def test_the_last_groups_are_those_that_are_not_seen():
+    """All that is seen goes before the budget is met: then heads must go as well."""
+    inputs = keras.Input((6, 8))
+    x = layers.MultiHeadAttention(4, 4, name="attention")(inputs, inputs)
+    x = layers.Dense(3, activation="relu", name="few")(x)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
+    plan = kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.8, calibration=data(32, 6, 8))
+    assert plan.params_reduction >= 0.8
+
+
+def test_where_nothing_is_seen():
+    inputs = keras.Input((6, 8))
+    attended = layers.MultiHeadAttention(4, 4, name="attention")(inputs, inputs)
+    model, x = keras.Model(inputs, layers.Add()([inputs, attended])), data(32, 6, 8)
+    plan = kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.5, calibration=x)
+    uniform = kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.5, allocation="uniform")
+    assert widths(plan) == widths(uniform)
+    assert plan.budget.allocation == "uniform"
+    with pytest.raises(ValueError, match=r"inside of layers.*allocation='uniform'"):
+        kn.plan_pruning(
+            model, kn.Magnitude(), params_reduction=0.5, calibration=x, allocation="predicted"
+        )
 
 
 def test_what_cannot_be_reached():

@@ -43,11 +43,10 @@ class Allocation:
         """
         search = _Search(self, solver, scores, cost, target)
         progress, first = Progress(100, self.verbose, "allocation"), search.cost_now
-        for rounds_left in range(ROUNDS, -len(search.units) * PARTS, -1):
-            if search.cost_now <= target:
-                break
-            search.round(max(rounds_left, 1))
+        while search.cost_now > target:
+            search.round(max(ROUNDS - search.rounds, 1))
             progress.update(int(100 * (first - search.cost_now) / (first - target)))
+        search.give_back()
         return np.flatnonzero(search.removed)
 
 
@@ -61,6 +60,8 @@ class _Search:
         self.units = [len(group.units) for group in solver.channel_map.groups]
         self.done = [int(np.sum(steps.priority == -np.inf)) for steps in self.steps]
         self.removed = solver.removed.copy()
+        self.least = list(self.done)  # what is removed already stays so
+        self.taken: list[int] = []  # groups, the last one last
         self.cost_now, self.rounds = cost(self.removed), 0
         seen = self.network.seen
         self.blind = [not seen[group.units].any() for group in solver.channel_map.groups]
@@ -68,13 +69,14 @@ class _Search:
     def without(self, group: int, done: int) -> np.ndarray:
         """What is removed if so many steps of a group are done."""
         steps, removed = self.steps[group], self.removed.copy()
-        removed[steps.units[: int(steps.sizes[:done].sum())]] = True
+        end = int(steps.sizes[:done].sum())
+        removed[steps.units[:end]], removed[steps.units[end:]] = True, False
         return removed
 
     def round(self, rounds_left: int) -> None:
         """Removes a share of what is still to be saved."""
         self.rounds += 1
-        if RENEWED and self.rounds % RENEWED == 0:
+        if self.rounds % RENEWED == 0:
             self.network.renew(~self.removed)
         moves = self._moves()
         removed = [self.without(*move) for move in moves]
@@ -97,10 +99,12 @@ class _Search:
 
     def _moves(self) -> list[tuple[int, int]]:
         """Groups, and how many of their steps would be done next."""
-        moves = []
-        for group, steps in enumerate(self.steps):
-            if self.blind[group] and not all(self.blind):
-                continue
+        moves, last = [], [len(steps.sizes) for steps in self.steps]
+        unfinished = [g for g, steps in enumerate(self.done) if steps < last[g]]
+        # Damages that are not seen would come first: they wait until nothing else is left to take.
+        seen = [group for group in unfinished if not self.blind[group]]
+        for group in seen or unfinished:
+            steps = self.steps[group]
             gone = steps.sizes[: self.done[group]].sum()
             ends = np.cumsum(steps.sizes)
             wanted = [gone + size * max(1, round(self.units[group] / PARTS)) for size in SIZES]
@@ -129,12 +133,25 @@ class _Search:
                 last = middle
             else:
                 first = middle + 1
-        self.removed = self.without(group, last)
-        self.done[group], self.cost_now = last, self.cost(self.removed)
+        self._set(group, last)
+        self.taken.append(group)
+
+    def _set(self, group: int, done: int) -> None:
+        self.removed = self.without(group, done)
+        self.done[group], self.cost_now = done, self.cost(self.removed)
+
+    def give_back(self) -> None:
+        """Undoes steps that the target does not need, of the groups that were taken last first:
+        the last step may have saved more than was still to be saved."""
+        for group in reversed(self.taken):
+            while self.done[group] > self.least[group]:
+                if self.cost(self.without(group, self.done[group] - 1)) > self.target:
+                    break
+                self._set(group, self.done[group] - 1)
 
     def _take_unseen(self) -> None:
         """Groups whose damage is not seen, such as heads, lose the mean share of the others."""
-        if not any(self.blind) or all(self.blind):
+        if not any(self.blind):
             return
         open_ = [i for i, blind in enumerate(self.blind) if not blind]
         share = sum(self.removed[self.steps[i].units].sum() for i in open_)

@@ -192,9 +192,9 @@ def allocated(
     """The budget with its allocation decided, and what allocates by damage.
 
     Raises:
-        ValueError: damages are to be taken, and there are no samples.
+        ValueError: damages are to be taken, and there are no samples, or outputs show none.
     """
-    budget = budget.allocated(has_samples=samples is not None)
+    asked, budget = budget, budget.allocated(has_samples=samples is not None)
     if not budget.by_damage:
         return budget, None
     if samples is None:
@@ -203,7 +203,15 @@ def allocated(
             "the outputs lose. Received none: pass `calibration`, or allocation='uniform'."
         )
     network = DamagedNetwork(channel_map, samples, verbose)
-    return budget, Allocation(network, budget.allocation == "measured", verbose)
+    if network.seen[channel_map.free].any():
+        return budget, Allocation(network, budget.allocation == "measured", verbose)
+    if asked.by_damage:
+        raise ValueError(
+            f"Expected channels whose damage shows for allocation={budget.allocation!r}. All that "
+            f"model '{channel_map.model.name}' may lose lie inside of layers, such as heads of "
+            "attention: pass allocation='uniform'."
+        )
+    return asked.allocated(has_samples=False), None
 
 
 def describe(
