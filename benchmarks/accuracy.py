@@ -4,7 +4,7 @@
 
 Each experiment (a file in benchmarks/experiments, which says what it does) runs on some tasks
 (benchmarks/training.py). Rows are kept in results/EXPERIMENT_TASK.json as they are done. Rows that
-are there already are not computed again, and a training that was interrupted goes on with the epoch
+are there already are not computed again, and a training that was interrupted resumes with the epoch
 that was interrupted: to resume, give the same command again.
 """
 

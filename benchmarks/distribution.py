@@ -111,7 +111,7 @@ def repaired_by_means(model):
 
 
 def slots_carried(model):
-    """Training goes on in the small model, with the optimizer's slots."""
+    """Training continues in the small model, with the optimizer's slots."""
     fit(model, sgd)
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
     with strategy.scope():

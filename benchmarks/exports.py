@@ -9,7 +9,7 @@ process that cannot import keras_nisp (SavedModels: nor Keras; TFLite: nor Tenso
 outputs of the Keras model. The accuracies are those of some hundred steps from scratch: they are
 there to show that outputs mean something, and what int8 does to them.
 
-A run that was interrupted goes on where it was; `--out` keeps the files.
+An interrupted run resumes where it was; `--out` keeps the files.
 """
 
 import argparse

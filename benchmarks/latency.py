@@ -6,7 +6,7 @@ ResNet-50, MobileNetV2 and EfficientNetB0 at 224x224, batch 1, 1 thread, float32
 weights and scores (time depends on neither). Half of the FLOPs is removed with widths in steps of
 1 and of 8, with `target="x86"` (16) and in the steps in which convolutions get faster here
 (`LatencyTable.block`); and half of the latency. Each model is timed in turns with the original;
-figures are medians. Rows are saved as they come, and `--resume` goes on from there.
+figures are medians. Rows are saved as they come, and `--resume` continues from there.
 """
 
 import argparse

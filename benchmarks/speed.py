@@ -83,7 +83,7 @@ def measure_surgery():
 
 
 def memory(kind):
-    """Bytes of resident memory of this process: now (VmRSS) or at the most (VmHWM)."""
+    """Bytes of resident memory of this process: now (VmRSS) or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
 
@@ -92,7 +92,7 @@ def peak_of_rebuild(name):
     """Growth of the process's peak memory by a rebuild, over old and new weights."""
     model = getattr(keras.applications, name)(weights=None)
     plan = kn.plan_pruning(model, kn.Random(), flops_reduction=0.5)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS")
     small = kn.rebuild(model, plan)
     grown = memory("VmHWM") - before

@@ -5,7 +5,7 @@
 
 The Keras ResNet-20 is carried over to PyTorch. Torch-Pruning removes channels in small steps until
 the FLOPs are gone (as it counts them: convolutions and dense layers), with one ratio ("local") or
-one ranking for all groups ("global"). Taylor sees the labels of the 512 images, anew in each step.
+one ranking for all groups ("global"). Taylor sees the labels of the 512 images, again in each step.
 Then the statistics of BatchNorm are taken again on the 512 images that all arms of `curves` see.
 Rows are kept in results/curves_TASK.json.
 """

@@ -142,7 +142,7 @@ class Lab:
         return keras.models.load_model(path)
 
     def fit(self, model, epochs: int, rate: float | None, key: str, callbacks=(), wrap=None):
-        """Trains, and goes on after an interruption with the epoch that was interrupted.
+        """Trains, and resumes after an interruption with the epoch that was interrupted.
 
         Args:
             model: to be trained.

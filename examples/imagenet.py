@@ -4,9 +4,9 @@
     python examples/imagenet.py csgd --data-dir DIR                row C-SGD-70, but see csgd_plan
     python examples/imagenet.py csgd --data-dir DIR --share 0.6 --weights out/.../csgd.keras
 
-DIR is a TFDS data directory with imagenet2012. The third line goes on from what the second one
+DIR is a TFDS data directory with imagenet2012. The third line continues from what the second one
 wrote, as the authors of C-SGD do, from 70 over 60 to 50 % of the width. A run that was interrupted
-goes on with the epoch that it was in: give the same command again. To try everything
+resumes with the epoch that it was in: give the same command again. To try everything
 on a few images and without trained weights:
 
     python examples/imagenet.py nisp --data-dir DIR --weights none --limit 64 --image-size 64 \

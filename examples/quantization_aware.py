@@ -4,7 +4,7 @@
     python examples/quantization_aware.py --dataset fashion_mnist --data-dir DIR
 
 Trains a small residual CNN, prunes it to half its FLOPs with NISP, fine-tunes it, converts it to
-tf_keras and goes on with TFMOT's quantisation-aware training. Prints accuracy and file size of
+tf_keras and continues with TFMOT's quantisation-aware training. Prints accuracy and file size of
 each stage, measured in the TFLite interpreter, and those of post-training int8 beside them.
 """
 

@@ -291,7 +291,7 @@ class NISPPruner(keras.callbacks.Callback):
         return self._active
 
     def _look_after_state(self) -> None:
-        """Goes on from another state if a callback has loaded one since."""
+        """Takes over another state if a callback has loaded one since."""
         if not self._state.is_of(self.model):
             raise ValueError(
                 "Expected one NISPPruner for a model. Another one has taken this model over."
@@ -300,7 +300,7 @@ class NISPPruner(keras.callbacks.Callback):
             self._take_over()
 
     def _take_over(self) -> None:
-        """Goes on from the state that is there, which a checkpoint may have brought back."""
+        """Takes over the state that is there, which a checkpoint may have restored."""
         state, channel_map = self._state, self._masks.map
         state.loaded = False
         state.check(channel_map, self.budget.kind)
@@ -347,7 +347,7 @@ class NISPPruner(keras.callbacks.Callback):
 
     def _choose(self, channel_map: ChannelMap, amount: float) -> tuple:
         """What to remove for an amount, in addition to what is removed already."""
-        # What else a schedule would take from time to time is not what was read before training.
+        # Damages of the network before training say little of one that was trained since.
         budget = self.budget.with_amount(amount).allocated(has_samples=False)
         with each_once(self._said):
             removed = self._state.removed if self._state.begun else None

@@ -217,32 +217,44 @@ def sensitivity(
     if path is not None:
         check_writable(path)
     keras_models.check_model(model)
-    repaired_on = None if calibration is None else collect(calibration, model, max_samples, seed)
+    repaired_on = (
+        None
+        if calibration is None
+        else collect(calibration, model, max_samples, seed, verbose=verbose)
+    )
     importance = supplied(importance, repaired_on, verbose)
     channel_map = trace(model, importance.input_shapes(model))
     if not channel_map.groups:
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
     channel_map.check_weights()
-    samples = collect(data, model, max_samples, seed, labels=True)
+    samples = collect(data, model, max_samples, seed, labels=True, verbose=verbose)
     known = _Results(path, _settings(model, importance, metric, samples, repaired_on))
     known.check_baseline(float(metric(model, samples)))
     scores = importance(channel_map)
-    measured, total = [], len(channel_map.groups) * len(ratios)
-    bar = Progress(total, verbose, "measurement")
-    for group, ratio in itertools.product(range(len(channel_map.groups)), ratios):
+
+    def measure(group: int, ratio: float) -> float:
         plan = _plan(channel_map, group, ratio, limits, scores)
         # By what is removed: another setting of the importance may remove something else.
         key = f"{group} {ratio:g} {identity([row.removed for row in plan.creators])[:16]}"
         if key not in known:
             known[key] = float(metric(_pruned(channel_map, plan, repaired_on), samples))
-        measured.append(known[key])
+        return known[key]
+
+    pairs = list(itertools.product(range(len(channel_map.groups)), ratios))
+    measured, bar = [], Progress(len(pairs), verbose, "measurement")
+    for group, ratio in pairs:
+        measured.append(measure(group, ratio))
         bar.update(len(measured))
         if progress:
-            progress(len(measured), total)
+            progress(len(measured), len(pairs))
+    return _result(channel_map, importance.name, known["baseline"], ratios, measured)
+
+
+def _result(channel_map, importance: str, baseline: float, ratios, measured) -> Sensitivity:
     return Sensitivity(
-        model.name,
-        importance.name,
-        known["baseline"],
+        channel_map.model.name,
+        importance,
+        baseline,
         tuple(_layers(group, channel_map) for group in channel_map.groups),
         tuple(len(group.units) for group in channel_map.groups),
         ratios,

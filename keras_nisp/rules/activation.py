@@ -72,7 +72,7 @@ def activated(call, names, shape=None, key="activation", owner=None):
     title = f"activation '{title}' of '{call.path}'"
     try:
         result, calls = _follow(call, activation, Traced(names, shape, call.batch))
-    except Exception as error:
+    except Exception as error:  # whatever a function of users raises on names; it is told
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"{title} is not known to be element-wise ({lines[0]})"
         return call.fix(names, reason, unknown=title)
