@@ -14,6 +14,7 @@ from keras_nisp.channels.call import Call  # noqa: E402
 from keras_nisp.channels.channel_map import ChannelMap, Traced  # noqa: E402
 from keras_nisp.channels.cost import profile  # noqa: E402
 from keras_nisp.channels.tracing import trace  # noqa: E402
+from keras_nisp.damage.table import Sensitivity  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402
     BudgetError,
     ConversionError,
@@ -56,7 +57,7 @@ from keras_nisp.plans.planning import plan_pruning  # noqa: E402
 from keras_nisp.pruning.pruner import NISPPruner  # noqa: E402
 from keras_nisp.pruning.pruning import prune  # noqa: E402
 from keras_nisp.pruning.schedules import PolynomialSchedule  # noqa: E402
-from keras_nisp.pruning.sensitivity import Sensitivity, sensitivity  # noqa: E402
+from keras_nisp.pruning.sensitivity import sensitivity  # noqa: E402
 from keras_nisp.recovery.distillation import distiller  # noqa: E402
 from keras_nisp.recovery.recalibration import recalibrate  # noqa: E402
 from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402

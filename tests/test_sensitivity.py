@@ -9,8 +9,10 @@ import pytest
 from nets import plain, randomise, residual
 
 import keras_nisp as kn
+from keras_nisp.damage.table import AddedDamages
 from keras_nisp.data.samples import Samples
 from keras_nisp.data.value_range import check_range, starts_with_rescaling
+from keras_nisp.pruning import sensitivity as sensitivities
 from keras_nisp.pruning.sensitivity import accuracy
 
 
@@ -189,6 +191,139 @@ def test_models_bound_to_a_batch_and_stateful_ones(rng):
     assert result.baseline == 1
     assert result.groups == (("gru",),)
     np.testing.assert_array_equal(recurrent.states[0], np.ones((batch, 8)))
+
+
+# Damages, without labels ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table(small):
+    return kn.sensitivity(small[0], kn.Magnitude(), calibration=small[1])
+
+
+def test_damages_are_those_of_rebuilt_and_refitted_networks(rng, monkeypatch):
+    hidden = [keras.layers.Dense(16, "relu", name=name) for name in ("first", "second")]
+    model = keras.Sequential([keras.Input((6,)), *hidden, keras.layers.Dense(3)])
+    randomise(model)
+    x = rng.normal(size=(512, 6)).astype("float32")
+    monkeypatch.setattr(sensitivities, "rebuild_traced", None)  # no network is built
+    table = kn.sensitivity(model, kn.Magnitude(), calibration=x)
+    assert (table.baseline, table.accuracies, table.groups) == (None, (), (("first",), ("second",)))
+    assert "damage to the outputs with one group pruned by Magnitude" in str(table)
+    before = np.asarray(model(x))
+    for (layer,), damages in zip(table.groups, table.damages, strict=True):
+        for ratio, damage in zip(table.ratios, damages, strict=True):
+            plan = kn.plan_pruning(model, kn.Magnitude(), ratios={layer: ratio})
+            small = kn.recalibrate(kn.rebuild(model, plan), x, model, plan)
+            apart = (np.asarray(small(x)) - before) ** 2 / (2 * before.var(0).mean())
+            assert damage == pytest.approx(apart.mean(), rel=0.3)
+
+
+def test_damages_order_groups_like_accuracies(model, data):
+    labelled = kn.sensitivity(model, kn.Magnitude(), data, ratios=[0.5], calibration=data[0])
+    damages = kn.sensitivity(model, kn.Magnitude(), calibration=data[0], ratios=[0.5]).damages
+    assert np.argmax(damages) == np.argmin(labelled.accuracies)
+    assert np.argmin(damages) == np.argmax(labelled.accuracies)
+
+
+def test_a_table_allocates_for_any_budget(model, images):
+    """Without data, and better than one share for all."""
+    table = kn.sensitivity(model, kn.Magnitude(), calibration=images)
+    for amount in (0.2, 0.4, 0.6):
+        apart = []
+        for allocation in (table, "uniform"):
+            limits = {"flops_reduction": amount, "allocation": allocation}
+            plan = kn.plan_pruning(model, kn.Magnitude(), **limits)
+            assert plan.flops_reduction >= amount
+            small = kn.recalibrate(kn.rebuild(model, plan), images, model, plan)
+            apart.append(np.square(np.asarray(model(images)) - small(images)).mean())
+        assert apart[0] < apart[1]
+    merging = kn.plan_merging(model, clustering="even", params_reduction=0.4, allocation=table)
+    assert merging.params_reduction >= 0.4
+
+
+def test_a_plan_by_a_table_holds_it(model, images, tmp_path):
+    table = kn.sensitivity(model, kn.Magnitude(), calibration=images, ratios=[0.25, 0.5])
+    plan = kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.4, allocation=table)
+    assert "a table of damages" in plan.budget_text
+    plan.save(tmp_path / "plan.json")
+    loaded = kn.Plan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    assert loaded.budget.allocation == table
+    assert kn.plan_pruning(model, kn.Magnitude(), budget=loaded.budget) == plan
+    code = {"model": model, "table": table}
+    exec(plan.recipe.code, code)
+    assert code["plan"] == plan
+
+
+def test_between_the_ratios_of_a_table(small):
+    """A square root is a line, and goes on beyond the last ratio."""
+    names, channel_map = (("dense",),), kn.trace(small[0])
+    table = kn.Sensitivity("net", "NISP", None, names, (8,), (0.25, 0.5), (), ((0.01, 0.04),))
+    network, keep = AddedDamages(channel_map, table), np.ones(channel_map.count, bool)
+    units, found = channel_map.groups[0].units, []
+    for count in range(1, 8):
+        keep[units[:count]] = False
+        found.append(network.measure(keep))
+    np.testing.assert_allclose(found, (np.arange(1, 8) / 20) ** 2, atol=1e-12)
+    assert network.predict(keep, [keep | True]) == pytest.approx(-found[-1])
+
+
+def test_tables_that_do_not_fit(small, table, model, data):
+    limits = {"flops_reduction": 0.3}
+    with pytest.raises(ValueError, match="whose groups or widths are others: call `sensitivity`"):
+        kn.plan_pruning(model, kn.Magnitude(), allocation=table, **limits)
+    labelled = kn.sensitivity(model, kn.Magnitude(), data, ratios=[0.5])
+    with pytest.raises(ValueError, match="Received a table of accuracies"):
+        kn.plan_pruning(model, kn.Magnitude(), allocation=labelled, **limits)
+    with pytest.raises(ValueError, match=r"'measured', or a Sensitivity. Received: \['x'\]"):
+        kn.Budget(**limits, allocation=["x"])
+    with pytest.raises(ValueError, match="labelled `data`, for accuracies, or `calibration`"):
+        kn.sensitivity(small[0], kn.Magnitude())
+    with pytest.raises(ValueError, match="`data` for `metric`"):
+        kn.sensitivity(small[0], kn.Magnitude(), calibration=small[1], metric=_loss)
+
+
+def test_damages_are_kept(small, table, tmp_path, monkeypatch):
+    model, x, _ = small
+    settings = {"calibration": x, "path": tmp_path / "s.json"}
+    assert kn.sensitivity(model, kn.Magnitude(), ratios=[0.25, 0.5], **settings) != table
+    monkeypatch.setattr(sensitivities, "DamagedNetwork", None)
+    with pytest.raises(TypeError, match="not callable"):  # 0.75 is still to be measured
+        kn.sensitivity(model, kn.Magnitude(), **settings)
+    monkeypatch.undo()
+    assert kn.sensitivity(model, kn.Magnitude(), **settings) == table
+    monkeypatch.setattr(sensitivities, "DamagedNetwork", None)
+    assert kn.sensitivity(model, kn.Magnitude(), **settings) == table
+    with pytest.raises(kn.PlanFileError, match="another"):
+        kn.sensitivity(model, kn.Magnitude(), **settings | {"calibration": x[:-1]})
+
+
+def test_damages_that_do_not_show():
+    """Heads: the table says so, and allocation gives them the mean share of the others."""
+    inputs = keras.Input((6, 8))
+    x = keras.layers.MultiHeadAttention(4, 4, name="attention")(inputs, inputs)
+    x = keras.layers.Dense(16, activation="relu", name="dense")(x)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    x = np.random.default_rng(0).normal(size=(32, 6, 8)).astype("float32")
+    table = kn.sensitivity(model, kn.Magnitude(), calibration=x, ratios=[0.5])
+    rows = dict(zip(table.groups, table.damages, strict=True))
+    assert rows[("attention:heads",)] == (None,)
+    assert rows[("dense",)][0] > 0
+    assert "not seen" in str(table)
+    plan = kn.plan_pruning(model, kn.Magnitude(), params_reduction=0.4, allocation=table)
+    kept = {creator.layer: creator.kept for creator in plan.creators}
+    assert 1 <= kept["attention:heads"] < 4
+
+
+@pytest.mark.parametrize("groups", [3, 15])
+def test_plots_of_damages(groups, tmp_path):
+    pytest.importorskip("matplotlib")
+    names = tuple((f"conv{i}",) for i in range(groups))
+    values = (*((0.01 * i, 0.5) for i in range(groups - 1)), (None, None))
+    table = kn.Sensitivity("net", "NISP", None, names, (8,) * groups, (0.25, 0.5), damages=values)
+    table.plot(tmp_path / "s.png")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
 # Range of data -----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_nisp.damage.network import DamagedNetwork
+from keras_nisp.damage.table import AddedDamages
 from keras_nisp.io.progress import Progress
 from keras_nisp.plans.solver import Solver
 
@@ -24,12 +25,14 @@ class Allocation:
     Which channels of a group go is said by their scores.
 
     Args:
-        network: the traced model, which tells damages.
+        network: the traced model, or a table of it, which tells damages.
         measured: whether the most promising of the predicted damages are measured.
         verbose: 1 shows a progress bar.
     """
 
-    def __init__(self, network: DamagedNetwork, measured: bool = False, verbose: int = 0):
+    def __init__(
+        self, network: DamagedNetwork | AddedDamages, measured: bool = False, verbose: int = 0
+    ):
         self.network, self.measured, self.verbose = network, measured, verbose
 
     def __call__(self, solver: Solver, scores: np.ndarray, cost: Callable, target: float):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.tracing import Layers, trace_quietly
+from keras_nisp.damage.table import Sensitivity
 from keras_nisp.errors import warn
 from keras_nisp.io.schema import StoredAs
 from keras_nisp.latency.table import BLOCKS, STEPS, LatencyTable
@@ -39,7 +40,7 @@ class BudgetKeywords(TypedDict, total=False):
     memory_reduction: float | None
     latency_reduction: float | None
     latency: LatencyTable | None
-    allocation: str
+    allocation: str | Sensitivity
     round_to: int | None
     target: str | None
     min_channels: int | float
@@ -93,8 +94,10 @@ class Budget:
             whose scores, over the mean of the group, are least. `"predicted"`: those whose loss
             changes the outputs least for what it saves, once kernels are refitted, predicted by
             gradients on calibration data and again as channels go; `"measured"` measures
-            the most promising of these. `"auto"` is `"predicted"` for reductions of FLOPs,
-            parameters, memory and latency where there are calibration data, else `"uniform"`.
+            the most promising of these. A `Sensitivity` of damages, from `sensitivity`, is taken
+            at its word: the damages of groups add up. `"auto"` is `"predicted"` for reductions of
+            FLOPs, parameters, memory and latency where there are calibration data, else
+            `"uniform"`.
         round_to: keep multiples of this many channels in every pruned group, the nearest with
             which the budget is met. A group of no more channels than that stays whole. By default
             1; for `latency_reduction` what the table measures (`LatencyTable.block`), or finer if
@@ -133,7 +136,7 @@ class Budget:
     memory_reduction: float | None = None
     latency_reduction: float | None = None
     latency: Annotated[LatencyTable | None, StoredAs(None)] = None
-    allocation: str = "auto"
+    allocation: str | Sensitivity = "auto"
     round_to: int | None = None
     target: str | None = None
     min_channels: int | float = 1
@@ -184,7 +187,7 @@ class Budget:
 
     @property
     def by_damage(self) -> bool:
-        """Whether groups lose channels by what the outputs lose."""
+        """Whether groups lose channels by what the outputs lose on calibration data."""
         return self.allocation in ("predicted", "measured")
 
     def allocated(self, has_samples: bool) -> "Budget":
@@ -283,10 +286,11 @@ def as_budget(budget: Budget | None, keywords: BudgetKeywords, function: Callabl
 
 
 def _check_limits(budget: Budget) -> None:
-    if budget.allocation not in ALLOCATIONS:
+    allocation = budget.allocation
+    if not isinstance(allocation, Sensitivity) and allocation not in ALLOCATIONS:
         raise ValueError(
-            f"Expected `allocation` to be one of {', '.join(map(repr, ALLOCATIONS))}. Received: "
-            f"{budget.allocation!r}"
+            f"Expected `allocation` to be one of {', '.join(map(repr, ALLOCATIONS))}, or a "
+            f"Sensitivity. Received: {allocation!r}"
         )
     _check_rounding(budget.round_to, budget.target)
     _check_least(budget.min_channels)

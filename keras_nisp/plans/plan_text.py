@@ -3,6 +3,7 @@
 import fnmatch
 from typing import TYPE_CHECKING
 
+from keras_nisp.damage.table import Sensitivity
 from keras_nisp.io.tables import Column, percent, render_table
 from keras_nisp.plans.recipe import EarlierRecipe
 
@@ -39,7 +40,9 @@ def budget_text(plan: "Plan") -> str:
     amount = getattr(budget, budget.kind)
     if budget.kind == "widths" and len(amount) > MOST_WIDTHS:
         amount = f"those of {len(amount)} layers"
-    limits = [f"{budget.kind}={amount}", f"allocation={budget.allocation}"]
+    by_table = isinstance(budget.allocation, Sensitivity)
+    allocation = "a table of damages" if by_table else budget.allocation
+    limits = [f"{budget.kind}={amount}", f"allocation={allocation}"]
     if plan.latency is not None:
         limits[0] += f" (table: {plan.latency})"
     if budget.target is not None:

@@ -11,6 +11,7 @@ from keras_nisp.channels.cost import Cost, notes
 from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.damage.network import DamagedNetwork
+from keras_nisp.damage.table import AddedDamages, Sensitivity
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
 from keras_nisp.data.value_range import warn_of_range
@@ -149,7 +150,7 @@ def make_plan(
     removed, solver, scores = choose(
         channel_map, importance, budget, samples=samples, verbose=verbose
     )
-    looked_at = samples is not None and solver.allocation is not None
+    looked_at = samples is not None and solver.budget.by_damage
     settings = {"importance": importance.source, "calibration": looked_at}
     made = recipe("plan_pruning", channel_map, solver.budget, **settings)
     return describe(channel_map, UnitMap.removing(removed), made, solver, scores)
@@ -194,6 +195,8 @@ def allocated(
     Raises:
         ValueError: damages are to be taken, and there are no samples, or outputs show none.
     """
+    if isinstance(budget.allocation, Sensitivity):
+        return budget, Allocation(AddedDamages(channel_map, budget.allocation), verbose=verbose)
     asked, budget = budget, budget.allocated(has_samples=samples is not None)
     if not budget.by_damage:
         return budget, None

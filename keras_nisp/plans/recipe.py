@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.selecting import matching
+from keras_nisp.damage.table import Sensitivity
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget
 
@@ -144,6 +145,8 @@ class Recipe:
                 found |= {name: repr(argument) for name, argument in value.arguments.items()}
                 if value.allocation == "uniform" and not value.kind.endswith("_reduction"):
                     del found["allocation"]  # whatever data there are
+                if isinstance(value.allocation, Sensitivity):
+                    found["allocation"] = "table"
             elif field.name == "calibration":
                 found |= {"calibration": "calibration"} if value else {}
             elif isinstance(value, ObjectCall):

@@ -1,6 +1,7 @@
 """`sensitivity`: what a model loses if one coupled group loses channels, for each of them."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -13,8 +14,10 @@ import keras
 import numpy as np
 
 from keras_nisp._renaming import renamed
-from keras_nisp.channels.channel_map import ChannelMap, Group
+from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.tracing import trace
+from keras_nisp.damage.network import DamagedNetwork
+from keras_nisp.damage.table import Sensitivity, layers_of
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.samples import MAX_SAMPLES, Samples, outputs_of
 from keras_nisp.errors import PlanFileError
@@ -22,7 +25,6 @@ from keras_nisp.importance.base import Custom, Importance, as_importance, suppli
 from keras_nisp.io import schema
 from keras_nisp.io.files import check_writable, replacing
 from keras_nisp.io.progress import Progress
-from keras_nisp.io.tables import Column, render_table
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget
 from keras_nisp.plans.plan import Plan
@@ -33,97 +35,6 @@ from keras_nisp.recovery.recalibration import repair
 from keras_nisp.surgery.rebuilding import rebuild_traced
 
 RATIOS = (0.25, 0.5, 0.75)
-MOST_LINES = 10  # groups in a plot of lines; more become a heat map
-
-
-@dataclasses.dataclass(frozen=True)
-class Sensitivity:
-    """Accuracy against the share of channels removed, for each coupled group alone.
-
-    `print` it for a table, `plot` it for a picture.
-
-    Attributes:
-        model: the model's name.
-        importance: name of the importance that chose the channels.
-        baseline: accuracy of the whole model.
-        groups: for each group the layers that create its channels.
-        channels: for each group how many may be removed.
-        ratios: shares of the channels removed.
-        accuracies: `accuracies[group][i]` belongs to `ratios[i]`.
-    """
-
-    model: str
-    importance: str
-    baseline: float
-    groups: tuple[tuple[str, ...], ...]
-    channels: tuple[int, ...]
-    ratios: tuple[float, ...]
-    accuracies: tuple[tuple[float, ...], ...]
-
-    def __str__(self) -> str:
-        columns = [Column("layers"), Column("channels", True)]
-        columns += [Column(f"-{100 * ratio:g} %", True) for ratio in self.ratios]
-        rows = [
-            (_name(layers), count, *(f"{value:.4f}" for value in values))
-            for layers, count, values in zip(
-                self.groups, self.channels, self.accuracies, strict=True
-            )
-        ]
-        title = f"{self.model}: accuracy {self.baseline:.4f}; with one group pruned by "
-        return render_table(title + self.importance, columns, rows)
-
-    def to_dict(self) -> dict:
-        """The figures as plain data."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    def plot(self, path: str | os.PathLike) -> None:
-        """Draws accuracy against ratio: a line for each group, or a heat map of many.
-
-        Args:
-            path: of the picture, by whose ending matplotlib chooses a format.
-
-        Raises:
-            ImportError: matplotlib is missing.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("Plots need matplotlib: `pip install matplotlib`.") from error
-        figure = Figure(layout="constrained", dpi=150)
-        axes = figure.subplots()
-        (_lines if len(self.groups) <= MOST_LINES else _heat_map)(self, figure, axes)
-        with replacing(path) as temporary:
-            figure.savefig(temporary)
-
-
-def _name(layers: tuple[str, ...]) -> str:
-    return layers[0] + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
-
-
-def _lines(result: Sensitivity, figure, axes) -> None:
-    figure.set_size_inches(7, 4.5)
-    axes.axhline(100 * result.baseline, color="black", linestyle=":", linewidth=1)
-    ratios = [0, *(100 * ratio for ratio in result.ratios)]
-    for layers, values in zip(result.groups, result.accuracies, strict=True):
-        points = [100 * result.baseline, *(100 * value for value in values)]
-        axes.plot(ratios, points, marker="o", markersize=3, label=_name(layers))
-    axes.set_xlabel("channels of the group removed, %")
-    axes.set_ylabel("accuracy, %")
-    axes.set_title(f"{result.model}, {result.importance}", loc="left", fontsize="medium")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-
-
-def _heat_map(result: Sensitivity, figure, axes) -> None:
-    figure.set_size_inches(3 + 0.6 * len(result.ratios), 1.2 + 0.2 * len(result.groups))
-    losses = 100 * (np.array(result.accuracies) - result.baseline)
-    picture = axes.imshow(losses, aspect="auto", cmap="magma", vmax=0)
-    axes.set_xticks(range(len(result.ratios)), [f"{100 * r:g} %" for r in result.ratios])
-    axes.set_yticks(range(len(result.groups)), [_name(layers) for layers in result.groups])
-    axes.tick_params(labelsize="small")
-    axes.set_xlabel("channels removed")
-    axes.set_title(f"{result.model}, {result.importance}", loc="left", fontsize="medium")
-    figure.colorbar(picture, ax=axes, label="change of accuracy, points")
 
 
 def accuracy(model: keras.Model, samples: Samples) -> float:
@@ -158,7 +69,7 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
 def sensitivity(
     model: keras.Model,
     importance: Importance | Callable,
-    data: Any,
+    data: Any = None,
     *,
     ratios: Iterable[float] | None = None,
     budget: Budget | None = None,
@@ -172,6 +83,10 @@ def sensitivity(
 ) -> Sensitivity:
     """Measures what each coupled group is worth: prunes it alone, by several ratios.
 
+    On labelled `data` it measures accuracies of rebuilt models. Of `calibration` alone, which needs
+    no labels, it measures damages: how far the outputs move once what reads the removed channels
+    is refitted. No model is built for that, and such a table can be the `allocation` of a budget.
+
     Args:
         model: a functional or Sequential model. It is not changed.
         importance: such as `Magnitude()`; scores the whole model once. If it looks at data and
@@ -181,9 +96,10 @@ def sensitivity(
             0.75.
         budget: instead of `ratios`, a `Budget` with one `ratio` and its limits (`round_to`,
             `target`, `min_channels`, `exclude`).
-        calibration: samples on which BatchNormalization and biases are repaired first, as
+        calibration: samples on which damages are measured, as for `NISP`. Beside `data`, those on
+            which BatchNormalization and biases are repaired first, as
             `recalibrate(compensate="mean")` does; by default nothing is.
-        metric: `metric(model, samples)` gives the figure, by default top-1 accuracy.
+        metric: `metric(model, samples)` gives the figure for `data`, by default top-1 accuracy.
         path: JSON file where results are kept after each measurement; a file of the same model,
             importance, metric, samples and labels is continued. What a metric reads besides its
             arguments, constants and closure is not known: give it another path when that changes.
@@ -196,7 +112,7 @@ def sensitivity(
         A `Sensitivity`.
 
     Raises:
-        TypeError: the model is not functional or Sequential, or data have no labels.
+        TypeError: the model is not functional or Sequential, or `data` have no labels.
         ValueError: an argument is wrong, or nothing can be pruned.
         PlanFileError: `path` holds something else, or results of another model or settings.
 
@@ -205,61 +121,93 @@ def sensitivity(
     >>> model = keras.Sequential([
     ...     keras.Input((4,)),
     ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(8, activation="relu", name="small"),
     ...     keras.layers.Dense(3),
     ... ])
-    >>> x, y = np.random.rand(32, 4), np.arange(32) % 3
-    >>> result = sensitivity(model, Magnitude(), (x, y), ratios=[0.5])
-    >>> result.groups, result.channels
-    ((('hidden',),), (8,))
+    >>> model.get_layer("small").set_weights([np.full((8, 8), 0.01), np.zeros(8)])  # duplicates
+    >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    >>> table = sensitivity(model, Magnitude(), calibration=x, ratios=[0.5, 0.75])
+    >>> table.groups, table.channels
+    ((('hidden',), ('small',)), (8, 8))
+    >>> plan = plan_pruning(model, Magnitude(), flops_reduction=0.4, allocation=table)
+    >>> [creator.kept for creator in plan.creators][:2]
+    [8, 3]
     """
     ratios, limits = _checked_ratios(ratios, budget)
     importance = as_importance(importance)
+    _check_data(data, calibration, metric)
     if path is not None:
         check_writable(path)
     keras_models.check_model(model)
-    repaired_on = (
-        None
-        if calibration is None
-        else collect(calibration, model, max_samples, seed, verbose=verbose)
-    )
-    importance = supplied(importance, repaired_on, verbose)
+    how: dict[str, Any] = {"limit": max_samples, "seed": seed, "verbose": verbose}
+    unlabelled = None if calibration is None else collect(calibration, model, **how)
+    importance = supplied(importance, unlabelled, verbose)
     channel_map = trace(model, importance.input_shapes(model))
     if not channel_map.groups:
         raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
     channel_map.check_weights()
-    samples = collect(data, model, max_samples, seed, labels=True, verbose=verbose)
-    known = _Results(path, _settings(model, importance, metric, samples, repaired_on))
-    known.check_baseline(float(metric(model, samples)))
+    labelled = None if data is None else collect(data, model, labels=True, **how)
+    known = _Results(path, _settings(model, importance, metric, labelled, unlabelled))
+    if labelled is not None:
+        known.check_baseline(float(metric(model, labelled)))
+        figure = _accuracy(channel_map, metric, labelled, unlabelled)
+    else:
+        figure = _damage(channel_map, unlabelled, verbose)
     scores = importance(channel_map)
-
-    def measure(group: int, ratio: float) -> float:
+    pairs = list(itertools.product(range(len(channel_map.groups)), ratios))
+    measured, bar = [], Progress(len(pairs), verbose, "measurement")
+    for group, ratio in pairs:
         plan = _plan(channel_map, group, ratio, limits, scores)
         # By what is removed: another setting of the importance may remove something else.
         key = f"{group} {ratio:g} {identity([row.removed for row in plan.creators])[:16]}"
         if key not in known:
-            known[key] = float(metric(_pruned(channel_map, plan, repaired_on), samples))
-        return known[key]
-
-    pairs = list(itertools.product(range(len(channel_map.groups)), ratios))
-    measured, bar = [], Progress(len(pairs), verbose, "measurement")
-    for group, ratio in pairs:
-        measured.append(measure(group, ratio))
+            known[key] = figure(plan, channel_map.groups[group].units)
+        measured.append(known[key])
         bar.update(len(measured))
         if progress:
             progress(len(measured), len(pairs))
-    return _result(channel_map, importance.name, known["baseline"], ratios, measured)
+    return _result(channel_map, importance.name, known.get("baseline"), ratios, measured)
 
 
-def _result(channel_map, importance: str, baseline: float, ratios, measured) -> Sensitivity:
+def _accuracy(channel_map, metric, samples: Samples, repaired_on: Samples | None) -> Callable:
+    """Gives the figure of a plan by building the smaller model."""
+    return lambda plan, units: float(metric(_pruned(channel_map, plan, repaired_on), samples))
+
+
+def _damage(channel_map: ChannelMap, samples: Samples | None, verbose: int) -> Callable:
+    """Gives the damage of a plan that removes some units; `None` where it does not show."""
+    assert samples is not None
+    network = functools.cache(lambda: DamagedNetwork(channel_map, samples, verbose))
+
+    def damage(plan: Plan, units: np.ndarray) -> float | None:
+        if not network().seen[units].any():
+            return None
+        return network().measure(~plan.removed_units(channel_map))
+
+    return damage
+
+
+def _result(channel_map, importance: str, baseline: float | None, ratios, measured) -> Sensitivity:
+    rows = [tuple(measured[i : i + len(ratios)]) for i in range(0, len(measured), len(ratios))]
     return Sensitivity(
         channel_map.model.name,
         importance,
         baseline,
-        tuple(_layers(group, channel_map) for group in channel_map.groups),
+        tuple(layers_of(group, channel_map) for group in channel_map.groups),
         tuple(len(group.units) for group in channel_map.groups),
         ratios,
-        tuple(map(tuple, np.reshape(measured, (-1, len(ratios))).tolist())),
+        **{"damages" if baseline is None else "accuracies": tuple(rows)},
     )
+
+
+def _check_data(data: Any, calibration: Any, metric: Callable) -> None:
+    if data is None and calibration is None:
+        raise ValueError(
+            "Expected labelled `data`, for accuracies, or `calibration` data, for damages to the "
+            "outputs, which need no labels. Received neither."
+        )
+    if data is None and metric is not accuracy:
+        raise ValueError("Expected `data` for `metric`. Received `calibration` alone.")
 
 
 def _checked_ratios(ratios, budget: Budget | None) -> tuple[tuple[float, ...], Budget]:
@@ -283,13 +231,9 @@ def _checked_ratios(ratios, budget: Budget | None) -> tuple[tuple[float, ...], B
     return ratios, budget or Budget(ratio=ratios[0])
 
 
-def _layers(group: Group, channel_map: ChannelMap) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(channel_map.creators[i].layer for i in group.creators))
-
-
 def _plan(channel_map: ChannelMap, group: int, ratio: float, limits: Budget, scores) -> Plan:
     """The plan that removes that share of one group's channels."""
-    layer = _layers(channel_map.groups[group], channel_map)[0]
+    layer = layers_of(channel_map.groups[group], channel_map)[0]
     budget = dataclasses.replace(limits, ratio=None, ratios={layer: ratio})
     return make_plan(channel_map, Custom(lambda _: scores), budget)
 
@@ -302,9 +246,13 @@ def _pruned(channel_map: ChannelMap, plan: Plan, samples: Samples | None) -> ker
     return small
 
 
-def _settings(model, importance, metric, samples: Samples, repair: Samples | None) -> dict:
+def _settings(
+    model, importance, metric, labelled: Samples | None, unlabelled: Samples | None
+) -> dict:
     """What all results depend on; what each is measured on besides is in its key."""
-    data = [samples.inputs, keras.tree.flatten(samples.labels), repair and repair.inputs]
+    data = [unlabelled and unlabelled.inputs]
+    if labelled is not None:
+        data = [labelled.inputs, keras.tree.flatten(labelled.labels), *data]
     return {"importance": importance.name, "digest": identity(model, metric, data)}
 
 
@@ -345,7 +293,7 @@ class _Record:
     format: Literal["keras_nisp sensitivity"]
     importance: str
     digest: str
-    results: dict[str, float]
+    results: dict[str, float | None]
 
 
 def _read(path: Path, settings: dict) -> dict:

@@ -1,0 +1,196 @@
+"""What a model loses if one coupled group loses channels, for each of them: a table."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_nisp.channels.channel_map import ChannelMap, Group
+from keras_nisp.io.files import replacing
+from keras_nisp.io.tables import Column, render_table
+
+MOST_LINES = 10  # groups in a plot of lines; more become a heat map
+SMALLEST = 1e-6  # damage in a plot, of which logarithms are taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """Accuracy, or damage to the outputs, against the share of channels removed, by coupled group.
+
+    `print` it for a table, `plot` it for a picture. A table of damages says where channels are to
+    go, too: `prune(model, importance, flops_reduction=0.5, allocation=table)`, for one budget
+    after the other, without a look at data. Damages do not add up, so that
+    `allocation="predicted"`, which takes them again as channels go, is better where much goes.
+
+    Attributes:
+        model: the model's name.
+        importance: name of the importance that chose the channels.
+        baseline: accuracy of the whole model; `None` for damages.
+        groups: for each group the layers that create its channels.
+        channels: for each group how many may be removed.
+        ratios: shares of the channels removed.
+        accuracies: `accuracies[group][i]` belongs to `ratios[i]`; empty for damages.
+        damages: likewise, how far the outputs move once kernels are refitted (divergence of
+            probabilities, else the squared difference over twice the variance); `None` for groups
+            whose damage does not show, such as heads inside of attention. Empty for accuracies.
+    """
+
+    model: str
+    importance: str
+    baseline: float | None
+    groups: tuple[tuple[str, ...], ...]
+    channels: tuple[int, ...]
+    ratios: tuple[float, ...]
+    accuracies: tuple[tuple[float, ...], ...] = ()
+    damages: tuple[tuple[float | None, ...], ...] = ()
+
+    def __str__(self) -> str:
+        columns = [Column("layers"), Column("channels", True)]
+        columns += [Column(f"-{100 * ratio:g} %", True) for ratio in self.ratios]
+        rows = [
+            (_name(layers), count, *map(self._text, values))
+            for layers, count, values in zip(
+                self.groups, self.channels, self.accuracies or self.damages, strict=True
+            )
+        ]
+        title = "damage to the outputs"
+        if self.baseline is not None:
+            title = f"accuracy {self.baseline:.4f};"
+        title = f"{self.model}: {title} with one group pruned by {self.importance}"
+        return render_table(title, columns, rows)
+
+    def _text(self, value: float | None) -> str:
+        if value is None:
+            return "not seen"
+        return f"{value:.4f}" if self.accuracies else f"{value:.3g}"
+
+    def __repr__(self) -> str:
+        what = "accuracies" if self.accuracies else "damages"
+        return f"<Sensitivity: {what} of {len(self.groups)} groups of '{self.model}'>"
+
+    def to_dict(self) -> dict:
+        """The figures as plain data."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Draws the figures against the ratio: a line for each group, or a heat map of many.
+
+        Args:
+            path: of the picture, by whose ending matplotlib chooses a format.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("Plots need matplotlib: `pip install matplotlib`.") from error
+        figure = Figure(layout="constrained", dpi=150)
+        axes = figure.subplots()
+        (_lines if len(self.groups) <= MOST_LINES else _heat_map)(self, figure, axes)
+        axes.set_title(f"{self.model}, {self.importance}", loc="left", fontsize="medium")
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
+
+
+def layers_of(group: Group, channel_map: ChannelMap) -> tuple[str, ...]:
+    """Paths of the layers that create a group's channels."""
+    return tuple(dict.fromkeys(channel_map.creators[i].layer for i in group.creators))
+
+
+class AddedDamages:
+    """Damages of a table, taken to add up: what `Allocation` asks of a `DamagedNetwork`.
+
+    Between two ratios the root of a damage is interpolated, and beyond the last one it grows on.
+
+    Raises:
+        ValueError: the table holds no damages, or is of another model.
+    """
+
+    def __init__(self, channel_map: ChannelMap, table: Sensitivity):
+        if not table.damages:
+            raise ValueError(
+                "Expected `allocation` to be a table of damages, as from `sensitivity(model, "
+                "importance, calibration=...)` without `data`. Received a table of accuracies."
+            )
+        groups = tuple(layers_of(group, channel_map) for group in channel_map.groups)
+        counts = tuple(len(group.units) for group in channel_map.groups)
+        if (groups, counts) != (table.groups, table.channels):
+            raise ValueError(
+                f"Expected `allocation` to be a table of the coupled groups of model "
+                f"'{channel_map.model.name}'. Received one of '{table.model}', whose groups or "
+                "widths are others: call `sensitivity` for this model."
+            )
+        self.curves, self.seen = [], np.zeros(channel_map.count, bool)
+        for group, damages in zip(channel_map.groups, table.damages, strict=True):
+            known = [damage for damage in damages if damage is not None]
+            if known:
+                self.curves.append((group.units, *_curve(table.ratios, known)))
+                self.seen[group.units] = True
+
+    def renew(self, keep: np.ndarray) -> None:
+        """A table knows the whole network alone."""
+
+    def measure(self, keep: np.ndarray) -> float:
+        """The sum over groups."""
+        return sum(
+            float(np.interp(1 - keep[units].mean(), ratios, roots)) ** 2
+            for units, ratios, roots in self.curves
+        )
+
+    def predict(self, keep: np.ndarray, candidates: Sequence[np.ndarray]) -> np.ndarray:
+        """By how much the sum grows from one set of kept units to others."""
+        return np.array([self.measure(other) for other in candidates]) - self.measure(keep)
+
+
+def _curve(ratios: Sequence[float], damages: list[float]) -> tuple[list[float], list[float]]:
+    """Shares from 0 to 1 and the root of the damage at each of them, which never falls."""
+    roots = [0.0, *np.sqrt(np.maximum.accumulate(np.maximum(damages, 0))).tolist()]
+    shares = [0.0, *ratios]
+    slope = (roots[-1] - roots[-2]) / (shares[-1] - shares[-2])
+    return [*shares, 1.0], [*roots, roots[-1] + slope * (1 - shares[-1])]
+
+
+# Pictures ----------------------------------------------------------------------------
+
+
+def _name(layers: tuple[str, ...]) -> str:
+    return layers[0] + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
+
+
+def _lines(table: Sensitivity, figure, axes) -> None:
+    figure.set_size_inches(7, 4.5)
+    ratios = [100 * ratio for ratio in table.ratios]
+    for layers, values in zip(table.groups, table.accuracies or table.damages, strict=True):
+        points = [np.nan if value is None else value for value in values]
+        shares = ratios
+        if table.baseline is not None:
+            points, shares = [100 * value for value in (table.baseline, *points)], [0, *ratios]
+        axes.plot(shares, points, marker="o", markersize=3, label=_name(layers))
+    if table.baseline is not None:
+        axes.axhline(100 * table.baseline, color="black", linestyle=":", linewidth=1)
+        axes.set_ylabel("accuracy, %")
+    else:
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylabel("damage to the outputs")
+    axes.set_xlabel("channels of the group removed, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _heat_map(table: Sensitivity, figure, axes) -> None:
+    figure.set_size_inches(3 + 0.6 * len(table.ratios), 1.2 + 0.2 * len(table.groups))
+    if table.baseline is not None:
+        values = 100 * (np.array(table.accuracies) - table.baseline)
+        scale, label = {"cmap": "magma", "vmax": 0}, "change of accuracy, points"
+    else:
+        values = np.log10(np.maximum(np.array(table.damages, float), SMALLEST))
+        scale, label = {"cmap": "magma_r"}, "damage to the outputs, power of ten"
+    picture = axes.imshow(values, aspect="auto", **scale)
+    axes.set_xticks(range(len(table.ratios)), [f"{100 * r:g} %" for r in table.ratios])
+    axes.set_yticks(range(len(table.groups)), [_name(layers) for layers in table.groups])
+    axes.tick_params(labelsize="small")
+    axes.set_xlabel("channels removed")
+    figure.colorbar(picture, ax=axes, label=label)
