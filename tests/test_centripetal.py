@@ -141,6 +141,15 @@ def test_the_deviation_follows_the_law(momentum, nesterov, strength):
         assert predicted.reached == pytest.approx(400, rel=0.06)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_clusters_collapse_after_a_share_of_the_steps(share):
+    plan = kn.plan_merging(small_residual(), ratio=0.5)
+    optimizer = kn.CentripetalSGD(0.05, 0.9, True, plan=plan, steps=2000, collapse=share)
+    assert optimizer.forecast().reached == pytest.approx(share * 2000, rel=0.06)
+    again = kn.CentripetalSGD.from_config(optimizer.get_config())
+    assert again.forecast().reached == optimizer.forecast().reached
+
+
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, True)])
 def test_without_clusters_it_is_sgd_bit_for_bit(momentum, nesterov):
     model = randomise(every_kind())

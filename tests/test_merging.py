@@ -365,6 +365,24 @@ def test_monitor_sets_the_steps_and_levels_statistics():
     np.testing.assert_allclose(model(x), small(x), atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*do NOT collapse")  # by a hair, in so few steps
+def test_the_original_teaches_while_clusters_collapse():
+    """`distiller(model, model)` keeps a copy as the teacher; statistics are levelled in the end."""
+    model = randomise(residual())
+    plan = kn.plan_merging(model, ratio=0.5)
+    before = model.get_weights()
+    teaching = kn.distiller(model, model, student_loss_weight=0.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    teaching.compile(kn.CentripetalSGD(0.02, 0.5, plan=plan), loss, jit_compile=False)
+    x = example_inputs(model, 32)
+    monitor = kn.CentripetalMonitor(plan)
+    teaching.fit(x, np.zeros(32), batch_size=8, epochs=60, verbose=0, callbacks=[monitor])
+    assert monitor.history[-1]["deviation"].relative < 1e-5
+    for taught, original in zip(teaching.teacher.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(taught, original)
+    np.testing.assert_allclose(model(x), kn.rebuild(model, plan)(x), atol=1e-4)
+
+
 def test_monitor_stops_when_collapsed():
     model = randomise(residual())
     plan = kn.plan_merging(model, ratio=0.5)
@@ -437,6 +455,7 @@ def test_frozen_layers():
         ({"preset": "code"}, ValueError, "`preset`"),
         ({"steps": 0}, ValueError, "`steps`"),
         ({"tolerance": 2}, ValueError, "`tolerance`"),
+        ({"collapse": 0.0}, ValueError, "`collapse`"),
         ({"learning_rate": keras.optimizers.Adam}, TypeError, "use `Centripetal"),
         ({"plan": "plan.json"}, TypeError, "`plan` to be a Plan"),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.errors import PlanMismatchError
+from keras_nisp.keras_graph.keras_training import compiled_by_xla
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.plan_rows import VariablePlan
 
@@ -54,20 +55,25 @@ class _Matrix:
 
 
 class _Segments:
-    """By sums over whole rows: linear in the size of the tensor."""
+    """By means over whole rows: linear in the size of the tensor."""
 
     def __init__(self, axis: int, labels: np.ndarray):
         self.axis = axis
         self.labels = np.unique(labels, return_inverse=True)[1]
-        self.sizes = np.bincount(self.labels)
+        self.members = np.argsort(self.labels, kind="stable")  # of one cluster after another
 
     def __call__(self, tensor):
         order = [self.axis, *(i for i in range(len(tensor.shape)) if i != self.axis)]
-        rows = tf.transpose(tensor, order)
-        sums = tf.math.unsorted_segment_sum(rows, self.labels, len(self.sizes))
-        shape = [-1] + [1] * (len(tensor.shape) - 1)
-        means = sums * tf.reshape(tf.constant(1 / self.sizes, tensor.dtype), shape)
+        means = self._means(tf.transpose(tensor, order))
         return tf.transpose(tf.gather(means, self.labels), np.argsort(order))
+
+    def _means(self, rows):
+        """Of each cluster, in one pass over the memory. XLA does not know that operation."""
+        if not compiled_by_xla():
+            return tf.sparse.segment_mean(rows, self.members, self.labels[self.members])
+        sizes = np.bincount(self.labels).reshape([-1] + [1] * (len(rows.shape) - 1))
+        sums = tf.math.unsorted_segment_sum(rows, self.labels, len(sizes))
+        return sums * tf.constant(1 / sizes, rows.dtype)
 
 
 class ClusteredVariables:

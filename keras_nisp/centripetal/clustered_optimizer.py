@@ -62,7 +62,7 @@ class ClusteredOptimizer(keras.optimizers.Optimizer):
 
     def _own_config(self) -> dict:
         """The settings that a plain optimizer does not have."""
-        names = ("strength", "steps", "tolerance", "vector_strength", "preset")
+        names = ("strength", "steps", "tolerance", "vector_strength", "preset", "collapse")
         own = {name: getattr(self.settings, name) for name in names}
         return {**own, "plan": self.plan.to_dict()}
 

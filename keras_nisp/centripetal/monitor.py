@@ -9,6 +9,7 @@ from keras_nisp.centripetal.merging import level
 from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD
 from keras_nisp.errors import warn
 from keras_nisp.keras_graph import keras_training
+from keras_nisp.keras_graph.keras_models import student_of
 from keras_nisp.keras_graph.replicas import check_fit
 from keras_nisp.plans.forecast import Forecast
 from keras_nisp.plans.plan import Plan
@@ -27,7 +28,8 @@ class CentripetalMonitor(keras.callbacks.Callback):
     `deviation` (free of scale: the root of the squared differences from the cluster means
     over the squares of the weights) and `deviation_predicted`. Callbacks that write
     logs (`CSVLogger`, `TensorBoard`) go after this one in the list. If the optimizer has
-    `strength="auto"` and no number of steps, it is set here from that of `fit`.
+    `strength="auto"` and no number of steps, it is set here from that of `fit`. Under a
+    `distiller` the student is watched.
 
     Args:
         plan: the plan that the optimizer has.
@@ -133,7 +135,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         if predicted is not None and measured.relative > 10 * predicted + ROUNDING:
             self._warn(measured, predicted)
         if measured.relative <= self._optimizer.settings.tolerance:
-            level(self.model, self.plan, only_statistics=True)
+            level(student_of(self.model), self.plan, only_statistics=True)
             if self.stop_when_collapsed:
                 self.model.stop_training = True
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_nisp.centripetal.cluster_mean import ClusteredVariables
 from keras_nisp.centripetal.clustered_optimizer import ClusteredOptimizer, check_settings, plan_from
 from keras_nisp.keras_graph import keras_training
-from keras_nisp.plans.forecast import TOLERANCE, Settings
+from keras_nisp.plans.forecast import COLLAPSE, TOLERANCE, Settings
 from keras_nisp.plans.plan import Plan
 
 
@@ -37,7 +37,7 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
         plan: from `plan_merging`. It is saved with the optimizer.
         strength: the centripetal strength (epsilon in the paper, which takes 3e-3 for 600
             epochs), or `"auto"`: the pull that leaves `tolerance` of the deviation after
-            80 % of the steps, the same at every learning rate.
+            the share `collapse` of the steps, the same at every learning rate.
         steps: number of optimizer steps, for `"auto"`; `CentripetalMonitor` sets it if it
             is not given.
         tolerance: for `"auto"`.
@@ -45,6 +45,8 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
         preset: `"paper"` treats all clustered variables alike; `"reference"` is the
             authors' code: biases, scales and offsets have 0.1 of the strength (not with
             `"auto"`, which pulls all alike) and no decay.
+        collapse: for `"auto"`: the share of the steps after which clusters are one. The
+            rest trains the network as it will be merged.
         **kwargs: of `keras.optimizers.SGD`: clipping, EMA, gradient accumulation...
 
     Raises:
@@ -83,6 +85,7 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
         tolerance: float = TOLERANCE,
         vector_strength: float | None = None,
         preset: str = "paper",
+        collapse: float = COLLAPSE,
         name: str = "CentripetalSGD",
         **kwargs: Any,
     ) -> None:
@@ -93,7 +96,15 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
                 "`Centripetal(optimizer, plan)`."
             )
         settings = Settings(
-            strength, momentum, nesterov, weight_decay, vector_strength, preset, tolerance, steps
+            strength,
+            momentum,
+            nesterov,
+            weight_decay,
+            vector_strength,
+            preset,
+            tolerance,
+            steps,
+            collapse,
         )
         check_settings(plan, settings, learning_rate)
         super().__init__(learning_rate, momentum, nesterov, weight_decay, name=name, **kwargs)
@@ -182,7 +193,7 @@ class Centripetal(ClusteredOptimizer):
     Args:
         optimizer: a Keras optimizer that has not been used yet.
         plan: from `plan_merging`.
-        strength, steps, tolerance, vector_strength, preset: as for `CentripetalSGD`.
+        strength, steps, tolerance, vector_strength, preset, collapse: as for `CentripetalSGD`.
 
     Raises:
         TypeError: `optimizer` is not a Keras optimizer.
@@ -204,6 +215,7 @@ class Centripetal(ClusteredOptimizer):
         tolerance: float = TOLERANCE,
         vector_strength: float | None = None,
         preset: str = "paper",
+        collapse: float = COLLAPSE,
         name: str = "Centripetal",
     ) -> None:
         if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -223,6 +235,7 @@ class Centripetal(ClusteredOptimizer):
             preset=preset,
             tolerance=tolerance,
             steps=steps,
+            collapse=collapse,
         )
         check_settings(plan, settings, keras_training.learning_rate_of(optimizer))
         super().__init__(learning_rate=0.0, name=name)

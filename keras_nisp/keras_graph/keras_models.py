@@ -45,6 +45,11 @@ def check_model(model: Any) -> None:
             )
 
 
+def student_of(model: keras.Model) -> keras.Model:
+    """The model that learns in a Distiller; any other model itself."""
+    return model.student if isinstance(model, keras.distillation.Distiller) else model
+
+
 def _instead(model: Any) -> str:
     """What to pass instead of what is no model, as far as one can guess."""
     if hasattr(type(model), "pruned_model"):  # which raises before the end of training

@@ -90,6 +90,12 @@ def strategy_of(model: keras.Model) -> tf.distribute.Strategy:
     return model.distribute_strategy
 
 
+def compiled_by_xla() -> bool:
+    """Whether what is being traced is compiled by XLA (`jit_compile=True`), which has fewer
+    operations."""
+    return tf.__internal__.get_enclosing_xla_context() is not None
+
+
 def update_replicas(optimizer, update: Callable, rows: list[tuple]) -> None:
     """Runs `update(variable, *arguments)` for each row on every replica's own variable.
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 TOLERANCE = 1e-5
 # `strength="auto"` reaches the tolerance after this share of the steps.
-AUTO_SHARE = 0.8
+COLLAPSE = 0.8
 # Official code: the strength of biases, scales and offsets over that of kernels.
 REFERENCE_VECTOR_FACTOR = 0.1
 PRESETS = ("paper", "reference")
@@ -83,6 +83,7 @@ class Settings:
     preset: str = "paper"
     tolerance: float = TOLERANCE
     steps: int | None = None
+    collapse: float = COLLAPSE
 
     def __post_init__(self):
         for name in ("strength", "vector_strength"):
@@ -103,6 +104,8 @@ class Settings:
             raise ValueError(f"Expected `preset` to be one of {PRESETS}. Received: {self.preset!r}")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"Expected `tolerance` in (0, 1). Received: {self.tolerance}")
+        if not 0 < self.collapse <= 1:
+            raise ValueError(f"Expected `collapse` in (0, 1]. Received: {self.collapse}")
         if self.steps is not None and (self.steps != int(self.steps) or self.steps < 1):
             raise ValueError(
                 f"Expected `steps`, the number of training steps, to be an integer of at least 1. "
@@ -131,7 +134,7 @@ class Settings:
                 "`strength='auto'` needs to know the number of training steps. Pass `steps=`, or "
                 "`callbacks=[CentripetalMonitor(plan)]` to `fit`, which says it."
             )
-        factor = self.tolerance ** (1 / (AUTO_SHARE * self.steps))
+        factor = self.tolerance ** (1 / (self.collapse * self.steps))
         return pull_for(factor, self.momentum, self.nesterov)
 
     def pulls(self, rates: np.ndarray, is_kernel: bool) -> np.ndarray:

@@ -202,7 +202,7 @@ class Plan:
             momentum: of the optimizer.
             strength: the centripetal strength, or `"auto"`.
             **settings: the other settings of `CentripetalSGD` that matter: `nesterov`,
-                `weight_decay`, `vector_strength`, `preset`, `tolerance`.
+                `weight_decay`, `vector_strength`, `preset`, `tolerance`, `collapse`.
 
         Returns:
             A `Forecast`; `print` it.
