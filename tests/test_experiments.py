@@ -32,6 +32,7 @@ FIGURES = {  # of a row, which the table must show
     "headline": ("one_shot", "compensated", "merged"),
     "combinations": ("accuracy",),
     "curves": ("accuracy",),
+    "collapse": ("accuracy",),
 }
 
 

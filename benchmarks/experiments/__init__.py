@@ -7,7 +7,7 @@ from results import rows_by_task
 
 NAMES = (
     *("importances", "depth", "propagation", "centripetal", "headline", "combinations"),
-    "curves",
+    *("curves", "collapse"),
 )
 
 

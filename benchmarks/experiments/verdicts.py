@@ -30,6 +30,7 @@ def table(results: Callable[[str], Rows], structure: list[dict]) -> str:
         *_headline(results("headline")),
         *_combinations(results("combinations")),
         *_curves(results("curves")),
+        *_collapse(results("collapse")),
     ]
     return markdown(["claim", "measured"], lines)
 
@@ -193,6 +194,25 @@ def _gain(rows, better, worse):
         for arm in (better, worse)
     ]
     return 100 * float(np.mean(means[0]) - np.mean(means[1])) if all(means) else None
+
+
+def _collapse(tasks: Rows) -> Iterator[list[str]]:
+    """C-SGD with few steps, seed by seed: the mean in points and its standard error."""
+    for better, worse, text in (
+        ("C-SGD", "NISP", "C-SGD is ahead of NISP that is fine-tuned for as long"),
+        ("C-SGD, early, teacher", "NISP, teacher", "So it is with a teacher, collapsing early"),
+        ("C-SGD, teacher", "C-SGD", "A teacher helps C-SGD"),
+        ("C-SGD, early, teacher", "C-SGD, teacher", "Clusters that collapse early help"),
+    ):
+        for task, rows in tasks.items():
+            found = {(row["arm"], row["seed"]): row["accuracy"] for row in rows}
+            seeds = [seed for arm, seed in found if arm == better and (worse, seed) in found]
+            gains = 100 * np.array([found[better, s] - found[worse, s] for s in seeds])
+            if len(gains):
+                mean, error = claims.mean_and_error(gains)
+                spread = f" ± {error:.2f}" if len(gains) > 1 else ""
+                points = f"{mean:+.2f}{spread} points, seeds: {len(gains)}"
+                yield [f"{text}: {task}, half of the FLOPs", points]
 
 
 def _aside(rows: Iterable[dict]) -> str:
