@@ -70,16 +70,18 @@ Trials on a ResNet-20 (CIFAR-10), without labels; their rows were not kept:
 * **Measuring the six best predicted moves of a round** (`allocation="measured"`) instead of
   trusting the prediction: 0.792 against 0.797 to 0.801 at half of the FLOPs.
 
-C-SGD on the residual CNN (15,000 images of Fashion-MNIST, 3 epochs, half of the FLOPs, one seed; rows were
-not kept, and 0.003 is the standard error of an accuracy on 10,000 images). The teacher is what helps: 0.9154
-with it and 0.9057 without; NISP, refitted and fine-tuned: 0.9149 and 0.9093. With a teacher:
+C-SGD on the residual CNN (15,000 images of Fashion-MNIST, 3 epochs, half of the FLOPs, one seed;
+rows were not kept, and 0.003 is the standard error of an accuracy on 10,000 images). A teacher
+helps: 0.9154 with it and 0.9057 without; NISP, refitted and fine-tuned, has 0.9149 and 0.9093.
+With a teacher these change nothing that could be measured:
 
-* **Merging early** (`tolerance=1e-2`, one of three epochs, then a refit and the rest on the small network):
-  0.9153. Its steps are cheaper, no more.
-* **Merging at once**, without any C-SGD (`rebuild(..., force=True)`, then `recalibrate` and fine-tuning): 0.9166.
-  In so few steps it makes no difference that could be measured whether clusters grow together first.
-* **Clusters instead of removal, refitted, without training**: 0.9091 and 0.8997 (seeds 0 and 1; clusters by
-  activations 0.9071 and 0.9041), where NISP has 0.9092 and 0.9082.
+* **Merging early** (`tolerance=1e-2`, after one of three epochs, then a refit and the rest on the
+  small network, whose steps are cheaper): 0.9153.
+* **Merging at once**, without C-SGD (`rebuild(..., force=True)`, `recalibrate`, fine-tuning):
+  0.9166.
+
+Clusters instead of removal, refitted, without training: 0.9091 and 0.8997 (seeds 0 and 1; clusters
+by activations 0.9071 and 0.9041), where NISP has 0.9092 and 0.9082.
 
 On LeNet (MNIST, -75 % of the FLOPs, 3 seeds; rows above) two parts are no gain: teaching after
 widths by damage (0.9863 and 0.9867 without), and the refit by tap with one ratio (0.9845; the

@@ -200,7 +200,7 @@ def _collapse(tasks: Rows) -> Iterator[list[str]]:
     """C-SGD with few steps, seed by seed: the mean in points and its standard error."""
     for better, worse, text in (
         ("C-SGD", "NISP", "C-SGD is ahead of NISP that is fine-tuned for as long"),
-        ("C-SGD, early, teacher", "NISP, teacher", "So it is with a teacher, collapsing early"),
+        ("C-SGD, teacher", "NISP, teacher", "C-SGD is ahead of NISP, both with a teacher"),
         ("C-SGD, teacher", "C-SGD", "A teacher helps C-SGD"),
         ("C-SGD, early, teacher", "C-SGD, teacher", "Clusters that collapse early help"),
     ):
