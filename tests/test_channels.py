@@ -1,11 +1,13 @@
 """What the trace finds out, and how it deals with what it does not know."""
 
+import gc
 import warnings
 import weakref
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from nets import NETS, example_inputs, nested, randomise
 
@@ -214,3 +216,26 @@ def test_nothing_to_prune():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="no channels that may be removed"):
         kn.plan_pruning(model, kn.Random(), ratio=0.5)
+
+
+def test_a_walk_leaves_nothing_alive():
+    """Activations and tapes are large: they must not wait for the collection of cycles."""
+    seen = []
+
+    class Visit:
+        def __call__(self, site, args, kwargs):
+            outputs = site.operation(*args, **kwargs)
+            seen.append(weakref.ref(outputs))
+            return outputs
+
+    visit = Visit()
+    gc.disable()
+    try:
+        walking.walk(nested(), [tf.ones((1, 8, 8, 3)), tf.ones((1, 6, 6, 1))], visit)
+        gone = weakref.ref(visit)
+        del visit
+        assert gone() is None
+        assert seen
+        assert all(tensor() is None for tensor in seen)
+    finally:
+        gc.enable()

@@ -49,22 +49,22 @@ class Distance:
             total += _per_sample(values) if kind == "values" else _per_sample(values, kind)
         return total
 
-    def direction(self, outputs: list, seed: int) -> tf.Tensor:
+    def direction(self, outputs: list, seed: tf.Tensor | int) -> tf.Tensor:
         """A number for each sample whose squared change is, on average over seeds, twice the
         distance that a small change of the outputs makes: `(samples,)`."""
         total = 0.0
         for i, (kind, scale, new) in enumerate(zip(self.kinds, self.scales, outputs, strict=True)):
             new = tf.cast(new, tf.float32)
-            key = [seed, i]
+            key = tf.stack([seed, i])
             if kind == "values":
                 sign = tf.sign(tf.random.stateless_uniform(tf.shape(new), key, -1, 1))
                 total += _root_mean(sign * new / np.sqrt(scale))
                 continue
-            logs = _log(kind, new)
+            logs = _log(kind, new, self.temperature)
             root = tf.sqrt(tf.exp(tf.stop_gradient(logs)))
             signed = root * tf.sign(tf.random.stateless_uniform(tf.shape(root), key, -1, 1))
             # E vv' = diag(p) - pp', as for a class drawn from p, but without rare large values.
-            v = signed - root**2 * tf.reduce_sum(signed, -1, keepdims=True)
+            v = self.temperature * (signed - root**2 * tf.reduce_sum(signed, -1, keepdims=True))
             total += _root_mean(v * logs, kind)
         return total
 

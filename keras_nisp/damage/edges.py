@@ -9,16 +9,21 @@ import tensorflow as tf
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.rule import PlainKernel, channel_axis
+from keras_nisp.kernels.elimination import Elimination
 from keras_nisp.kernels.patches import positions_first
 from keras_nisp.kernels.reading import absorbed, input_axis, plain_reads
 from keras_nisp.kernels.regression import Moments
 from keras_nisp.kernels.rows import KernelRows, share_of
 
-MOST_FEATURES = 2304  # with more, taps share one map; with more channels, removed ones get a mean
-ROWS = 16  # for each feature that second moments are taken of
+MOST_FEATURES = 1152  # with more, taps share one map; with more channels, removed ones get a mean
+ROWS = 4  # for each feature that second moments are taken of
 MOST_VALUES = 1 << 21  # that are looked at anyway: rows times features
 LEAST_RIDGE = 1e-4
 RIDGE = 0.05  # over the variance of a feature, where there are as many rows as features
+
+
+# Of a kernel, `(groups, taps * channels, outputs)`, and of the constant behind it.
+Change = tuple[np.ndarray, np.ndarray]
 
 
 class KernelEdge:
@@ -62,8 +67,9 @@ class KernelEdge:
         features = channels * (taps if self.by_tap else 1)
         self.share = share_of(samples * binding.positions, features, ROWS, MOST_VALUES)
         self.rng = np.random.default_rng(0)
-        self.moments = self.next = self._nothing()
-        self.known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+        self.moments = self._nothing()
+        self.fits: list[Elimination] = []
+        self.known: dict[str, tuple[np.ndarray, Change]] = {}  # what is kept, and the change then
 
     def _axis(self, rank: int) -> int | None:
         return input_axis(self.call, self.plain, rank)
@@ -84,12 +90,11 @@ class KernelEdge:
 
     def add(self, x: tf.Tensor, z: tf.Tensor) -> None:
         """Takes in what one call of the layer reads in the original and in the present network."""
-        if self.next is self.moments:
-            self.next = self._nothing()
         table = self.looked_at.some(tuple(x.shape), self.share, self.rng)
-        old, new = (self.groups(self.looked_at(values, table)) for values in (x, z))
+        old = self.groups(self.looked_at(x, table))
+        new = old if z is x else self.groups(self.looked_at(z, table))
         parts = np.split(self.kernel, self.plain.groups, -1)
-        for moments, given, read, part in zip(self.next, old, new, parts, strict=True):
+        for moments, given, read, part in zip(self.moments, old, new, parts, strict=True):
             given, read = (tf.reshape(rows, (-1, rows.shape[-1])) for rows in (given, read))
             if self.by_tap:
                 given = tf.matmul(given, part.reshape(-1, part.shape[-1]))
@@ -101,62 +106,90 @@ class KernelEdge:
         The present kernel stays: if all kernels were refitted at once, each would make up for the
         same errors.
         """
-        present = self.change(keep)
-        self.moments = self.next
-        self.known = {np.packbits(keep[self.units]).tobytes(): present}
+        kept = keep[self.units]
+        known = {"renewed": (kept, self.change(keep))} if self.fits else {}
+        parts = np.split(self.kernel, self.plain.groups, -1)
+        both = zip(self.moments, parts, strict=True)
+        self.fits = [self._fitted(moments, part, kept) for moments, part in both]
+        self.known, self.moments = known, self._nothing()
+
+    def _fitted(self, moments: Moments, kernel: np.ndarray, kept: np.ndarray) -> Elimination:
+        """One group's regression."""
+        taps, channels, outputs = kernel.shape
+        base = kernel.reshape(-1, outputs) if self.by_tap else np.eye(channels)
+        kept = np.tile(kept, taps) if self.by_tap else kept
+        ridge = max(LEAST_RIDGE, RIDGE * np.count_nonzero(kept) / max(moments.count.sum(), 1))
+        fit = Elimination(moments, base, self.constant, ridge, kept)
+        if not self.by_tap:
+            fit.through(kernel.transpose(1, 0, 2).reshape(channels, -1))
+        return fit
 
     # What changes ---------------------------------------------------------------------
 
-    def change(self, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def change(self, keep: np.ndarray) -> Change:
         """The change of the kernel `(groups, taps * channels, outputs)` and of the constant
-        `(groups, outputs)`.
+        `(groups, outputs)` in the present network.
 
         Args:
             keep: boolean per unit of the model.
         """
-        kept = keep[self.units]
-        key = np.packbits(kept).tobytes()
-        if key not in self.known:
-            parts = np.split(self.kernel, self.plain.groups, -1)
-            both = zip(*(self._change(g, part, kept) for g, part in enumerate(parts)), strict=True)
-            kernels, constants = (np.stack(arrays).astype(np.float32) for arrays in both)
-            self.known[key] = kernels, constants
-        return self.known[key]
+        for kept, change in self.known.values():
+            if np.array_equal(kept, keep[self.units]):
+                return change
+        self.known["present"] = keep[self.units], self.changed(keep)
+        return self.known["present"][1]
 
-    def _change(self, group: int, kernel: np.ndarray, kept: np.ndarray):
+    def changed(self, keep: np.ndarray) -> Change:
+        """The same, of a network that is not yet the present one: it is not remembered."""
+        kept = keep[self.units]
+        parts = np.split(self.kernel, self.plain.groups, -1)
+        if kept.all():
+            outputs = parts[0].shape[-1]
+            shape = len(parts), parts[0].size // outputs, outputs
+            return np.zeros(shape, np.float32), np.zeros((len(parts), outputs), np.float32)
+        both = [self._change(*each, kept) for each in zip(self.fits, parts, strict=True)]
+        kernels, constants = zip(*both, strict=True)
+        return np.array(kernels, np.float32), np.array(constants, np.float32)
+
+    def _change(self, fit: Elimination, kernel: np.ndarray, kept: np.ndarray):
         """One group's, as `(taps * channels, outputs)` and `(outputs,)`."""
         taps, channels, outputs = kernel.shape
         flat = kernel.reshape(-1, outputs)
-        if kept.all():
-            return np.zeros_like(flat), np.zeros(outputs)
+        value, constant = fit.without(np.tile(kept, taps) if self.by_tap else kept)
         if not self.by_tap:
-            map_, constant = self._map(group, np.eye(channels), kept)
-            changed = np.einsum("kc,tco->tko", map_, kernel).reshape(flat.shape)
-            return changed - flat, constant @ kernel.sum(0)
-        changed, constant = self._map(group, flat, np.tile(kept, taps))
-        return changed - flat, constant
-
-    def _map(self, group: int, weights: np.ndarray, kept: np.ndarray):
-        """Coefficients by which the kept features give best what all of the original's gave by
-        `weights`, with zeros for the others, and a constant."""
-        moments, result = self.moments[group], np.zeros(weights.shape)
-        ridge = max(LEAST_RIDGE, RIDGE * np.count_nonzero(kept) / max(moments.count.sum(), 1))
-        change, constant = moments.fit(weights[kept], self.constant, ridge, kept)
-        result[kept] = weights[kept] + change
-        return result, constant
+            value = value.reshape(channels, taps, outputs).transpose(1, 0, 2).reshape(flat.shape)
+            constant = constant.reshape(taps, outputs).sum(0)
+        value -= flat
+        return value, constant
 
     # In the network -------------------------------------------------------------------
 
-    def weights(self, change: tuple[np.ndarray, np.ndarray]) -> list[tuple]:
-        """Pairs of a variable of the layer and the value that it has after a change."""
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Of the layer: the ones that a change has effect on."""
+        return [v for v in (self.plain.kernel, self.plain.bias) if v is not None]
+
+    def values(self, change: Change) -> list[tf.Tensor]:
+        """What the variables are after a change; where none takes the constant, it comes last."""
         kernel = np.concatenate(list(change[0]), -1).reshape(self.laid_out)
+        constant = np.concatenate(list(change[1]))
         value = tf.convert_to_tensor(self.plain.kernel)
         kernel = tf.cast(kernel.transpose(np.argsort(self.order)), value.dtype)
-        pairs = [(self.plain.kernel, value + kernel)]
+        values = [value + kernel]
         if (bias := self.plain.bias) is not None:
-            constant = np.concatenate(list(change[1])).reshape(bias.shape)
-            pairs.append((bias, tf.convert_to_tensor(bias) + tf.cast(constant, bias.dtype)))
-        return pairs
+            added = tf.cast(constant.reshape(bias.shape), bias.dtype)
+            values.append(tf.convert_to_tensor(bias) + added)
+        elif self.constant:
+            values.append(tf.constant(constant))
+        return values
+
+    def with_constant(self, output: tf.Tensor, values: list[tf.Tensor]) -> tf.Tensor:
+        """An output of the layer, with the constant that no variable takes."""
+        if len(values) == len(self.variables):
+            return output
+        shape = [1] * len(output.shape)
+        shape[self.output_axis()] = -1
+        return output + tf.cast(tf.reshape(values[-1], shape), output.dtype)
 
     def output_axis(self) -> int:
         """Along which axis of the output, from the end, the kernel's outputs lie."""
@@ -166,27 +199,33 @@ class KernelEdge:
         axes = [axis for axis, size in enumerate(output.names.shape) if size > 1]
         return axes[0] - output.rank if axes else -1
 
-    def gradient(self, x: tf.Tensor, output: tf.Tensor, gradient: tf.Tensor, change) -> list:
-        """For each group the gradient of each sample for the kernel and for the constant.
+    def gradients(self, x: tf.Tensor, gradients: list, change: Change) -> list:
+        """For each group the gradients of each sample for the kernel and for the constant.
 
         Args:
-            x, output: of a call in the present network.
-            gradient: of the output.
+            x: what a call reads in the present network.
+            gradients: of the call's output, of several numbers.
             change: that the present network has.
 
         Returns:
-            Pairs of tensors `(samples, taps * channels, outputs)` and `(samples, outputs)`.
+            For each group and each number, pairs of tensors `(samples, taps * channels, outputs)`
+            and `(samples, outputs)`.
         """
-        axis = self.output_axis() % len(gradient.shape)
         read = self.groups(self.rows(x, self.rows.table(tuple(x.shape))))
-        g = positions_first(tf.cast(gradient, tf.float32), axis)
+        axis = self.output_axis() % len(gradients[0].shape)
+        slopes = [positions_first(tf.cast(g, tf.float32), axis) for g in gradients]
         activation = getattr(self.call.layer, "activation", None)
         if activation not in (None, keras.activations.linear):
-            g = self._before_activation(activation, read, g, change)
-        parts = zip(read, tf.split(g, self.plain.groups, -1), strict=True)
-        return [(tf.matmul(rows, g, transpose_a=True), tf.reduce_sum(g, 1)) for rows, g in parts]
+            slopes = self._before_activation(activation, read, slopes, change)
+        split = [tf.split(g, self.plain.groups, -1) for g in slopes]
+        result = []
+        for rows, *each in zip(read, *split, strict=True):
+            kernels = tf.matmul(rows, tf.concat(each, -1), transpose_a=True)
+            constants = (tf.reduce_sum(g, 1) for g in each)
+            result.append(list(zip(tf.split(kernels, len(each), -1), constants, strict=True)))
+        return result
 
-    def _before_activation(self, activation, read, g, change) -> tf.Tensor:
+    def _before_activation(self, activation, read, gradients: list, change: Change) -> list:
         parts = np.split(self.kernel, self.plain.groups, -1)
         linear = tf.concat(
             [
@@ -197,10 +236,10 @@ class KernelEdge:
         )
         if self.plain.bias is not None:
             linear += tf.cast(tf.reshape(tf.convert_to_tensor(self.plain.bias), [-1]), tf.float32)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(linear)
             activated = activation(linear)
-        return tape.gradient(activated, linear, g)
+        return [tape.gradient(activated, linear, g) for g in gradients]
 
 
 class InputEdge:
@@ -214,9 +253,9 @@ class InputEdge:
     def units(self) -> np.ndarray:
         return self.names.ravel()
 
-    def keep(self, keep: np.ndarray, dtype) -> tf.Tensor:
+    def mask(self, keep: np.ndarray) -> tf.Tensor:
         """The kept channels as 1, others as 0."""
-        return tf.cast(keep[self.names], dtype)
+        return tf.constant(keep[self.names], tf.float32)
 
 
 def find_edges(channel_map: ChannelMap, samples: int) -> tuple[list[KernelEdge], list[InputEdge]]:

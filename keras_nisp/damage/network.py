@@ -1,8 +1,7 @@
 """A network from which channels are removed and whose kernels are refitted, without building it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -10,15 +9,15 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.cost import CostModel
 from keras_nisp.damage.distance import Distance
 from keras_nisp.damage.edges import InputEdge, KernelEdge, find_edges
+from keras_nisp.damage.walk import DamagedWalk, State
 from keras_nisp.data.samples import Samples
-from keras_nisp.importance.base import map_tensors
 from keras_nisp.io.progress import Progress
-from keras_nisp.keras_graph.masks import take_off_alike
 
-MOST_MEMORY = 1 << 28  # bytes of activations of a batch, of which gradients keep more
-MOST_SAMPLES = 256  # on which damages are taken
-LEAST_SAMPLES = 16
-MOST_ACTIVATIONS = 1 << 31  # bytes of them, beyond the least
+MOST_MEMORY = 1 << 29  # bytes of activations of a batch, of which gradients keep more
+MOST_SAMPLES = 128  # on which damages are taken
+LEAST_SAMPLES = 8
+TEMPERATURE = 2.0  # more samples have a say, not only those that are undecided
+MOST_ACTIVATIONS = 5 << 28  # bytes of them, beyond the least
 
 
 class DamagedNetwork:
@@ -42,18 +41,15 @@ class DamagedNetwork:
         count = int(np.clip(MOST_ACTIVATIONS // max(needed, 1), LEAST_SAMPLES, MOST_SAMPLES))
         self.samples = held_out.every(-(-len(held_out) // count))
         self.kernels, self.inputs = find_edges(channel_map, len(fitted))
-        self.by_layer: dict[int, list[KernelEdge]] = {}
-        for kernel in self.kernels:
-            self.by_layer.setdefault(id(kernel.call.layer), []).append(kernel)
-        self.by_call: dict[int, dict[int, InputEdge]] = {}
-        for tensor in self.inputs:
-            self.by_call.setdefault(id(tensor.call), {})[tensor.index] = tensor
+        self.walk = DamagedWalk(channel_map, self.kernels, self.inputs)
         self.everything = costs.everything
         self.fitted, self.verbose = fitted, verbose
         self.renew(self.everything)
-        self.distance = Distance(channel_map)
-        self.before = [self._run(inputs, None) for inputs in self._batches()]
-        self.distance.fit([np.concatenate(column) for column in zip(*self.before, strict=True)])
+        self.distance = Distance(channel_map, TEMPERATURE)
+        whole = self._state(self.everything)
+        self.before = [self._outputs(inputs, whole) for inputs, _ in self._batches(self.samples)]
+        columns = zip(*self.before, strict=True)
+        self.distance.fit([np.concatenate(column)[: len(self.samples)] for column in columns])
         self.draws = 0
 
     @property
@@ -64,85 +60,42 @@ class DamagedNetwork:
             seen[units] = True
         return seen
 
-    def _batches(self):
-        for inputs, _ in self.samples.batches(self.batch_size):
-            yield inputs
+    def _batches(self, samples: Samples) -> Iterator[tuple[list, int]]:
+        """Batches, and how many of their samples count: all are of one size."""
+        size = min(self.batch_size, len(samples))
+        for inputs, _ in samples.batches(size):
+            count = len(inputs[0])
+            again = tf.range(max(size, count)) % count
+            yield [tf.gather(x, again) for x in inputs] if count < size else inputs, count
+
+    def _state(self, keep: np.ndarray) -> State:
+        kernels = [edge.values(edge.change(keep)) for edge in self.kernels]
+        return kernels, [edge.mask(keep) for edge in self.inputs]
+
+    def _outputs(self, inputs: list, state: State) -> list[tf.Tensor]:
+        return self.walk.run(inputs, state)[0]
 
     def renew(self, keep: np.ndarray) -> None:
         """Takes moments around a network: kernels are fitted to what is read there from then on."""
         progress, done = Progress(len(self.fitted), self.verbose, "sample"), 0
-        for inputs, _ in self.fitted.batches(self.batch_size):
-            original = self._read(inputs, None)
-            present = original if keep.all() else self._read(inputs, keep)
-            for (edge, x), (_, z) in zip(original, present, strict=True):
-                edge.add(x, z)
-            progress.update(done := done + len(inputs[0]))
+        whole, state = self._state(self.everything), self._state(keep)
+        for inputs, count in self._batches(self.fitted):
+            _, original = self.walk.run(inputs, whole)
+            present = original if keep.all() else self.walk.run(inputs, state)[1]
+            for edge, x, z in zip(self.walk.read, original, present, strict=True):
+                part = slice(count * len(x) // len(inputs[0]))
+                edge.add(x[part], x[part] if z is x else z[part])
+            progress.update(done := done + count)
         for edge in self.kernels:
             edge.renew(keep)
 
-    def _read(self, inputs: list, keep: np.ndarray | None) -> list[tuple[KernelEdge, tf.Tensor]]:
-        """What each kernel reads, call by call."""
-        seen: list = []
-        self._run(inputs, keep, seen=seen)
-        return [(edge, x) for edge, x, _ in seen if isinstance(edge, KernelEdge)]
-
-    def _run(
-        self, inputs: list, keep: np.ndarray | None, tape=None, seen: list | None = None
-    ) -> list:
-        """The outputs where only some units are kept.
-
-        Args:
-            inputs: of the model.
-            keep: boolean per unit; `None` for the original.
-            tape: watches what edges give or get.
-            seen: collects `(edge, what a kernel reads, what is watched)`.
-        """
-        changes: dict[KernelEdge, tuple] = {}
-        if keep is not None:
-            lossy = (edge for edge in self.kernels if not keep[edge.units].all())
-            changes = {edge: edge.change(keep) for edge in lossy}
-        weights = [pair for edge, change in changes.items() for pair in edge.weights(change)]
-
-        def watched(edge, x, tensor):
-            if tape is not None:
-                tensor = tf.identity(tensor)
-                tape.watch(tensor)
-            if seen is not None:
-                seen.append((edge, x, tensor))
-            return tensor
-
-        def visit(call, args, kwargs):
-            given = (args, kwargs)
-            masks = self.by_call.get(id(call), {})
-            if masks and keep is not None:
-
-                def mask(index, x):
-                    edge = masks.get(index)
-                    if edge is None or not x.dtype.is_floating:
-                        return x
-                    return watched(edge, x, x * edge.keep(keep, x.dtype))
-
-                given = map_tensors(mask, args, kwargs)
-                take_off_alike((args, kwargs), given)
-            outputs = call.infer(*given[0], **given[1])
-            for edge in self.by_layer.get(id(call.layer), ()):
-                tensors = [x for x in keras.tree.flatten(given) if tf.is_tensor(x)]
-                if edge in changes and edge.plain.bias is None and edge.constant:
-                    constant = np.concatenate(list(changes[edge][1]))
-                    shape = [1] * len(outputs.shape)
-                    shape[edge.output_axis()] = -1
-                    outputs = outputs + tf.cast(constant.reshape(shape), outputs.dtype)
-                outputs = watched(edge, tensors[edge.plain.argument], outputs)
-            return outputs
-
-        with keras.StatelessScope(state_mapping=weights):
-            return keras.tree.flatten(self.channel_map.walk(inputs, visit))
-
     def measure(self, keep: np.ndarray) -> float:
         """How far the outputs are from the original's, on average over samples."""
-        total = 0.0
-        for inputs, before in zip(self._batches(), self.before, strict=True):
-            total += float(tf.reduce_sum(self.distance(before, self._run(inputs, keep))))
+        total, state = 0.0, self._state(keep)
+        both = zip(self._batches(self.samples), self.before, strict=True)
+        for (inputs, count), before in both:
+            distances = self.distance(before, self._outputs(inputs, state))
+            total += float(tf.reduce_sum(distances[:count]))
         return total / len(self.samples)
 
     def predict(self, keep: np.ndarray, candidates: Sequence[np.ndarray]) -> np.ndarray:
@@ -160,59 +113,71 @@ class DamagedNetwork:
             A number for each candidate.
         """
         self.draws += 1
-        total, count = np.zeros(len(candidates)), 0
-        for number, (inputs, before) in enumerate(zip(self._batches(), self.before, strict=True)):
-            seen: list = []
-            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-                after = self._run(inputs, keep, tape, seen)
-                far = tf.reduce_sum(self.distance(before, after))
-                drawn = tf.reduce_sum(self.distance.direction(after, 1000 * self.draws + number))
-            tensors = [tensor for _, _, tensor in seen]
-            slopes = [tape.gradient(value, tensors) for value in (far, drawn)]
-            del tape
-            size = len(inputs[0])
+        changes = {edge: _Changes(edge, keep, candidates) for edge in self.kernels + self.inputs}
+        state, total = self._state(keep), np.zeros(len(candidates))
+        both = zip(self._batches(self.samples), self.before, strict=True)
+        for number, ((inputs, count), before) in enumerate(both):
+            seed, size = tf.constant(1000 * self.draws + number), len(inputs[0])
+            given, slopes = self.walk.slopes(inputs, state, before, self.distance, seed)
             sums = np.zeros((2, len(candidates), size))
-            for (edge, x, tensor), *gradients in zip(seen, *slopes, strict=True):
-                moved = [i for i, other in enumerate(candidates) if _differ(edge, keep, other)]
-                for side, gradient in enumerate(gradients):
-                    if moved and gradient is not None:
-                        others = [candidates[i] for i in moved]
-                        products = _products(edge, x, tensor, gradient, keep, others)
-                        # A sample may take several entries of the batch axis: time steps, windows.
-                        sums[side, moved] += products.reshape(len(moved), size, -1).sum(-1)
-            total += sums[0].sum(1) + (sums[1] ** 2).sum(1) / 2
-            count += size
-        return total / count
+            for edge, x, *gradients in zip(self.walk.watched, given, *slopes, strict=True):
+                moved = changes[edge].moved
+                if len(moved):
+                    products = changes[edge].products(x, gradients)
+                    # A sample may take several entries of the batch axis: time steps, windows.
+                    sums[:, moved] += products.reshape(2, len(moved), size, -1).sum(-1)
+            first, second = sums[..., :count]
+            total += first.sum(1) + (second**2).sum(1) / 2
+        return total / len(self.samples)
 
 
-def _products(edge, x: tf.Tensor, tensor: tf.Tensor, gradient: tf.Tensor, keep, others):
-    """Products of gradients and changes, for each sample: `(others, samples)`.
+class _Changes:
+    """What candidates change at an edge.
 
     Args:
         edge: where channels are read.
-        x: what its kernel reads, or the tensor whose channels become zero.
-        tensor: what is watched, in the present network.
-        gradient: of that.
         keep: boolean per unit: the present network.
-        others: what else may be kept.
+        candidates: what else may be kept.
+
+    Attributes:
+        moved: which candidates change something.
     """
-    if isinstance(edge, InputEdge):
-        changes = np.stack([other[edge.names] * 1.0 - keep[edge.names] for other in others])
-        slopes = tf.cast(x, tf.float32) * tf.cast(gradient, tf.float32)
-        axes = [i for i, n in enumerate(edge.names.shape, 1) if n == 1]
-        flat = tf.reshape(tf.reduce_sum(slopes, axes), (len(x), -1))
-        changes = tf.constant(changes.reshape(len(others), -1), tf.float32)
-        return np.asarray(tf.matmul(changes, flat, transpose_b=True))
-    now, changed = edge.change(keep), [edge.change(other) for other in others]
-    total = np.zeros((len(others), len(x)))
-    for group, (kernel, constant) in enumerate(edge.gradient(x, tensor, gradient, now)):
-        kernels = np.stack([(other[0][group] - now[0][group]).ravel() for other in changed])
-        constants = np.stack([other[1][group] - now[1][group] for other in changed])
-        flat = tf.reshape(kernel, (len(x), -1))
-        total += np.asarray(tf.matmul(kernels, flat, transpose_b=True))
-        total += np.asarray(tf.matmul(constants, constant, transpose_b=True))
-    return total
 
+    def __init__(self, edge: KernelEdge | InputEdge, keep: np.ndarray, candidates):
+        self.edge = edge
+        differ = [(keep[edge.units] != other[edge.units]).any() for other in candidates]
+        self.moved = np.flatnonzero(differ)
+        others = [candidates[index] for index in self.moved]
+        if isinstance(edge, InputEdge):
+            masks = [other[edge.names] * 1.0 - keep[edge.names] for other in others]
+            self.masks = tf.constant(np.reshape(masks, (len(others), -1)), tf.float32)
+        elif others:
+            self.present = edge.change(keep)
+            # Of kernels and constants: (groups, candidates, values)
+            shapes = [(len(part), len(others), part[0].size) for part in self.present]
+            self.kernels, self.constants = (np.empty(shape, np.float32) for shape in shapes)
+            for index, other in enumerate(others):
+                both = zip(edge.changed(other), self.present, strict=True)
+                for values, (new, old) in zip((self.kernels, self.constants), both, strict=True):
+                    values[:, index] = (new - old).reshape(len(old), -1)
 
-def _differ(edge, keep: np.ndarray, other: np.ndarray) -> bool:
-    return bool((keep[edge.units] != other[edge.units]).any())
+    def products(self, x: tf.Tensor, gradients: list[tf.Tensor]) -> np.ndarray:
+        """Products of gradients and changes, for each sample: `(gradients, candidates, samples)`.
+
+        Args:
+            x: what the edge's kernel reads, or the tensor whose channels become zero.
+            gradients: of what is watched there.
+        """
+        if isinstance(self.edge, InputEdge):
+            axes = [i for i, n in enumerate(self.edge.names.shape, 1) if n == 1]
+            slopes = [tf.cast(x, tf.float32) * tf.cast(g, tf.float32) for g in gradients]
+            flat = [tf.reshape(tf.reduce_sum(each, axes), (len(x), -1)) for each in slopes]
+            return np.stack([tf.matmul(self.masks, each, transpose_b=True) for each in flat])
+        total = np.zeros((len(gradients), len(self.moved), len(x)))
+        groups = self.edge.gradients(x, gradients, self.present)
+        for pairs, *changes in zip(groups, self.kernels, self.constants, strict=True):
+            for side, slopes in enumerate(pairs):
+                for change, slope in zip(changes, slopes, strict=True):
+                    flat = tf.reshape(slope, (len(x), -1))
+                    total[side] += np.asarray(tf.matmul(change, flat, transpose_b=True))
+        return total

@@ -186,7 +186,7 @@ def fresh_states(operation: keras.Operation):
     states = recurrent_states(operation)
     is_layer = isinstance(operation, keras.Layer)
     written = [*states, *(operation.non_trainable_variables if is_layer else ())]
-    before = [variable.numpy() for variable in written]
+    before = [tf.convert_to_tensor(variable) for variable in written]
     for state in states:
         state.assign(tf.zeros_like(state))
     try:

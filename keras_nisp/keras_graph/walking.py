@@ -128,24 +128,32 @@ def walk(
         The values of the model's outputs, in its own structure.
     """
 
-    def call(operation, path, args, kwargs, inputs=(), outputs=()):
-        if is_graph(operation):
-            nested = keras.tree.flatten(args[0])
-            enter(operation, nested)
-            values = walk(operation, nested, visit, enter, path + "/")
-        elif is_wrapper(operation, kwargs):
-            values = take_apart(operation, path, args, kwargs, call)
-        else:
-            values = visit(Site(operation, path, list(inputs), list(outputs)), args, kwargs)
-            masks.pass_on(operation, args, kwargs, keras.tree.flatten(values))
-        return keras.tree.flatten(values)
-
     def step(node, args, kwargs):
-        operation = node.operation
-        path = prefix + operation.name
-        return call(operation, path, args, kwargs, node.input_tensors, node.outputs)
+        path, tensors = prefix + node.operation.name, (node.input_tensors, node.outputs)
+        return _call(visit, enter, node.operation, path, args, kwargs, *tensors)
 
     return replay(model, inputs, step)
+
+
+def _call(
+    visit: Callable, enter: Callable, operation, path, args, kwargs, inputs=(), outputs=()
+) -> list:
+    """One call of the walk, taken apart where it holds others: the flat list of its outputs.
+
+    It refers to itself by name, not by a closure: a closure would be a cycle, and keep alive all
+    that `visit` holds, activations and tapes, until they are collected.
+    """
+    if is_graph(operation):
+        nested = keras.tree.flatten(args[0])
+        enter(operation, nested)
+        values = walk(operation, nested, visit, enter, path + "/")
+    elif is_wrapper(operation, kwargs):
+        inner = functools.partial(_call, visit, enter)
+        values = take_apart(operation, path, args, kwargs, inner)
+    else:
+        values = visit(Site(operation, path, list(inputs), list(outputs)), args, kwargs)
+        masks.pass_on(operation, args, kwargs, keras.tree.flatten(values))
+    return keras.tree.flatten(values)
 
 
 def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> list:

@@ -9,6 +9,7 @@ import tensorflow as tf
 STRENGTHS = [10.0**power for power in range(-6, 2)]  # of the ridge, over a feature's variance
 MOST_TARGETS = 64  # by which a strength is chosen
 FOLDS = 2
+LEAST_VARIANCE = 0.01  # of a feature, over the mean: what varies less is shrunk more
 CONSTANT = 1e-10  # of a mean square: a smaller variance is the rounding of a constant
 
 
@@ -60,11 +61,7 @@ class Moments:
             self.products[fold] += tf.matmul(features, targets, transpose_a=True)
 
     def fit(
-        self,
-        base: np.ndarray,
-        constant: bool,
-        ridge: float | None,
-        kept: np.ndarray | None = None,
+        self, base: np.ndarray, constant: bool, ridge: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The change of coefficients `(features, targets)` and the constant `(targets,)`.
 
@@ -73,47 +70,74 @@ class Moments:
             constant: whether there may be a constant.
             ridge: what is added to the variance of each feature, over this variance; by default
                 what predicts one half of the samples best from the other.
-            kept: boolean per feature: the ones that are there; by default all.
         """
         change = np.zeros(base.shape)
         if self.origin is None:  # nothing was added
             return change, np.zeros(base.shape[1])
+        if self.gram.size:
+            gram, products, scale = self.normal_equations(base, constant)
+            if ridge is None:
+                ridge = self._held_out(gram, products)
+            gram, products = gram.sum(0), products.sum(0)
+            change = scale[:, None] * _solve(gram, products, ridge + self.rounding)
+        if not constant:
+            return change, np.zeros(base.shape[1])
+        means = self.means()
+        return change, means[1] - means[0] @ (base + change)
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each feature and each target."""
+        assert self.origin is not None
+        both = zip(self.origin, self.sums, strict=True)
+        features, targets = (origin + sums.sum(0) / self.count.sum() for origin, sums in both)
+        return features, targets
+
+    @property
+    def rounding(self) -> float:
+        """Of the products, as a ridge: a fit is no better than that."""
+        return self.sums[0].shape[1] * float(np.finfo(self.gram.dtype).eps)
+
+    def normal_equations(
+        self, base: np.ndarray, constant: bool, kept: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the change of coefficients solves, of each fold.
+
+        Features are scaled so that all variances are 1 over the folds; constant ones are nothing.
+
+        Args:
+            base: the coefficients without data.
+            constant: whether there may be a constant.
+            kept: boolean per feature: the ones that are there; by default all.
+
+        Returns:
+            Products of features `(folds, features, features)`, of features and what `base` leaves
+            of the targets `(folds, features, targets)`, and the scale of each feature.
+        """
+        assert self.origin is not None
         kept = np.ones(self.sums[0].shape[1], bool) if kept is None else kept
         x, y = self.sums[0][:, kept], self.sums[1]
         origin = self.origin[0][kept].astype(np.float64), self.origin[1].astype(np.float64)
         middle = [sums.sum(0) / self.count.sum() for sums in (x, y)]
-        if self.gram.size and len(base):
-            centre, target = middle if constant else (-origin[0], -origin[1])
-            n = self.count[:, None, None]
-            gram = self.gram[:, kept][:, :, kept].astype(np.float64)
-            gram += n * _outer(centre, centre) - _outer(x, centre) - _outer(centre, x)
-            products = self.products[:, kept].astype(np.float64)
-            products += n * _outer(centre, target) - _outer(x, target) - _outer(centre, y)
-            square = self.count.sum() * (origin[0] + middle[0]) ** 2
-            change = self._solved(gram, products - gram @ base, square, ridge)
-        if not constant:
-            return change, np.zeros(base.shape[1])
-        means = [o + m for o, m in zip(origin, middle, strict=True)]
-        return change, means[1] - means[0] @ (base + change)
-
-    def _solved(self, gram, products, square: np.ndarray, ridge: float | None) -> np.ndarray:
-        """Coefficients by the moments of each fold.
-
-        Args:
-            gram, products: of features, and of features and targets.
-            square: of the mean of each feature, times the number of rows.
-            ridge: as for `fit`.
-        """
+        centre, target = middle if constant else (-origin[0], -origin[1])
+        gram = self.gram[:, kept][:, :, kept].astype(np.float64)
+        products = self.products[:, kept].astype(np.float64)
+        for fold, n in enumerate(self.count):
+            shifted = n * centre - x[fold]
+            gram[fold] += np.outer(shifted, centre) - np.outer(centre, x[fold])
+            products[fold] += np.outer(shifted, target) - np.outer(centre, y[fold])
         variance = np.diagonal(gram.sum(0))
+        square = self.count.sum() * (origin[0] + middle[0]) ** 2
         varies = variance > CONSTANT * (variance + square)
-        scale = np.where(varies, np.where(varies, variance, 1) ** -0.5, 0)
-        gram, products = gram * _outer(scale, scale), products * scale[:, None]
-        rounding = len(scale) * float(np.finfo(self.gram.dtype).eps)
-        if ridge is None:
-            ridge = self._held_out(gram, products, rounding)
-        return scale[:, None] * _solve(gram.sum(0), products.sum(0), ridge + rounding)
+        # A feature that hardly varies here may vary elsewhere: it must not be made much of.
+        least = LEAST_VARIANCE * variance.mean()
+        scale = np.where(varies, np.where(varies, variance + least, 1) ** -0.5, 0)
+        products -= gram @ base
+        products *= scale[:, None]
+        gram *= scale[:, None]
+        gram *= scale
+        return gram, products, scale
 
-    def _held_out(self, gram, products, rounding: float) -> float:
+    def _held_out(self, gram, products) -> float:
         """The strength with which one fold predicts some targets of the other best."""
         if not self.count.all():
             return STRENGTHS[len(STRENGTHS) // 2]  # of one sample nothing can be held out
@@ -123,7 +147,7 @@ class Moments:
 
         def error(index: int) -> float:
             if index not in errors:
-                change = _solve(gram[0], some[0], share * STRENGTHS[index] + rounding)
+                change = _solve(gram[0], some[0], share * STRENGTHS[index] + self.rounding)
                 fit = np.vdot(change, gram[1] @ change)
                 errors[index] = fit - 2 * np.vdot(change, some[1])
             return errors[index]
@@ -143,8 +167,3 @@ def _neighbour(index: int, error: Callable[[int], float]) -> int:
 def _solve(gram: np.ndarray, products: np.ndarray, strength: float) -> np.ndarray:
     factor = tf.linalg.cholesky(gram + strength * np.eye(len(gram)))
     return np.asarray(tf.linalg.cholesky_solve(factor, products))
-
-
-def _outer(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Outer products of vectors, one for each fold where there are several."""
-    return first[..., :, None] * second[..., None, :]
