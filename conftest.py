@@ -85,6 +85,27 @@ def seeded():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def optimizers_are_built():
+    """Before the first step: TensorFlow traces a step that makes variables twice."""
+    make = keras.Model.make_train_function
+
+    def build_and_make(model, force=False):
+        if model.built and not model.run_eagerly and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        return make(model, force)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "make_train_function", build_and_make)
+        yield
+
+
+@pytest.fixture
+def unbuilt_optimizers(optimizers_are_built, monkeypatch):
+    """Keras builds them in the first step, as it does for users."""
+    monkeypatch.delattr(keras.Model, "make_train_function")
+
+
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace):
     names = {name: getattr(kn, name) for name in kn.__all__}

@@ -1,5 +1,9 @@
 """Pruning during training: masked and pruned model agree, whatever compiles the step."""
 
+import contextlib
+import io
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -74,17 +78,32 @@ def test_mixed_precision_with_loss_scaling():
     agree(model, pruner.pruned_model, x, tolerance=2e-2)
 
 
-def test_weights_train_and_masked_ones_stay_zero():
-    model = compiled(randomise(plain()))
-    x, y = training(model)
-    before = model.get_layer("b").kernel.numpy().copy()
-    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
-    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
-    after = model.get_layer("b").kernel.numpy()
-    removed = list(pruner.plan.creators[0].removed)
+@pytest.mark.usefixtures("unbuilt_optimizers")
+def test_masked_and_pruned_model_agree_as_users_train():
+    test_masked_and_pruned_model_agree(plain, {})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model that was trained once, for tests that look at what came of it."""
+    keras.utils.set_random_seed(0)
+    done = SimpleNamespace(model=compiled(randomise(plain())), said=io.StringIO())
+    done.x, done.y = training(done.model)
+    done.before = done.model.get_layer("b").kernel.numpy().copy()
+    done.csv = tmp_path_factory.mktemp("logs") / "log.csv"
+    done.pruner = kn.NISPPruner(done.x, ratio=0.5)
+    callbacks = [done.pruner, keras.callbacks.CSVLogger(done.csv)]
+    with contextlib.redirect_stdout(done.said):
+        done.logs = done.model.fit(done.x, done.y, 8, 4, verbose=0, callbacks=callbacks).history
+    return done
+
+
+def test_weights_train_and_masked_ones_stay_zero(trained):
+    after = trained.model.get_layer("b").kernel.numpy()
+    removed = list(trained.pruner.plan.creators[0].removed)
     kept = [i for i in range(8) if i not in removed]
     assert (after[:, :, removed] == 0).all()
-    assert (after[:, :, kept] != before[:, :, kept]).all()
+    assert (after[:, :, kept] != trained.before[:, :, kept]).all()
 
 
 def test_compiled_before_the_callback_came():
@@ -150,34 +169,23 @@ def test_finish_needs_a_start():
         kn.NISPPruner([1], ratio=0.5).finish()
 
 
-def test_pruned_model_trains_on():
-    model = compiled(randomise(plain()))
-    x, y = training(model)
-    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
-    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
-    small = pruner.pruned_model
-    assert int(small.optimizer.iterations) == int(model.optimizer.iterations)
-    history = small.fit(x, y, batch_size=8, epochs=3, verbose=0).history["loss"]
+def test_pruned_model_trains_on(trained):
+    small = trained.pruner.pruned_model
+    assert int(small.optimizer.iterations) == int(trained.model.optimizer.iterations)
+    history = small.fit(trained.x, trained.y, batch_size=8, epochs=3, verbose=0).history["loss"]
     assert np.isfinite(history).all()
-    assert kn.rebuild(model, pruner.plan).count_params() == small.count_params()
+    again = kn.rebuild(trained.model, trained.pruner.plan)
+    assert again.count_params() == small.count_params()
 
 
-def test_logs_show_progress(tmp_path):
-    model = compiled(randomise(plain()))
-    x, y = training(model)
-    csv = keras.callbacks.CSVLogger(tmp_path / "log.csv")
-    pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
-    history = model.fit(x, y, 8, 4, verbose=0, callbacks=[pruner, csv]).history
-    assert history["channels_removed"][-1] == pytest.approx(0.5, abs=0.05)
-    assert history["flops_left"] == sorted(history["flops_left"], reverse=True)
-    assert "flops_left" in (tmp_path / "log.csv").read_text()
+def test_logs_show_progress(trained):
+    assert trained.logs["channels_removed"][-1] == pytest.approx(0.5, abs=0.05)
+    assert trained.logs["flops_left"] == sorted(trained.logs["flops_left"], reverse=True)
+    assert "flops_left" in trained.csv.read_text()
 
 
-def test_verbose(capsys):
-    model = compiled(randomise(plain()))
-    x, y = training(model)
-    model.fit(x, y, 8, 2, verbose=0, callbacks=[kn.NISPPruner(x, ratio=0.5)])
-    assert "pruned to ratio=0.500" in capsys.readouterr().out
+def test_verbose(trained):
+    assert "pruned to ratio=0.500" in trained.said.getvalue()
 
 
 def test_other_importance():

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from nets import NETS, example_inputs, randomise, residual
+from slow import first_is_fast, slow
 
 import keras_nisp as kn
 from keras_nisp.centripetal.cluster_mean import ClusterMean
@@ -34,6 +35,9 @@ def small_residual():
     y = layers.ReLU()(layers.BatchNormalization()(layers.Dense(6, name="inner")(x)))
     x = layers.Add()([x, layers.Dense(8, name="outer")(y)])
     return keras.Model(inputs, layers.Dense(3, name="head")(layers.ReLU()(x)))
+
+
+NETS_TO_TRAIN = first_is_fast(small_residual, residual)
 
 
 def fit(model, optimizer, steps, seed=0, callbacks=(), **compile_arguments):
@@ -150,7 +154,9 @@ def test_clusters_collapse_after_a_share_of_the_steps(share):
     assert again.forecast().reached == optimizer.forecast().reached
 
 
-@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, True)])
+@pytest.mark.parametrize(
+    ("momentum", "nesterov"), [(0.0, False), (0.9, True), slow(0.0, True), slow(0.9, False)]
+)
 def test_without_clusters_it_is_sgd_bit_for_bit(momentum, nesterov):
     model = randomise(every_kind())
     twin = keras.models.clone_model(model)
@@ -213,8 +219,9 @@ def test_the_stated_bound_is_the_bound(momentum, nesterov):
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_settings_of_sgd(settings):
-    model = randomise(small_residual())
+@pytest.mark.parametrize("net", NETS_TO_TRAIN)
+def test_settings_of_sgd(settings, net):
+    model = randomise(net())
     plan = kn.plan_merging(model, ratio=0.5)
     optimizer = kn.CentripetalSGD(0.02, 0.9, plan=plan, steps=400, **settings)
     steps = 400 * settings.get("gradient_accumulation_steps", 1)
@@ -223,8 +230,9 @@ def test_settings_of_sgd(settings):
 
 
 @pytest.mark.parametrize("how", ["jit_compile", "run_eagerly", "steps_per_execution"])
-def test_ways_to_compile(how):
-    model = randomise(small_residual())
+@pytest.mark.parametrize("net", NETS_TO_TRAIN)
+def test_ways_to_compile(how, net):
+    model = randomise(net())
     plan = kn.plan_merging(model, ratio=0.5)
     arguments = {how: 5 if how == "steps_per_execution" else True}
     steps = 60 if how == "run_eagerly" else 200
@@ -289,10 +297,11 @@ def test_averaged_weights_are_collapsed_too(settings, wrapped):
     ],
     ids=["adam", "adamw", "rmsprop", "lion", "muon", "sgd", "accumulation"],
 )
-def test_other_optimizers(make):
+@pytest.mark.parametrize("net", NETS_TO_TRAIN)
+def test_other_optimizers(make, net):
     if make().name == "muon" and keras.__version__.startswith("3.12."):
         pytest.skip("Muon of Keras 3.12 trains nothing on TensorFlow")
-    model = randomise(small_residual())
+    model = randomise(net())
     plan = kn.plan_merging(model, ratio=0.5)
     first = kn.deviation(model, plan).relative
     fit(model, kn.Centripetal(make(), plan, steps=300), 300, steps_per_execution=50)
@@ -302,9 +311,10 @@ def test_other_optimizers(make):
     assert int(small.optimizer._iterations) == 300
 
 
-def test_adam_needs_the_wrapper():
+@pytest.mark.parametrize("net", NETS_TO_TRAIN)
+def test_adam_needs_the_wrapper(net):
     """What the wrapper is for: Adam on the mean gradient follows the law, step by step."""
-    model = randomise(small_residual())
+    model = randomise(net())
     plan = kn.plan_merging(model, ratio=0.5)
     first = kn.deviation(model, plan)
     fit(model, kn.Centripetal(keras.optimizers.Adam(0.01), plan, strength=2.0), 100)

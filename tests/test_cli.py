@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,16 +46,22 @@ def run(monkeypatch, capsys):
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.fixture
-def files(tmp_path, rng):
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
     """A model whose BatchNormalization has seen standard normal data, and such data."""
-    model = plain()
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    keras.utils.set_random_seed(0)
     x = rng.normal(size=(96, 9, 9, 3)).astype("float32")
-    randomise(model)
-    kn.recalibrate(model, x)
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "data.npz", x=x, y=rng.integers(0, 5, 96))
-    return tmp_path
+    model = kn.recalibrate(randomise(plain()), x)
+    model.save(folder / "model.keras")
+    np.savez(folder / "data.npz", x=x, y=rng.integers(0, 5, 96))
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path, made_once):
+    """Copies that a test may change."""
+    return shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
 
 
 def in_process(*arguments, **settings):
@@ -249,7 +256,8 @@ def test_diff_of_models_bound_to_a_batch(tmp_path, run):
 @pytest.mark.parametrize("importance", [name for name in IMPORTANCES if name != "bn-scale"])
 def test_every_importance_has_a_name(importance, files, run):
     needs = ("--calibration", files / "data.npz") if importance in NEEDS_DATA else ()
-    arguments = ("--importance", importance, "--params", "0.3", "-o", files / "small.keras")
+    budget = ("--params", "0.3", "--allocation", "uniform")
+    arguments = ("--importance", importance, *budget, "-o", files / "small.keras")
     code, out, err = run("prune", files / "model.keras", *needs, *arguments, "-q")
     assert (code, out, err) == (0, "", "")
 
@@ -425,7 +433,7 @@ import keras, sys
 sys.path.append(sys.argv[1])
 import my_layers
 inputs = keras.Input((4,))
-x = keras.layers.Dense(8, name="hidden")(inputs)
+x = keras.layers.Dense(8, name="hidden")(keras.layers.Dense(8)(inputs))
 x = my_layers.Double(name="double")(my_layers.Halve()(x))
 keras.Model(inputs, keras.layers.Dense(2)(x)).save(sys.argv[2])
 """
@@ -439,20 +447,22 @@ def test_custom_objects_come_from_modules_of_the_user(tmp_path, run):
     assert code == 2
     assert "needs 'Halve', which is not part of Keras" in error  # not 'Functional'
     assert "--custom-objects module:Halve" in error
-    for name in SHADOWS:  # is looked up last, so never found
+    for name in SHADOWS:  # libraries beside the data; the folder is looked up last
         (tmp_path / f"{name}.py").write_text("open('mark', 'w')")
-    objects = ("--custom-objects", "my_layers:Double")
-    done = in_process("inspect", "custom.keras", *objects, cwd=tmp_path)
-    assert done.returncode == 0
-    assert "hidden" in done.stdout
+    pruning = ("prune", "custom.keras", "--importance", "magnitude", "--ratio", "0.5")
+    files = ("--custom-objects", "my_layers:Double", "-o", "small.keras", "--report", "a.html")
+    done = in_process(*pruning, *files, cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr
     assert "No rule follows channels through 'double'" in done.stderr
-    assert not (tmp_path / "mark").exists()
+    assert (tmp_path / "a.html").exists()
     code, _, error = run("inspect", tmp_path / "custom.keras", "--custom-objects", "nix")
     assert (code, "No module named 'nix'" in error) == (2, True)
 
 
+@pytest.mark.slow
 def test_the_working_folder_is_no_library(tmp_path):
-    """A file beside the data that is called like a library is not run."""
+    """A file beside the data that is called like a library is not run; with custom objects, above,
+    neither."""
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text("open('mark', 'w')")
     plain().save(tmp_path / "net.keras")

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from slow import slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +29,7 @@ def run(*command) -> str:
     "cases",
     [
         ("NISPPruner, NISP", "CentripetalSGD"),
-        pytest.param(("NISPPruner, EMA", "Centripetal", "prune, Taylor"), marks=pytest.mark.slow),
+        slow(("NISPPruner, EMA", "Centripetal", "prune, Taylor")),
     ],
     ids=["two", "more"],
 )
@@ -42,9 +43,10 @@ def test_two_replicas_give_what_one_device_gives(cases):
     assert "NISPPruner cannot work with gradient_accumulation_steps=2" in refused["error"]
 
 
-@pytest.mark.parametrize("method", ["pruning", pytest.param("centripetal", marks=pytest.mark.slow)])
-def test_two_workers_build_the_same_model(method, tmp_path):
-    steps = {"pruning": 40, "centripetal": 200}[method]
+@pytest.mark.parametrize(
+    ("method", "steps"), [("pruning", 40), slow("pruning", 200), slow("centripetal", 200)]
+)
+def test_two_workers_build_the_same_model(method, steps, tmp_path):
     script = ROOT / "examples" / "two_workers.py"
     run(script, "--method", method, "--steps", steps, "--out", tmp_path)
     first, second = (keras.models.load_model(tmp_path / f"worker{i}.keras") for i in (0, 1))

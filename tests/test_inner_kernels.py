@@ -39,7 +39,7 @@ def refitted(model, plan, x, **kwargs):
 
 
 def error(model, small, x):
-    want, got = (np.asarray(net.predict(x, verbose=0)) for net in (model, small))
+    want, got = (np.asarray(net(x, training=False)) for net in (model, small))
     return ((want - got) ** 2).mean() / want.var()
 
 
@@ -175,7 +175,7 @@ def test_output_projection_is_the_least_squares(attention):
         read.append(np.asarray(got, np.float64).reshape(-1, got.shape[-2] * got.shape[-1]))
     read = np.concatenate(read)
     given = np.hstack([read, np.ones((len(read), 1))])
-    wanted = model.predict(x, verbose=0).reshape(len(read), -1)
+    wanted = np.asarray(model(x, training=False)).reshape(len(read), -1)
     best = np.linalg.lstsq(given, wanted, rcond=None)[0]
     kernel = layer._output_dense.kernel.numpy().reshape(read.shape[1], -1)
     np.testing.assert_allclose(kernel, best[:-1], atol=2e-3)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 from nets import NETS, branches, example_inputs, layer_norm, plain, randomise, residual
+from slow import first_is_fast, slow
 
 import keras_nisp as kn
 from keras_nisp.centripetal.clustering import even, imbalanced, kmeans
@@ -121,7 +122,7 @@ def test_merging_is_the_same_for_what_is_read_and_owned(data):
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 1, slow(2)])
 def test_merged_model_is_the_oracle(net, seed):
     """For random clusters, with members at any distance."""
     model = randomise(net(), seed)
@@ -292,7 +293,7 @@ def resumed(folder, seed, last=None):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras, while it reads a backup
-@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("killed", first_is_fast(False, True))
 def test_interrupted_and_resumed_with_the_same_clusters(killed, tmp_path):
     """Ctrl-C, or kill -9, in the middle; the second run even asks for other clusters."""
     if killed:

@@ -191,7 +191,7 @@ def test_the_documented_importances(name, rng):
     scores = importance(x) if name == "MeanResponse" else importance()
     plan = kn.plan_pruning(model, scores, ratio=0.5)
     if name == "MeanResponse":
-        values = keras.Model(inputs, hidden).predict(x, verbose=0)
+        values = np.asarray(keras.Model(inputs, hidden)(x))
         expected = np.abs(values).mean(0)
     else:
         expected = model.get_layer("hidden").kernel.numpy().std(0)
@@ -280,7 +280,7 @@ def test_layers_of_ones_own_are_recalibrated_by_what_their_rules_say(rng):
     small = kn.rebuild(model, plan)
     kn.recalibrate(small, x, model, plan, ridge=1e-9)
     # Four channels of three inputs say all: nothing is lost once kernels make up for the others.
-    np.testing.assert_allclose(small.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-2)
+    np.testing.assert_allclose(small(x), model(x), atol=1e-2)
     # Statistics change as those of the samples do.
     kept = [i for i in range(8) if i not in plan.creators[0].removed]
     before, after = (np.asarray(net.get_layer("first")(x)) for net in (model, small))

@@ -22,7 +22,7 @@ def model(images):
     randomise(model)
     head = model.get_layer("head")
     # Logits around zero, so that all classes occur.
-    head.bias.assign_sub(model.predict(images, verbose=0).mean(0))
+    head.bias.assign_sub(np.asarray(model(images, training=False)).mean(0))
     return model
 
 
@@ -33,7 +33,9 @@ def images(rng):
 
 @pytest.fixture
 def data(model, images):
-    return images, model.predict(images, verbose=0).argmax(-1)  # the whole model is always right
+    return images, np.asarray(model(images, training=False)).argmax(
+        -1
+    )  # the whole model is always right
 
 
 def test_accuracy_is_that_of_a_model_pruned_by_hand(model, data):
@@ -45,7 +47,7 @@ def test_accuracy_is_that_of_a_model_pruned_by_hand(model, data):
     for layer, values in (("stem", result.accuracies[0]), ("inner1", result.accuracies[2])):
         plan = kn.plan_pruning(model, kn.Magnitude(), ratios={layer: 0.5})
         small = kn.rebuild(model, plan)
-        right = small.predict(data[0], verbose=0).argmax(-1) == data[1]
+        right = np.asarray(small(data[0], training=False)).argmax(-1) == data[1]
         assert values[1] == pytest.approx(right.mean())
         assert values[1] < 1
     assert "stem and 2 more" in str(result)
@@ -76,7 +78,7 @@ def test_measurements_are_kept_and_not_repeated(model, data, tmp_path):
 
 
 def _loss(model, samples, power=1):
-    outputs = model.predict(samples.inputs[0], verbose=0)
+    outputs = np.asarray(model(samples.inputs[0], training=False))
     return float((np.abs(outputs) ** power).mean())
 
 
@@ -88,7 +90,7 @@ def _scaled(factor):
 def small():
     model = keras.Sequential([keras.Input((4,)), *map(keras.layers.Dense, (8, 3))])
     x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
-    return model, x, model.predict(x, verbose=0).argmax(-1)
+    return model, x, np.asarray(model(x, training=False)).argmax(-1)
 
 
 def test_what_changes_results_is_noticed(small, tmp_path):
@@ -132,7 +134,7 @@ def test_repair_is_that_of_the_means(model, data):
     result = kn.sensitivity(model, kn.Magnitude(), data, **arguments)
     plan = kn.plan_pruning(model, kn.Magnitude(), ratios={"inner0": 0.5})
     small = kn.recalibrate(kn.rebuild(model, plan), data[0], model, plan, compensate="mean")
-    right = small.predict(data[0], verbose=0).argmax(-1) == data[1]
+    right = np.asarray(small(data[0], training=False)).argmax(-1) == data[1]
     assert result.accuracies[1][0] == pytest.approx(right.mean())
     assert result != kn.sensitivity(model, kn.Magnitude(), data, ratios=[0.5])
 

@@ -42,7 +42,7 @@ def patterns(count, seed):
 
 def distance(model, small, x):
     """The mean distance of the outputs."""
-    answers = [keras.tree.flatten(net.predict(x, verbose=0)) for net in (model, small)]
+    answers = [keras.tree.flatten(net(x, training=False)) for net in (model, small)]
     measure = Distance(kn.trace(model))
     measure.fit(answers[0])
     return float(tf.reduce_mean(measure(*answers)))

@@ -1,0 +1,13 @@
+"""Parameters of a test that `make test` leaves out."""
+
+import pytest
+
+
+def slow(*values, **kwargs):
+    """One set of them."""
+    return pytest.param(*values, marks=pytest.mark.slow, **kwargs)
+
+
+def first_is_fast(*values):
+    """All of them, of which each run takes the first."""
+    return [values[0], *map(slow, values[1:])]
