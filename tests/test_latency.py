@@ -17,7 +17,7 @@ from test_layers import CASES, between
 import keras_nisp as kn
 from keras_nisp.errors import ExportError
 from keras_nisp.latency.cache import LatencyCache, default_path, machine
-from keras_nisp.latency.table import BLOCKS, LatencyTable
+from keras_nisp.latency.table import MULTIPLES, LatencyTable
 from keras_nisp.latency.workload import Workloads
 from keras_nisp.plans.budget import Budget
 from keras_nisp.plans.solver import Solver
@@ -294,9 +294,9 @@ def test_a_staircase_is_used():
     assert "ms, float32, 1 thread)" in plan.budget_text
 
 
-@pytest.mark.parametrize("target", BLOCKS)
+@pytest.mark.parametrize("target", MULTIPLES)
 def test_targets_round_to_nearest_with_the_budget_met(target):
-    block, totals = BLOCKS[target], (64, 48, 100, 32, 7)
+    block, totals = MULTIPLES[target], (64, 48, 100, 32, 7)
     for amount in (0.3, 0.5, 0.7):
         plan = kn.plan_pruning(chain(*totals), kn.Random(), flops_reduction=amount, target=target)
         kept = [widths(plan)[f"conv{i}"] for i in range(len(totals))]
@@ -325,12 +325,12 @@ def test_groups_narrower_than_a_block_say_so():
 def test_latency_budgets_take_the_block_that_is_measured(stairs, block):
     table = Device(stairs=stairs)
     budget = Budget(latency_reduction=0.5, latency=table)
-    assert table.block == budget.blocks[0] == block
-    assert budget.blocks[-1] == 8
-    assert Budget(latency_reduction=0.5, latency=table, round_to=1).blocks == (1,)
-    assert Budget(latency_reduction=0.5, latency=table, target="gpu").blocks == (8,)
+    assert table.block == budget.multiples[0] == block
+    assert budget.multiples[-1] == 8
+    assert Budget(latency_reduction=0.5, latency=table, round_to=1).multiples == (1,)
+    assert Budget(latency_reduction=0.5, latency=table, target="gpu").multiples == (8,)
     assert budget.with_amount(0.2).latency is table
-    assert Budget(ratio=0.5).blocks == (1,)
+    assert Budget(ratio=0.5).multiples == (1,)
 
 
 def test_a_finer_block_where_the_measured_one_cannot_do():

@@ -70,8 +70,8 @@ class ClusteredOptimizer(keras.optimizers.Optimizer):
         """Gives members the mean of their moving averages, which else remember how far apart they
         were at first. (The mean of averages is the average of means.)"""
         if optimizer.use_ema:
-            kept = keras_training.moving_averages(optimizer)
-            rows = [(kept[i], mean) for i, (_, mean) in self._clustered.rows.items()]
+            averages = keras_training.moving_averages(optimizer)
+            rows = [(averages[i], mean) for i, (_, mean) in self._clustered.rows.items()]
             keras_training.update_replicas(self, lambda x, mean: x.assign(mean(x.value())), rows)
 
     # The plan lies beside the slots: weights alone (as `BackupAndRestore` keeps them) bring the

@@ -119,7 +119,7 @@ class Tracer:
         flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
         shapes = walking.output_shapes(site, args, kwargs, _shape_of)
         rule = rule_for(site.operation, args, kwargs)
-        call = Call(site.operation, site.path, rule, flat, shapes, self, node=site.place)
+        call = Call(site.operation, site.path, rule, flat, shapes, self, node=site.node)
         call.samples = self.samples
         call.whole_groups = whole_groups is not None and whole_groups(call)
         names = _trace_call(call, args, kwargs)

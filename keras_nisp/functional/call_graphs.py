@@ -176,12 +176,12 @@ def one_graph(
     """
 
     def visit(node, args, kwargs):
-        operation, kept = node.operation, found[id(node)]
-        if _is_silent(operation) and kept == OFF:
+        operation, mode = node.operation, found[id(node)]
+        if _is_silent(operation) and mode == OFF:
             return args[0] if args else kwargs["inputs"]
         kwargs = {key: value for key, value in kwargs.items() if key != "training"}
-        if keras_layers.takes_training(operation) and kept != FOLLOWS:
-            kwargs |= _kept_mode(operation, kept)
+        if keras_layers.takes_training(operation) and mode != FOLLOWS:
+            kwargs |= _held_mode(operation, mode)
         if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
         if probe is not None:
@@ -197,16 +197,16 @@ def one_graph(
     return inputs, keras.tree.flatten(walking.replay(traced, inputs, visit))
 
 
-def _kept_mode(operation: keras.Layer, kept: str) -> dict:
+def _held_mode(operation: keras.Layer, mode: str) -> dict:
     """The argument that holds a call in a mode."""
     if calling.KEEPS_TRAINING:
-        return {"training": kept == ON}
-    if kept == OFF and not operation.trainable:
+        return {"training": mode == ON}
+    if mode == OFF and not operation.trainable:
         return {}  # A frozen layer is in inference; what is random in it, a check finds.
     raise NotAGraphError(
-        f"it calls '{operation.name}' ({type(operation).__name__}) always {kept}, which graphs "
+        f"it calls '{operation.name}' ({type(operation).__name__}) always {mode}, which graphs "
         "of Keras before 3.16 do not keep"
-        + (": freeze it by `trainable = False`" if kept == OFF else "")
+        + (": freeze it by `trainable = False`" if mode == OFF else "")
     )
 
 

@@ -94,11 +94,11 @@ def _samples(model: keras.Model, tensors: list, size: int) -> list:
     count = next((t.shape[0] for t in tensors if t.shape and t.shape[0] is not None), COUNT)
     values, _ = next(random_samples(model, shapes, count).batches())
     masked = [i for i, tensor in enumerate(tensors) if mask_of(tensor) is not None]
-    for place, index in enumerate(masked, start=len(tensors) - len(masked)):
-        kept = np.array(values[place])
-        kept[:, 0] = True  # Nothing need be right for a sample that is masked as a whole.
-        values[place] = keras.ops.convert_to_tensor(kept)
-        set_mask(values[index], values[place])
+    for position, index in enumerate(masked, start=len(tensors) - len(masked)):
+        mask = np.array(values[position])
+        mask[:, 0] = True  # Nothing need be right for a sample that is masked as a whole.
+        values[position] = keras.ops.convert_to_tensor(mask)
+        set_mask(values[index], values[position])
     return values
 
 

@@ -91,13 +91,13 @@ class OptimalBrainSurgeon(Importance):
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         samples = self.calibration.samples(channel_map.model)
         edges = _edges(channel_map)
-        by_place: dict[tuple[Call, int], list[_Edge]] = {}
+        by_tensor: dict[tuple[Call, int], list[_Edge]] = {}
         for edge in edges:
-            for place in edge.places:
-                by_place.setdefault(place, []).append(edge)
+            for tensor in edge.tensors:
+                by_tensor.setdefault(tensor, []).append(edge)
 
         def on_read(call, index, tensor):
-            for edge in by_place.get((call, index), ()):
+            for edge in by_tensor.get((call, index), ()):
                 edge.moments.add(tensor, call.inputs[index].names)
             return tensor
 
@@ -122,7 +122,7 @@ class _Edge:
         layer: path of its layer.
         binding, axis: the kernel; `None` where channels are read without one.
         scale: of each output, as a factor; 1 where nothing follows.
-        places: which tensors hold what it reads: call, and position among its inputs.
+        tensors: those that hold what it reads: call, and number among its inputs.
         moments: of what it reads.
     """
 
@@ -131,7 +131,7 @@ class _Edge:
     binding: Binding | None
     axis: int
     scale: np.ndarray | float
-    places: list[tuple[Call, int]]
+    tensors: list[tuple[Call, int]]
     moments: "_Moments"
 
     def reads(self, units: np.ndarray) -> bool:
@@ -145,9 +145,9 @@ class _Edge:
         kernel = np.asarray(tf.cast(self.binding.value, tf.float32)) * self.scale
         kernel = np.moveaxis(kernel, self.axis, 0)
         table, total = _table(self.binding.axes[self.axis], self.units), np.zeros((size, size))
-        for places in table:
-            rows = kernel[places].reshape(size, -1).astype(np.float64)
-            rows[places < 0] = 0
+        for positions in table:
+            rows = kernel[positions].reshape(size, -1).astype(np.float64)
+            rows[positions < 0] = 0
             total += rows @ rows.T
         return total
 
@@ -188,7 +188,7 @@ def _edges(channel_map: ChannelMap) -> list[_Edge]:
                     _Moments(units, _takes_constant(call, binding, scale)),
                 ),
             )
-            edge.places += [(call, i) for i in holding[:1]]
+            edge.tensors += [(call, i) for i in holding[:1]]
         if not kernels:
             for i, units in enumerate(inputs):
                 edge = _Edge(units, call.path, None, 0, 1.0, [(call, i)], _Moments(units, False))
@@ -242,14 +242,14 @@ class _Moments:
 
     Args:
         units: of the channels, in ascending order.
-        centred: whether the mean of each place is taken off.
+        centred: whether the mean of each position is taken off.
     """
 
     def __init__(self, units: np.ndarray, centred: bool):
         self.units, self.centred = units, centred
         self.gram = np.zeros((len(units), len(units)))
-        self.sums: Any = 0.0  # of each place of the channels
-        self.times: Any = 1  # how many places each channel has
+        self.sums: Any = 0.0  # of each position of the channels
+        self.times: Any = 1  # how many positions each channel has
         self.rows = 0
 
     def add(self, tensor: tf.Tensor, names: np.ndarray) -> None:
@@ -261,8 +261,8 @@ class _Moments:
         step = -(-int(tf.size(values)) // MOST_VALUES) or 1
         rows = np.asarray(tf.cast(values[::step], tf.float64))
         table = _table(names.ravel(), self.units)
-        for places in table:
-            part = np.where(places < 0, 0, rows[:, places])
+        for positions in table:
+            part = np.where(positions < 0, 0, rows[:, positions])
             self.gram += part.T @ part
         self.sums = self.sums + np.where(table < 0, 0, rows.sum(0)[table])
         self.times, self.rows = (table >= 0).sum(0), self.rows + len(rows)
@@ -279,8 +279,8 @@ class _Moments:
             return np.eye(len(self.units))
         centre = self.sums.T @ self.sums / self.rows if self.centred else 0.0
         varies = (self.gram - centre).diagonal() > 1e-10 * self.gram.diagonal()
-        places = np.sqrt(np.outer(self.times, self.times))
-        return np.where(np.outer(varies, varies), (self.gram - centre) / self.rows / places, 0)
+        counts = np.sqrt(np.outer(self.times, self.times))
+        return np.where(np.outer(varies, varies), (self.gram - centre) / self.rows / counts, 0)
 
 
 def _positions_first(tensor: tf.Tensor, names: np.ndarray) -> tf.Tensor:
@@ -310,21 +310,21 @@ class _Problem:
     def losses(self, units: np.ndarray) -> np.ndarray:
         """What would be lost without each of these alone."""
         losses = np.zeros(len(units))
-        here, places = self._places(units)
-        losses[here] = (self.energy.diagonal() / self.inverse.diagonal())[places]
+        here, positions = self._positions(units)
+        losses[here] = (self.energy.diagonal() / self.inverse.diagonal())[positions]
         return np.maximum(losses, 0)
 
     def steps(self, units: np.ndarray) -> np.ndarray:
         """What would be lost by each of these after those before it."""
         steps = np.zeros(len(units))
-        here, places = self._places(units)
-        block, root = self.energy[np.ix_(places, places)], self._root(places)
+        here, positions = self._positions(units)
+        block, root = self.energy[np.ix_(positions, positions)], self._root(positions)
         steps[here] = ((root @ block) * root).sum(1)
         return np.maximum(steps, 0)
 
     def remove(self, units: np.ndarray) -> None:
         """Removes channels. `W W'` is kept in the place of W: it does not grow with the outputs."""
-        _, gone = self._places(units)
+        _, gone = self._positions(units)
         rest, root = np.delete(np.arange(len(self.units)), gone), self._root(gone)
         across, block = np.ix_(gone, rest), self.energy[np.ix_(gone, gone)]
         shares = self.inverse[across].T @ (root.T @ root)
@@ -333,11 +333,11 @@ class _Problem:
         self.inverse = self.inverse[np.ix_(rest, rest)] - shares @ self.inverse[across]
         self.units = self.units[rest]
 
-    def _root(self, places: np.ndarray) -> np.ndarray:
+    def _root(self, positions: np.ndarray) -> np.ndarray:
         """The inverse of the Cholesky factor of a block of the inverse."""
-        return np.linalg.inv(np.linalg.cholesky(self.inverse[np.ix_(places, places)]))
+        return np.linalg.inv(np.linalg.cholesky(self.inverse[np.ix_(positions, positions)]))
 
-    def _places(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _positions(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of the units are among the channels, and where."""
         here = np.isin(units, self.units)
         return here, np.searchsorted(self.units, units[here])

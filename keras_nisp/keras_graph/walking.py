@@ -37,7 +37,7 @@ class Site:
     node_outputs: list
 
     @property
-    def place(self) -> int | None:
+    def node(self) -> int | None:
         """Identifies the call; `None` for one inside a wrapper."""
         return id(self.node_outputs[0]) if self.node_outputs else None
 

@@ -16,7 +16,7 @@ from keras_nisp.latency.workload import Workload, Workloads, layer_workload
 
 # Channels that kernels compute at once: a part of a block costs as much as all of it.
 # These are the usual ones; `LatencyTable.block` is what a machine really does.
-BLOCKS = {"x86": 16, "arm": 8, "gpu": 8}
+MULTIPLES = {"x86": 16, "arm": 8, "gpu": 8}
 STEPS = (8, 16, 32, 64)  # in which machines are known to compute channels
 SHORTEST = 1e-9  # seconds: nothing takes no time
 

@@ -14,7 +14,7 @@ from keras_nisp.channels.tracing import Layers, trace_quietly
 from keras_nisp.damage.table import Sensitivity
 from keras_nisp.errors import warn
 from keras_nisp.io.schema import StoredAs
-from keras_nisp.latency.table import BLOCKS, STEPS, LatencyTable
+from keras_nisp.latency.table import MULTIPLES, STEPS, LatencyTable
 
 Function = TypeVar("Function", bound=Callable)
 KINDS = (
@@ -218,7 +218,7 @@ class Budget:
         return LatencyTable() if self.latency is None else self.latency
 
     @property
-    def blocks(self) -> tuple[int, ...]:
+    def multiples(self) -> tuple[int, ...]:
         """Widths are to be multiples of the first of these with which the budget can be met.
 
         That is what is given, or what suits the target, or 1. Latency falls in steps, so that
@@ -227,7 +227,7 @@ class Budget:
         if self.round_to is not None:
             return (self.round_to,)
         if self.target is not None:
-            return (BLOCKS[self.target],)
+            return (MULTIPLES[self.target],)
         if self.kind != "latency_reduction":
             return (1,)
         return tuple(step for step in reversed(STEPS) if step <= self.table.block)
@@ -305,15 +305,15 @@ def _check_limits(budget: Budget) -> None:
 
 
 def _check_rounding(round_to: int | None, target: str | None) -> None:
-    if target is not None and target not in BLOCKS:
+    if target is not None and target not in MULTIPLES:
         raise ValueError(
-            f"Expected `target` to be one of {', '.join(BLOCKS)}. Received: {target!r}"
+            f"Expected `target` to be one of {', '.join(MULTIPLES)}. Received: {target!r}"
         )
     if round_to is None:
         return
     if target is not None:
         raise ValueError(
-            f"Expected `round_to` or `target`, which stands for round_to={BLOCKS[target]}, not "
+            f"Expected `round_to` or `target`, which stands for round_to={MULTIPLES[target]}, not "
             f"both. Received: round_to={round_to}, target={target!r}."
         )
     whole = isinstance(round_to, (int, float, np.number)) and not isinstance(round_to, bool)

@@ -253,7 +253,7 @@ def describe(
         variables=variables,
         whole_groups=channel_map.whole_groups,
         notes=tuple(notes(channel_map)),
-        block=solver.block,
+        block=solver.multiple,
         latency=latency,
     )
 
@@ -302,8 +302,8 @@ def _width_reasons(group, removed, solver) -> list[str]:
     widths = solver.widths(len(group.units))
     if width == widths[-1]:
         return [f"the least width that `min_channels` and `round_to` allow is {width}"]
-    if solver.block > 1:
-        return [f"widths are multiples of {solver.block}"]
+    if solver.multiple > 1:
+        return [f"widths are multiples of {solver.multiple}"]
     return []
 
 

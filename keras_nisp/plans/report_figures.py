@@ -175,12 +175,12 @@ def _histogram(index: int, group: "GroupPlan") -> Figure:
     low, high = min(removed + kept, default=0.0), max(removed + kept, default=0.0)
     width = (high - low) / min(30, 6 + 2 * math.isqrt(len(scored))) or 1.0
     start = level if apart and level is not None else low
-    places = [math.floor((score - start) / width) for score, _ in scored]
-    first, last = min(places, default=0), max(places, default=0)
+    columns = [math.floor((score - start) / width) for score, _ in scored]
+    first, last = min(columns, default=0), max(columns, default=0)
     left = start + first * width
     bars = [[0, 0] for _ in range(last - first + 1)]
-    for place, (_, is_gone) in zip(places, scored, strict=True):
-        bars[place - first][is_gone] += 1
+    for column, (_, is_gone) in zip(columns, scored, strict=True):
+        bars[column - first][is_gone] += 1
     return Figure(
         index,
         group.creators[0],

@@ -55,7 +55,7 @@ class Solver:
 
     Attributes:
         allocation: chooses steps by damage; by default shares or scores do.
-        block: widths are multiples of it; see `Budget.blocks`.
+        multiple: widths are multiples of it; see `Budget.multiples`.
         is_local: whether shares decide, and scores within a block alone.
     """
 
@@ -64,7 +64,7 @@ class Solver:
     def __init__(self, channel_map: ChannelMap, budget: Budget, removed: np.ndarray | None = None):
         self.channel_map = channel_map
         self.budget = budget
-        self.block = budget.blocks[0]
+        self.multiple = budget.multiples[0]
         self.is_local = budget.allocation != "global" or budget.kind == "ratios"
         self.costs = CostModel(channel_map)
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
@@ -79,15 +79,15 @@ class Solver:
         Raises:
             BudgetError: the reduction cannot be reached; the message says what can.
         """
-        *wider, narrowest = self.budget.blocks
-        for self.block in wider:
+        *wider, narrowest = self.budget.multiples
+        for self.multiple in wider:
             with contextlib.suppress(BudgetError):
                 return self.channel_map.seen(self._chosen(scores))
-        self.block = narrowest
+        self.multiple = narrowest
         return self.channel_map.seen(self._chosen(scores))
 
     def _chosen(self, scores: np.ndarray) -> np.ndarray:
-        """The units to remove, with widths in multiples of `block`."""
+        """The units to remove, with widths in multiples of `multiple`."""
         steps, budget = self._steps(scores), self.budget
         if budget.kind == "widths":
             return self._reach_widths(scores)
@@ -188,7 +188,7 @@ class Solver:
         """
         least = self.budget.min_channels
         least = max(1, math.ceil(least * total) if least < 1 else int(least))
-        multiple = self.block
+        multiple = self.multiple
         return [total] + [w for w in range(total - 1, least - 1, -1) if w % multiple == 0]
 
     def _fewest(self, steps: Steps, scores: np.ndarray) -> np.ndarray:

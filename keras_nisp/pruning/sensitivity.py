@@ -301,8 +301,8 @@ def _read(path: Path, settings: dict) -> dict:
         record = schema.read(_Record, schema.parse(path.read_bytes()))
     except ValueError as error:
         raise PlanFileError(f"Expected results of `sensitivity` in '{path}': {error}") from error
-    kept = {"importance": record.importance, "digest": record.digest}
-    if kept != settings:
+    recorded = {"importance": record.importance, "digest": record.digest}
+    if recorded != settings:
         raise PlanFileError(
             f"'{path}' holds results of another model, importance, metric, data or labels. Choose "
             "another path, or remove the file to start again."

@@ -150,7 +150,7 @@ class Layerwise:
     def _kept(self, call: Call, outputs: list) -> list:
         pairs = zip(outputs, call.outputs, strict=True)
         return [
-            with_own_mask(taken(value, self.oracle.positions(traced))) for value, traced in pairs
+            with_own_mask(taken(value, self.oracle.selection(traced))) for value, traced in pairs
         ]
 
     def _compare(self, call: Call, step: Step, values: dict, original: list) -> list | None:
@@ -212,7 +212,7 @@ class Layerwise:
             wanted = keras.tree.flatten(self.oracle.run(call, args, kwargs))
         except (ValueError, RuleError, tf.errors.OpError):
             return None  # a layer for which not any numbers will do
-        small = {t: taken(x, self.oracle.positions(self._traced(t))) for t, x in drawn.items()}
+        small = {t: taken(x, self.oracle.selection(self._traced(t))) for t, x in drawn.items()}
         return small, self._compare(call, step, small, wanted)
 
     def _traced(self, token: Token) -> Traced:

@@ -45,12 +45,12 @@ class MaskedCalls:
     def __init__(self, channel_map: ChannelMap):
         self.calls: list[tuple[Call, list[keras.Variable]]] = []
         self.unheld: list[Call] = []
-        places: dict[int, list[Call]] = {}
+        by_layer: dict[int, list[Call]] = {}
         for call in channel_map.calls:
             mixes = call.mixes_channels or call.sums_channels
             if mixes and any(channel_map.free[t.names].any() for t in call.inputs):
-                places.setdefault(id(call.layer), []).append(call)
-        for calls in places.values():
+                by_layer.setdefault(id(call.layer), []).append(call)
+        for calls in by_layer.values():
             if all(_same_channels(call, calls[0]) for call in calls):
                 self._hold(calls[0])
             else:

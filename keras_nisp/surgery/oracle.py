@@ -47,7 +47,7 @@ class Oracle:
         with keras.StatelessScope(state_mapping=changed):
             return call.infer(*args, **kwargs)
 
-    def positions(self, traced: Traced) -> tuple[int, np.ndarray] | None:
+    def selection(self, traced: Traced) -> tuple[int, np.ndarray] | None:
         """The axis (batch axis included) of a tensor of which only some positions are kept, and
         these; `None` if all are."""
         for axis, size in enumerate(traced.names.shape):
@@ -84,9 +84,9 @@ def read_mask(binding: Binding, keep: np.ndarray) -> tf.Tensor:
     return tf.constant(mask, binding.variable.dtype)
 
 
-def taken(value: tf.Tensor, positions: tuple[int, np.ndarray] | None) -> tf.Tensor:
-    """A tensor at these positions of an axis, with its Keras mask."""
-    if positions is None:
+def taken(value: tf.Tensor, selection: tuple[int, np.ndarray] | None) -> tf.Tensor:
+    """A tensor at selected positions of an axis, with its Keras mask."""
+    if selection is None:
         return value
-    axis, indices = positions
+    axis, indices = selection
     return carry_mask(value, tf.gather(value, indices, axis=axis))

@@ -136,13 +136,13 @@ class Surgeon:
 
     Args:
         channel_map: the traced model.
-        positions: `positions(units)` gives, for each new position of an axis with these units,
+        sources: `sources(units)` gives, for each new position of an axis with these units,
             the old one.
     """
 
-    def __init__(self, channel_map: ChannelMap, positions: Callable[[np.ndarray], np.ndarray]):
+    def __init__(self, channel_map: ChannelMap, sources: Callable[[np.ndarray], np.ndarray]):
         self.map = channel_map
-        self.positions = positions
+        self.sources = sources
         self.calls = {id(call.layer): call for call in reversed(channel_map.calls)}
         self.by_node = {call.node: call for call in reversed(channel_map.calls)}
         self.clones: dict[int, keras.Operation] = {}
@@ -150,7 +150,7 @@ class Surgeon:
 
     def width(self, units: np.ndarray) -> int:
         """How many positions an axis with these units gets."""
-        return len(self.positions(units.ravel()))
+        return len(self.sources(units.ravel()))
 
     def operate(self) -> keras.Model:
         """The model at its new widths, with fresh weights."""
@@ -167,7 +167,7 @@ class Surgeon:
         call = self.by_node.get(id(node.outputs[0]))
         if call is None:
             return args, kwargs
-        return resized_arguments(call, args, kwargs, self.positions)
+        return resized_arguments(call, args, kwargs, self.sources)
 
     def clone(self, operation):
         if id(operation) not in self.clones:

@@ -189,7 +189,7 @@ class _Copied(Oracle):
         outputs = (row for a, b in pairs for row in zip(a.outputs, b.outputs, strict=True))
         self.wide = {id(old): new for old, new in outputs}
 
-    def positions(self, traced):
+    def selection(self, traced):
         wide = self.wide.get(id(traced), traced)
         if wide is traced or (self.copies[traced.names] == 1).all():
             return None  # Of units between layers without a rule no source is known, either.
