@@ -75,9 +75,12 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def memory_given_back():
-    """Graphs of one file do not pile up in the next."""
+def memory_given_back(request):
+    """Graphs and models of one file do not pile up in the next."""
     yield
+    for value in vars(request.module).values():
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
     keras.backend.clear_session()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)  # which gives the system what is free

@@ -182,7 +182,7 @@ def test_errors_do_not_add_up():
     small = repaired(model, plan, x, compensate="linear", ridge=TINY)
     residual = outputs(model, x)[0] - outputs(small, x)[0]
     np.testing.assert_allclose(residual.mean(0), 0, atol=1e-4)
-    read = np.asarray(keras.Model(small.inputs, small.get_layer("head").input)(x, training=False))
+    read = np.asarray(keras.Model(small.input, small.get_layer("head").input)(x, training=False))
     covariance = (read - read.mean(0)).T @ residual / len(x)
     np.testing.assert_allclose(covariance, 0, atol=1e-4)  # nothing is left to be explained
 
@@ -303,7 +303,7 @@ def test_shared_layers_are_fitted_on_all_their_calls():
     small = repaired(model, plan, x, compensate="linear", ridge=TINY)
     twice = model.get_layer("twice")
     nodes = [node.input_tensors[0] for node in twice._inbound_nodes][:2]
-    reads = keras.Model(model.inputs, nodes)(x, training=False)
+    reads = keras.Model(model.input, nodes)(x, training=False)
     kept = [i for i in range(reads[0].shape[-1]) if i not in plan.creators[0].removed]
     window = {"strides": [1] * 4, "rates": [1] * 4, "padding": "VALID"}
     patches = [tf.image.extract_patches(read, [1, 3, 3, 1], **window) for read in reads]
