@@ -9,5 +9,5 @@ def slow(*values, **kwargs):
 
 
 def first_is_fast(*values):
-    """All of them, of which each run takes the first."""
+    """All of these, each for one argument: `make test` takes the first."""
     return [values[0], *map(slow, values[1:])]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 from nets import randomise
+from slow import first_is_fast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -67,7 +68,7 @@ def halved(name, importance=kn.NISP):
     return model, samples, plan, kn.rebuild(model, plan)
 
 
-@pytest.mark.parametrize("importance", [kn.NISP, pytest.param(kn.Random, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("importance", first_is_fast(kn.NISP, kn.Random))
 @pytest.mark.parametrize("name", SMALL)
 def test_halved(name, importance):
     model, samples, plan, small = halved(name, importance)

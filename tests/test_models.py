@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from nets import example_inputs, randomise
+from slow import first_is_fast, slow
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -47,6 +48,11 @@ LARGE = {  # too wide for k-means in a test
     "bottlenecks": bottlenecks,
 }
 ALL = {**SMALL, **LARGE}
+ALIKE = ("googlenet", "resnet18")  # to "inception" and "projection", with more of the same
+
+
+def networks(*left_to_slow):
+    return [slow(name) if name in left_to_slow else name for name in ALL]
 
 
 def outputs(model, samples):
@@ -144,11 +150,7 @@ def test_reductions_of_the_nisp_paper(name, published):
 @pytest.mark.parametrize("shortcut", ["projection", "padded"])
 @pytest.mark.parametrize(
     ("depth", "percent"),
-    [
-        (56, 60.85),
-        pytest.param(110, 60.90, marks=pytest.mark.slow),
-        pytest.param(164, 60.91, marks=pytest.mark.slow),
-    ],
+    [(56, 60.85), slow(110, 60.90), slow(164, 60.91)],
 )
 def test_five_eighths(depth, percent, shortcut):
     """C-SGD's headline: every layer of a CIFAR ResNet at 5/8."""
@@ -160,7 +162,7 @@ def test_five_eighths(depth, percent, shortcut):
 # Surgery ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", networks(*ALIKE))
 def test_pruned_against_the_oracle(name):
     model = randomise(ALL[name]())
     plan = kn.plan_pruning(model, kn.NISP(example_inputs(model, 64)), ratio=0.4)
@@ -171,7 +173,7 @@ def test_pruned_against_the_oracle(name):
     assert kn.profile(small).total == plan.after
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", networks(*ALIKE, "bottlenecks"))
 def test_merged_and_unmerged_agree(name):
     model = randomise(ALL[name]())
     clustering = "kmeans" if name in SMALL else "even"
@@ -235,7 +237,7 @@ def test_padded_read_from_a_file(padded, tmp_path):
     np.testing.assert_array_equal(outputs(small, x), outputs(again, x))
 
 
-@pytest.mark.parametrize("factor", [1.6, 2.0])
+@pytest.mark.parametrize("factor", first_is_fast(1.6, 2.0))
 def test_padded_widened_and_back(padded, factor):
     wide = kn.widen(padded, factor, init="preserve")
     assert wide.count_params() > 2 * padded.count_params()

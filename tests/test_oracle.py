@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras.src import applications
 from nets import NETS, example_inputs, random_plan, randomise, saturating
+from slow import first_is_fast
 
 import keras_nisp as kn
 from keras_nisp.keras_graph.rounding import amplification
@@ -14,7 +15,7 @@ EXACT = 1e-5
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 3))])
+@pytest.mark.parametrize("seed", first_is_fast(*range(4)))
 def test_random_plans(net, seed):
     model = randomise(net(), seed)
     plan = random_plan(model, seed, low=0.1, high=0.9)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from nets import randomise
 from random_graphs import build, codes
+from slow import first_is_fast
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning"),
@@ -116,7 +117,7 @@ model = keras.Model(a, layers.Dense(3)(layers.GlobalMaxPooling2D()(x * gate)))""
 
 
 @pytest.mark.parametrize("kind", ["removal", "merging"])
-@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
+@pytest.mark.parametrize("seed", first_is_fast(*range(3)))
 @pytest.mark.parametrize("name", FOUND)
 def test_what_random_graphs_have_found(name, seed, kind):
     check(HEADER + FOUND[name], seed, kind)
