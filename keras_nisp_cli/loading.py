@@ -167,6 +167,7 @@ def load_samples(
     import numpy as np
 
     from keras_nisp.data.collecting import collect
+    from keras_nisp.data.enough import warn_of_kind
     from keras_nisp.data.value_range import check_range, starts_with_rescaling
     from keras_nisp.errors import DataRangeWarning
 
@@ -189,6 +190,8 @@ def load_samples(
     warnings.simplefilter("ignore", DataRangeWarning)  # the library's words, said here with names
     if problem := check_range(network, samples):
         click.echo(f"Warning: {option} {source}: {problem}", err=True)
+    if name == "calibration":
+        warn_of_kind(samples)
     return samples
 
 

@@ -38,6 +38,13 @@ COMPENSATE = click.option(
     show_default="linear, with --calibration",
     help="How calibration data make up for removed channels: in kernels, in biases alone, or not.",
 )
+TEACH_STEPS = click.option(
+    "--teach-steps",
+    type=click.IntRange(0),
+    default=0,
+    help="Train the smaller model to answer as the original does, on so many batches of the "
+    "calibration data, without labels; 200 are a good number.",
+)
 
 
 @click.command()
@@ -80,6 +87,7 @@ COMPENSATE = click.option(
     help="Repair BatchNormalization and biases on the calibration data (default: yes).",
 )
 @COMPENSATE
+@TEACH_STEPS
 @click.option("--plan", "plan_path", type=PATH, help="Keep the plan in this .json file, too.")
 @click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
 @click.option("--seed", type=int, default=0, help="For sampling and for --importance random.")
@@ -128,6 +136,7 @@ def prune(console, model: Path, force: bool, **options):
 @click.option("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
 @click.option("--calibration", metavar="DATA", help=f"Repair the result on these: {SAMPLES_HELP}")
 @COMPENSATE
+@TEACH_STEPS
 @click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
 @data_options
 @model_options
@@ -152,10 +161,12 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
 
 def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
     """Raises unless files can be written, and there are the data that a repair needs."""
-    how = options["compensate"]
-    if how in ("linear", "mean") and not (repairs and options["calibration"]):
+    how, steps = options["compensate"], options["teach_steps"]
+    asked = [f"--compensate {how}"] if how in ("linear", "mean") else []
+    asked += [f"--teach-steps {steps}"] if steps else []
+    if asked and not (repairs and options["calibration"]):
         without = "" if repairs else ", without --no-recalibrate"
-        raise click.UsageError(f"--compensate {how} looks at data: give --calibration{without}.")
+        raise click.UsageError(f"{asked[0]} looks at data: give --calibration{without}.")
     check_ending(options["output"], ".keras")
     files = [options.get(name) for name in ("output", "plan_path", "report_path")]
     check_outputs(console, force, *files)
@@ -243,16 +254,18 @@ def _finish(console, result, samples, options: dict) -> None:
     """Proves the smaller model, repairs it on samples if there are any, and writes all files."""
     note = None if result.latency is None else str(result.latency)
     output, compensate = options["output"], options["compensate"] or "linear"
+    steps = options["teach_steps"]
     with console.stage("Comparing it with the original"):
         checked = result.verified(samples)
     if samples is not None:
         with console.stage("Recalibrating"):
-            result.repair(samples, None if compensate == "none" else compensate)
+            result.repair(samples, None if compensate == "none" else compensate, steps)
     with console.stage(f"Writing {output.name}"):
         text, facts = _write(result.plan, result.small, options)
     repaired = "not recalibrated (no --calibration)"
     if samples is not None:
         how = "" if compensate == "linear" else f" (--compensate {compensate})"
+        how += f", taught for {steps:,} steps" if steps else ""
         repaired = f"recalibrated on {len(samples):,} samples{how}"
     elif options["calibration"]:
         repaired = "not recalibrated (--no-recalibrate)"
@@ -266,6 +279,7 @@ def _finish(console, result, samples, options: dict) -> None:
             "difference": checked.relative,
             "recalibrated_on": len(samples) if samples is not None else 0,
             "compensate": compensate if samples is not None else "none",
+            "teach_steps": steps,
         }
     )
 

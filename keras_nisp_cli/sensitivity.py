@@ -19,7 +19,13 @@ from keras_nisp_cli.pruning import IMPORTANCES, importance_named
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--data", required=True, metavar="DATA", help=f"Labelled samples: {SAMPLES_HELP}")
+@click.option("--data", metavar="DATA", help=f"Labelled samples: {SAMPLES_HELP}")
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Unlabelled samples, instead of --data: damages to the outputs, refitted, in the place of "
+    "accuracies.",
+)
 @click.option("-o", "--output", type=PATH, required=True, help="Results, .json; continued if kept.")
 @click.option("--plot", type=PATH, help="A picture, .png or .svg.")
 @click.option(
@@ -39,22 +45,28 @@ from keras_nisp_cli.pruning import IMPORTANCES, importance_named
 def sensitivity(console, model: Path, output: Path, plot, force, **options):
     """Accuracy of MODEL if one coupled group loses channels, for each group and ratio.
 
+    With --calibration instead of --data, it is the damage to the outputs, which needs no labels.
+
     Results are kept after each measurement. After an interruption the same command resumes;
     --force starts again.
     """
+    if (options["data"] is None) == (options["calibration"] is None):
+        raise click.UsageError("Give --data, with labels, or --calibration, without.")
+    labelled = options["data"] is not None
     check_outputs(console, True, output, plot)
     ratios = _ratios(options["ratios"])
     network = load_model(model, options["custom_objects"], options["unsafe"], console)
-    samples = load_samples(network, options, "data", console, labels=True)
+    source = "data" if labelled else "calibration"
+    samples = load_samples(network, options, source, console, labels=labelled)
     import keras_nisp as kn
 
     with _set_aside(output, force), console.progress("Measuring") as progress:
         result = kn.sensitivity(
             network,
             importance_named(options["importance"], network, samples, options["seed"]),
-            samples,
+            samples if labelled else None,
             ratios=ratios,
-            calibration=samples if options["recalibrate"] else None,
+            calibration=samples if options["recalibrate"] or not labelled else None,
             path=output,
             max_samples=options["samples"],
             progress=progress,

@@ -261,8 +261,26 @@ def test_constant_outputs():
     """Nothing is damaged, whatever goes: no division by a variance of zero."""
     model = dense(16, 12)
     model.get_layer("head").set_weights([np.zeros((12, 3)), np.zeros(3)])
-    plan = kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.4, calibration=data(32, 6))
+    with pytest.warns(UserWarning, match="same outputs for all calibration samples"):
+        plan = kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.4, calibration=data(32, 6))
     assert plan.flops_reduction >= 0.4
+
+
+def test_outputs_that_are_not_finite():
+    """Weights and data are finite, what comes out is not."""
+    model = dense(16, 12)
+    kernel, bias = model.get_layer("head").get_weights()
+    model.get_layer("head").set_weights([1e38 * np.ones_like(kernel), bias])
+    x, before = 100 * data(32, 6), model.get_weights()
+    for attempt in (
+        lambda: kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.4, calibration=x),
+        lambda: kn.prune(model, kn.Magnitude(), flops_reduction=0.4, calibration=x, verbose=0),
+        lambda: kn.sensitivity(model, kn.Magnitude(), calibration=x),
+    ):
+        with pytest.raises(ValueError, match=r"finite outputs of model .* for \d+ of 16 samples"):
+            attempt()
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,48 @@ def test_labels_and_warm_up(files, run):
     assert (files / "net/1/assets.extra/tf_serving_warmup_requests").exists()
 
 
+def test_teaching(files, run):
+    """As by the function: closer to the original than without, and said so."""
+    settings = ("--importance", "magnitude", "--ratio", "0.5", "--plan", files / "plan.json")
+    data, small = ("--calibration", files / "data.npz"), files / "small.keras"
+    command = ("prune", files / "model.keras", *settings, *data, "-o", small, "-f")
+    model, x = keras.models.load_model(files / "model.keras"), np.load(files / "data.npz")["x"]
+    apart = []
+    for steps in (0, 200):
+        code, out, err = run(*command, "--teach-steps", steps)
+        assert (code, err) == (0, "")
+        assert ("taught for 200 steps" in out) == (steps > 0)
+        apart.append(np.square(keras.models.load_model(small)(x) - model(x)).mean())
+    assert apart[1] < 0.9 * apart[0]
+    taught = keras.models.load_model(small).get_weights()
+    again = ("apply", files / "plan.json", files / "model.keras", *data, "-o", small, "-f")
+    code, out, _ = run(*again, "--teach-steps", 200, "--json")
+    assert (code, json.loads(out)["teach_steps"]) == (0, 200)
+    for old, new in zip(taught, keras.models.load_model(small).get_weights(), strict=True):
+        np.testing.assert_allclose(old, new, atol=1e-4)
+    for without in (("--calibration", files / "data.npz", "--no-recalibrate"), ()):
+        command = ("prune", files / "model.keras", *settings[:4], *without, "-o", small, "-f")
+        code, _, err = run(*command, "--teach-steps", 40)
+        assert code == 2
+        assert "--teach-steps 40 looks at data: give --calibration" in err
+
+
 # sensitivity -------------------------------------------------------------------------
+
+
+def test_sensitivity_without_labels(files, run):
+    data, output = files / "data.npz", files / "s.json"
+    command = ("sensitivity", files / "model.keras", "-o", output, "--ratios", "0.5")
+    code, out, err = run(*command, "--calibration", data, "--json")
+    model, x = keras.models.load_model(files / "model.keras"), np.load(data)["x"]
+    expected = kn.sensitivity(model, kn.Magnitude(), calibration=x, ratios=[0.5]).to_dict()
+    assert (code, err, json.loads(out)) == (0, "", expected)
+    code, out, _ = run(*command, "--calibration", data)
+    assert "damage to the outputs" in out
+    for given in ((), ("--data", data, "--calibration", data)):
+        code, _, err = run(*command, *given)
+        assert code == 2
+        assert "--data, with labels, or --calibration" in err
 
 
 def test_sensitivity_goes_on_where_it_was(files, run, monkeypatch):

@@ -154,3 +154,53 @@ def test_values_that_a_layer_cannot_take_are_said_with_its_name(make):
     assert "layer 'words'" in str(caught.value)
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
+
+
+# Data that say little ----------------------------------------------------------------
+
+USES = {
+    "plan_pruning": lambda model, x: kn.plan_pruning(
+        model, kn.Magnitude(), flops_reduction=0.3, calibration=x
+    ),
+    "prune": lambda model, x: kn.prune(model, kn.Magnitude(), ratio=0.3, calibration=x, verbose=0),
+    "recalibrate": lambda model, x: kn.recalibrate(keras.models.clone_model(model), x),
+    "sensitivity": lambda model, x: kn.sensitivity(
+        model, kn.Magnitude(), calibration=x, ratios=[0.5]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(16, activation="relu")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+
+
+@pytest.mark.parametrize("use", USES)
+def test_few_samples_and_samples_of_one_label(use, classifier, rng):
+    x, before = rng.normal(size=(70, 6)).astype("float32"), classifier.get_weights()
+    labels = np.arange(70) % 3
+    with pytest.warns(UserWarning, match="at least 64, better some hundreds. Received: 5"):
+        USES[use](classifier, x[:5])
+    for same in (np.zeros(70, int), np.ones((70, 1)), np.eye(3)[np.ones(70, int)]):
+        with pytest.warns(UserWarning, match="all 70 samples have the same label"):
+            USES[use](classifier, (x, same))
+    for y in (labels, np.eye(3)[labels], labels / 3):
+        USES[use](classifier, (x, y))  # labels are not looked at
+        USES[use](classifier, tf.data.Dataset.from_tensor_slices((x, y)).batch(16))
+    for old, new in zip(before, classifier.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("importance", [kn.NISP, kn.LayerByLayer])
+def test_a_single_sample(importance, classifier, rng):
+    x = rng.normal(size=(1, 6)).astype("float32")
+    with pytest.raises(ValueError, match=r"several calibration samples for .* Received: 1"):
+        kn.plan_pruning(classifier, importance(x), ratio=0.5)
+
+
+def test_a_list_of_inputs_and_labels(classifier, rng):
+    x = rng.normal(size=(40, 6)).astype("float32")
+    with pytest.raises(ValueError, match=r"Labels are told from inputs in a tuple: `\(x, y\)`"):
+        kn.recalibrate(classifier, [x, np.zeros((40, 3))])

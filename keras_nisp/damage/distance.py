@@ -5,9 +5,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.errors import warn
 from keras_nisp.keras_graph import keras_models, keras_training
 
 LEAST = 1e-7  # of a probability
+ROUNDING = 1e-6  # of the largest output
 
 
 class Distance:
@@ -27,10 +29,15 @@ class Distance:
         count = len(keras_models.body(channel_map.model).outputs)
         self.kinds = [_kind(channel_map.model, i) for i in range(count)]
         self.scales = [1.0] * count
-        self.temperature = temperature
+        self.temperature, self.name = temperature, channel_map.model.name
 
     def fit(self, outputs: list[np.ndarray]) -> None:
-        """Takes the scale of the original's outputs."""
+        """Takes the scale of the original's outputs.
+
+        Raises:
+            ValueError: they are NaN or infinite. Constant ones are warned of.
+        """
+        _check(outputs, self.name)
         for i, (kind, values) in enumerate(zip(self.kinds, outputs, strict=True)):
             if kind == "values":
                 spread = float(np.var(np.asarray(values, np.float64), 0).mean())
@@ -67,6 +74,22 @@ class Distance:
             v = self.temperature * (signed - root**2 * tf.reduce_sum(signed, -1, keepdims=True))
             total += _root_mean(v * logs, kind)
         return total
+
+
+def _check(outputs: list[np.ndarray], name: str) -> None:
+    rows = [np.asarray(output, np.float64).reshape(len(output), -1) for output in outputs]
+    bad = ~np.all([np.isfinite(part).all(1) for part in rows], axis=0)
+    if bad.any():
+        raise ValueError(
+            f"Expected finite outputs of model '{name}' for calibration data. Received NaN or "
+            f"infinity for {bad.sum()} of {len(bad)} samples: look at the data and the weights."
+        )
+    same = [np.ptp(part, axis=0).max() <= ROUNDING * abs(part).max() for part in rows]
+    if len(bad) > 1 and all(same):
+        warn(
+            f"Model '{name}' gives the same outputs for all calibration samples: whatever is "
+            "removed, they lose nothing. Look at the data and the weights."
+        )
 
 
 def _log(kind: str, values: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:

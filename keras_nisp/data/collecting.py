@@ -120,7 +120,7 @@ class _Reader:
         if len(x) != len(self.tensors):
             raise ValueError(
                 f"Expected calibration data for {len(self.tensors)} model inputs. Received "
-                f"{len(x)} arrays."
+                f"{len(x)} arrays. (Labels are told from inputs in a tuple: `(x, y)`.)"
             )
         return [_array(*row) for row in zip(x, self.known, self.optional, strict=True)]
 

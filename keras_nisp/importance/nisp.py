@@ -10,6 +10,7 @@ from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap, Traced
 from keras_nisp.channels.rule import absolute
 from keras_nisp.data.calibration import Calibration
+from keras_nisp.data.enough import check_varied
 from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.absolute_network import AbsoluteNetwork, Scaled, share_out
 from keras_nisp.importance.base import Importance, Select
@@ -98,6 +99,7 @@ class NISP(Importance):
         """Scores of the final responses."""
         finals = find_final_responses(channel_map, self.frl)
         samples = self.calibration.samples(channel_map.model)
+        check_varied(samples, self.name)
         rankings = []
         for final in finals:
             batches = samples.batches(verbose=self.calibration.verbose)

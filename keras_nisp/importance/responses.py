@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.data.calibration import Calibration
+from keras_nisp.data.enough import check_varied
 from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.base import Importance, per_unit, run, scored_where
 from keras_nisp.importance.inf_fs import inf_fs
@@ -48,6 +49,7 @@ class LayerByLayer(Importance):
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         samples = self.calibration.samples(channel_map.model)
+        check_varied(samples, self.name)
         responses, units_of = defaultdict(list), {}
 
         def on_read(call, index, tensor):

@@ -13,6 +13,7 @@ from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import AddedDamages, Sensitivity
 from keras_nisp.data.collecting import collect
+from keras_nisp.data.enough import warn_of_kind
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
 from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.importance.base import (
@@ -112,6 +113,7 @@ def with_samples(
         samples = collect(calibration, model, limit, verbose=verbose)
         if not isinstance(calibration, Samples):
             warn_of_range(model, samples)
+            warn_of_kind(samples)
     return supplied(importance, samples, verbose), samples
 
 
@@ -193,7 +195,8 @@ def allocated(
     """The budget with its allocation decided, and what allocates by damage.
 
     Raises:
-        ValueError: damages are to be taken, and there are no samples, or outputs show none.
+        ValueError: damages are to be taken, and there are no samples, outputs show none, or are
+            not finite.
     """
     if isinstance(budget.allocation, Sensitivity):
         return budget, Allocation(AddedDamages(channel_map, budget.allocation), verbose=verbose)

@@ -19,6 +19,7 @@ from keras_nisp.channels.tracing import trace
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import Sensitivity, layers_of
 from keras_nisp.data.collecting import collect
+from keras_nisp.data.enough import warn_of_kind
 from keras_nisp.data.samples import MAX_SAMPLES, Samples, outputs_of
 from keras_nisp.errors import PlanFileError
 from keras_nisp.importance.base import Custom, Importance, as_importance, supplied
@@ -141,6 +142,8 @@ def sensitivity(
     keras_models.check_model(model)
     how: dict[str, Any] = {"limit": max_samples, "seed": seed, "verbose": verbose}
     unlabelled = None if calibration is None else collect(calibration, model, **how)
+    if unlabelled is not None and data is None:
+        warn_of_kind(unlabelled)
     importance = supplied(importance, unlabelled, verbose)
     channel_map = trace(model, importance.input_shapes(model))
     if not channel_map.groups:

@@ -10,6 +10,7 @@ import keras
 from keras_nisp._renaming import renamed
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.data.collecting import collect
+from keras_nisp.data.enough import warn_of_kind
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
 from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.keras_graph import calling, keras_models, walking
@@ -120,6 +121,7 @@ def recalibrate(
     samples = collect(calibration, small, max_samples, seed=seed, verbose=verbose)
     if not isinstance(calibration, Samples):
         warn_of_range(original or small, samples)
+        warn_of_kind(samples)
     pair = None
     if original is not None and plan is not None and (compensate is not None or teach_steps):
         channel_map = plan.trace(original)
