@@ -115,9 +115,8 @@ class AddedDamages:
                 "Expected `allocation` to be a table of damages, as from `sensitivity(model, "
                 "importance, calibration=...)` without `data`. Received a table of accuracies."
             )
-        groups = tuple(layers_of(group, channel_map) for group in channel_map.groups)
         counts = tuple(len(group.units) for group in channel_map.groups)
-        if (groups, counts) != (table.groups, table.channels):
+        if counts != table.channels:  # by position, as plans: layers may have other names
             raise ValueError(
                 f"Expected `allocation` to be a table of the coupled groups of model "
                 f"'{channel_map.model.name}'. Received one of '{table.model}', whose groups or "
