@@ -99,8 +99,8 @@ def test_several_outputs():
     x, other = example_inputs(model, 400), example_inputs(model, 400, seed=7)
     small, taught = (repaired(model, x, steps) for steps in (0, 200))
     for index in range(2):
-        one, its = (keras.Model(net.inputs, net.outputs[index]) for net in (model, small))
-        better = keras.Model(taught.inputs, taught.outputs[index])
+        one, its = (keras.Model(net.input, net.outputs[index]) for net in (model, small))
+        better = keras.Model(taught.input, taught.outputs[index])
         assert distance(one, better, other) < distance(one, its, other)
 
 

@@ -30,8 +30,8 @@ class Elimination:
     def __init__(
         self, moments: Moments, base: np.ndarray, constant: bool, ridge: float, kept: np.ndarray
     ):
-        self.kept, self.constant, self.dtype = kept, constant, moments.gram.dtype
-        self.solved = np.where(kept[:, None], base, 0).astype(self.dtype)
+        self.kept, self.constant, self.dtype = kept, constant, moments.dtype
+        self.solved: np.ndarray = np.where(kept[:, None], base, 0).astype(self.dtype)
         self.inverse: np.ndarray | None = None  # of the second moments of the scaled features
         self.scale = np.zeros(np.count_nonzero(kept))
         self.means = None if moments.origin is None else moments.means()

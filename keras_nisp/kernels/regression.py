@@ -24,7 +24,7 @@ class Moments:
         targets: how many values are predicted.
         products: whether the features are to be fitted, or only the constant behind them.
         folds: how many parts of the samples are kept apart.
-        dtype: of the products.
+        dtype: in which products are taken; they are summed in double precision.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Moments:
         self.origin: tuple[np.ndarray, np.ndarray] | None = None  # of features and targets
         self.sums = np.zeros((folds, features)), np.zeros((folds, targets))
         size = features if products else 0
-        self.gram: np.ndarray = np.zeros((folds, size, size), dtype)
-        self.products: np.ndarray = np.zeros((folds, size, targets), dtype)
+        self.gram, self.products = np.zeros((folds, size, size)), np.zeros((folds, size, targets))
+        self.dtype = dtype
 
     def add(self, features: tf.Tensor, targets: tf.Tensor, fold: int = 0) -> None:
         """Takes in rows of both."""
         if not len(features):
             return
-        rows = [tf.cast(values, self.gram.dtype) for values in (features, targets)]
+        rows = [tf.cast(values, self.dtype) for values in (features, targets)]
         if self.origin is None:
             features, targets = (np.asarray(tf.reduce_mean(values, 0)) for values in rows)
             self.origin = features, targets
@@ -95,7 +95,7 @@ class Moments:
     @property
     def rounding(self) -> float:
         """Of the products, as a ridge: a fit is no better than that."""
-        return self.sums[0].shape[1] * float(np.finfo(self.gram.dtype).eps)
+        return self.sums[0].shape[1] * float(np.finfo(self.dtype).eps)
 
     def normal_equations(
         self, base: np.ndarray, constant: bool, kept: np.ndarray | None = None
@@ -114,13 +114,15 @@ class Moments:
             of the targets `(folds, features, targets)`, and the scale of each feature.
         """
         assert self.origin is not None
-        kept = np.ones(self.sums[0].shape[1], bool) if kept is None else kept
-        x, y = self.sums[0][:, kept], self.sums[1]
-        origin = self.origin[0][kept].astype(np.float64), self.origin[1].astype(np.float64)
+        gram, products, (x, y) = self.gram, self.products, self.sums
+        origin = [values.astype(np.float64) for values in self.origin]
+        if kept is None or kept.all():
+            gram, products = gram.copy(), products.copy()
+        else:
+            gram, products, x = gram[:, kept][:, :, kept], products[:, kept], x[:, kept]
+            origin[0] = origin[0][kept]
         middle = [sums.sum(0) / self.count.sum() for sums in (x, y)]
         centre, target = middle if constant else (-origin[0], -origin[1])
-        gram = self.gram[:, kept][:, :, kept].astype(np.float64)
-        products = self.products[:, kept].astype(np.float64)
         for fold, n in enumerate(self.count):
             shifted = n * centre - x[fold]
             gram[fold] += np.outer(shifted, centre) - np.outer(centre, x[fold])

@@ -15,7 +15,7 @@ from keras_nisp.keras_graph.recording import Step, Token
 class Carrier:
     """Runs a network's calls one by one, with all samples at once, in batches.
 
-    A tensor is let go as soon as no later call takes it.
+    A batch of a tensor is let go as soon as the last call that takes it is done with it.
 
     Args:
         steps: the calls.
@@ -47,11 +47,18 @@ class Carrier:
 
     def step(self) -> None:
         """Runs the next call."""
-        results = [self.steps[self.done].run(values) for values in self._batches()]
+        step, results = self.steps[self.done], []
+        ending = [token for token in self.values if self.last.get(token, 0) <= self.done]
+        for index, values in enumerate(self._batches()):
+            results.append(step.run(values))
+            for token in ending:
+                self.values[token][index] = None
+        for token in ending:
+            del self.values[token]
         for index, column in enumerate(zip(*results, strict=True)):
-            self.values[Token(self.done, index)] = list(column)
-        live = (token for token in self.values if self.last.get(token, 0) > self.done)
-        self.values = {token: self.values[token] for token in live}
+            token = Token(self.done, index)
+            if token in self.last:
+                self.values[token] = list(column)
         self.done += 1
 
     def _batches(self) -> Iterator[dict[Token, tf.Tensor]]:
@@ -73,11 +80,12 @@ def memory(channel_map: ChannelMap, keep: np.ndarray, samples: Samples) -> int:
         return tensor.batch * math.prod(tensor.shape) * share
 
     last = {t: i for i, call in enumerate(channel_map.calls) for t in call.inputs}
-    live, most = set(channel_map.inputs), 0.0
+    live = set(channel_map.inputs)
+    most = sum(map(size, live))
     for index, call in enumerate(channel_map.calls):
         live.update(call.outputs)
-        most = max(most, sum(map(size, live)))
         live = {tensor for tensor in live if last.get(tensor, 0) > index}
+        most = max(most, sum(map(size, live)))
     # The trace may have assumed another input size.
     traced = sum(math.prod(tensor.shape) for tensor in channel_map.inputs)
     return math.ceil(4 * most * sum(array[0].size for array in samples.inputs) / traced)

@@ -21,6 +21,7 @@ from keras_nisp.recovery.refit import Refit
 COMPENSATIONS = ("auto", "linear", "mean", None)
 MOST_SAMPLES = 1024
 MOST_MEMORY = 1 << 30  # bytes of activations that the walk carries along
+BATCH_MEMORY = 1 << 27  # bytes of a batch of them
 
 
 def check_compensation(compensate: Any, possible: bool, needed: str) -> None:
@@ -46,7 +47,6 @@ def check_compensation(compensate: Any, possible: bool, needed: str) -> None:
 def compensate_for_removed(
     pair: Pair,
     samples: Samples,
-    batch_size: int,
     linearly: bool,
     ridge: float | None = None,
     verbose: int = 0,
@@ -64,7 +64,6 @@ def compensate_for_removed(
     Args:
         pair: the original and the pruned model.
         samples: on which both run.
-        batch_size: how many of them at a time.
         linearly: whether kernels make up for removed channels, or biases alone, for their mean.
         ridge: strength of the regularisation over the variance of each feature; by default
             chosen for each layer.
@@ -72,7 +71,7 @@ def compensate_for_removed(
     """
     if pair.unit_map.keep.all():
         return
-    samples = _some(pair, samples)
+    samples, batch_size = _some(pair, samples)
     settings = {"linearly": linearly, "ridge": ridge}
     single = _fit_shared(pair, samples, batch_size, settings)
     _fit_in_turn(pair, single, samples, batch_size, verbose)
@@ -142,9 +141,11 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, verb
         progress.update(twin.done)
 
 
-def _some(pair: Pair, samples: Samples) -> Samples:
-    """As many samples as a walk may carry, evenly spaced: data may be sorted by class."""
+def _some(pair: Pair, samples: Samples) -> tuple[Samples, int]:
+    """As many samples as a walk may carry, evenly spaced (data may be sorted by class), and how
+    many of them make a batch."""
     widths = np.ones_like(pair.unit_map.keep), pair.unit_map.keep
     needed = sum(memory(pair.large, keep, samples) for keep in widths)
     count = max(1, min(MOST_SAMPLES, MOST_MEMORY // needed))
-    return samples.every(math.ceil(len(samples) / count))
+    batch_size = int(np.clip(BATCH_MEMORY // needed, 1, MOST_SAMPLES))
+    return samples.every(math.ceil(len(samples) / count)), batch_size

@@ -156,7 +156,7 @@ def repair(
             _renew_statistics(model, samples, batch_size, verbose)
         else:
             linearly = compensate != "mean"
-            compensate_for_removed(compensated, samples, batch_size, linearly, ridge, verbose)
+            compensate_for_removed(compensated, samples, linearly, ridge, verbose)
         if teach_steps and pair is not None:
             teach(pair, samples, teach_steps, seed, verbose, augment)
 

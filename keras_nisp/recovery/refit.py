@@ -11,7 +11,7 @@ from keras_nisp.recovery.assigning import assign_finite, check_finite
 from keras_nisp.recovery.pair import Reader
 
 MOST_FEATURES = 4096  # solving for more takes too long
-ROWS = 8  # for each feature: more of the same samples say little that is new
+ROWS = 5  # for each feature: more of the same samples say little that is new
 LEAST_ROWS = 5  # for each feature: with fewer, taps share one map
 MOST_VALUES = 1 << 21  # that are looked at anyway: rows times features
 
@@ -48,7 +48,10 @@ class Refit:
         groups, targets = reader.plain.groups, self.weights.shape[1]
         if self.by_tap:
             targets = self.weights.shape[2] // groups
-        self.moments = [Moments(features, targets, self.linearly) for _ in range(groups)]
+        double = getattr(reader.call.layer, "compute_dtype", None) == "float64"
+        self.dtype = np.float64 if double else np.float32
+        settings = features, targets, self.linearly, FOLDS, self.dtype
+        self.moments = [Moments(*settings) for _ in range(groups)]
 
     def _rows(self, by_tap: bool) -> KernelRows:
         reader = self.reader
@@ -61,14 +64,16 @@ class Refit:
         for values in (x, z):
             check_finite(values, f"What enters layer '{call.path}' is")
         table, mask = self.rows.some(tuple(x.shape), self.share, self.rng), mask_of(x)
+        rows = [self.rows(values, table) for values in (x, z)]
+        seen = None  # what is masked does not count later either
+        if mask is not None:
+            seen = tf.reduce_any(self.rows(spread_mask(mask, x), table) > 0, (2, 3))
         for fold in range(FOLDS):
             part = np.arange(fold, len(x), FOLDS)
-            given, made = tf.gather(x, part), tf.gather(z, part)
-            old, new = (self.rows(values, table) for values in (given, made))
-            if mask is not None:  # what is masked does not count later either
-                weights = self.rows(spread_mask(tf.gather(mask, part), given), table)
-                seen = tf.reduce_any(weights > 0, (2, 3))
-                old, new = tf.boolean_mask(old, seen), tf.boolean_mask(new, seen)
+            old, new = (tf.gather(values, part) for values in rows)
+            if seen is not None:
+                counts = tf.gather(seen, part)
+                old, new = tf.boolean_mask(old, counts), tf.boolean_mask(new, counts)
             self._add(fold, old, new)
 
     def _add(self, fold: int, x: tf.Tensor, z: tf.Tensor) -> None:
@@ -76,9 +81,11 @@ class Refit:
         rows = [tf.reshape(values, (-1, *values.shape[-2:])) for values in (x, z)]
         split = [tf.split(values, len(self.moments), -1) for values in (*rows, self.weights)]
         for moments, *both, weights in zip(self.moments, *split, strict=True):
-            old, new = (tf.cast(tf.reshape(a, (len(a), -1)), tf.float64) for a in both)
+            old, new = (tf.cast(tf.reshape(a, (len(a), -1)), self.dtype) for a in both)
             if self.by_tap:
-                old = tf.matmul(old, tf.reshape(weights, (-1, weights.shape[-1])))
+                old = tf.matmul(
+                    old, tf.cast(tf.reshape(weights, (-1, weights.shape[-1])), self.dtype)
+                )
             moments.add(new, old, fold)
 
     # Result -------------------------------------------------------------------------
