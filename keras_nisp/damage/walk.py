@@ -1,6 +1,7 @@
 """Runs of a network whose kernels are changed and some of whose channels are zero."""
 
 import functools
+import weakref
 from typing import Any
 
 import keras
@@ -43,8 +44,9 @@ class DamagedWalk:
         self.watched: list[KernelEdge | InputEdge] = []
         eager = getattr(channel_map.model, "run_eagerly", False)
         compiled = functools.partial(tf.function, autograph=False)
-        self.run = self._run if eager else compiled(self._run)
-        self.slopes = self._slopes if eager else compiled(self._slopes)
+        weak = weakref.proxy(self)  # with a cycle, what edges hold would wait to be collected
+        self.run = self._run if eager else compiled(lambda *given: weak._run(*given))
+        self.slopes = self._slopes if eager else compiled(lambda *given: weak._slopes(*given))
 
     def _run(self, inputs: list, state: State) -> tuple[list, list]:
         """The outputs, and what each kernel reads.
