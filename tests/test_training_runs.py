@@ -257,3 +257,31 @@ def test_warnings_come_once_in_a_fit():
     with pytest.warns(UserWarning, match="scored on little") as caught:
         fit(compiled(), by_magnitude(importance=scores))
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("kind", ["predicted", "table"])
+def test_damages_choose_widths_while_a_model_trains(kind):
+    """A branch whose readers are almost zero goes; by default all groups lose the same share."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    branches = [keras.layers.Dense(16, "relu", name=name)(inputs) for name in ("used", "unused")]
+    outputs = keras.layers.Dense(3, name="head")(keras.layers.Concatenate()(branches))
+    model = keras.Model(inputs, outputs)
+    kernel, bias = (value.copy() for value in model.get_layer("head").get_weights())
+    kernel[16:] *= 1e-4
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    kept = {}
+    table = None
+    for allocation in ("auto", kind):
+        model.get_layer("head").set_weights([kernel, bias])
+        if allocation == "table":
+            table = kn.sensitivity(model, kn.Magnitude(), calibration=x)
+        model.compile(keras.optimizers.SGD(1e-6), "mse")
+        limits = {"flops_reduction": 0.35, "allocation": table or allocation}
+        pruner = kn.NISPPruner(x, verbose=0, **limits)
+        model.fit(x, np.zeros((64, 3)), epochs=4, verbose=0, callbacks=[pruner])
+        assert pruner.plan.flops_reduction >= 0.35
+        kept[allocation] = {creator.layer: creator.kept for creator in pruner.plan.creators}
+        pruner.release()
+    assert kept["auto"]["used"] < 16
+    assert kept[kind]["used"] == 16

@@ -63,7 +63,10 @@ class NISPPruner(keras.callbacks.Callback):
         whole_groups, input_shape: as for `plan_pruning`.
         verbose: 1 prints a line at each pruning step.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
-            `flops_reduction=0.5`, `exclude="stem"` and so on.
+            `flops_reduction=0.5`, `exclude="stem"` and so on. `allocation="auto"` is `"uniform"`
+            here: each pruning step would take damages again, on weights that are trained on, and
+            kernels are not refitted. `"predicted"` and `"measured"` do so, on `calibration`, and a
+            table of `sensitivity` holds for the network before training.
 
     Attributes:
         plan: the `Plan`, after training.
