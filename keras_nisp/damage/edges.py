@@ -1,5 +1,6 @@
 """Where channels are read, and what removed ones change there once kernels are refitted."""
 
+import functools
 import math
 
 import keras
@@ -61,8 +62,9 @@ class KernelEdge:
         taps, channels = math.prod(value.shape[:spatial]), len(self.units)
         self.kernel = value.reshape(taps, channels, -1)
         self.by_tap = taps == 1 or taps * channels <= MOST_FEATURES
+        axis_of = functools.partial(input_axis, self.call, plain)
         self.rows, self.looked_at = (
-            KernelRows(self.call.layer, plain, self._axis, by_tap) for by_tap in (True, self.by_tap)
+            KernelRows(self.call.layer, plain, axis_of, by_tap) for by_tap in (True, self.by_tap)
         )
         features = channels * (taps if self.by_tap else 1)
         self.share = share_of(samples * binding.positions, features, ROWS, MOST_VALUES)
@@ -70,9 +72,6 @@ class KernelEdge:
         self.moments = self._nothing()
         self.fits: list[Elimination] = []
         self.known: dict[str, tuple[np.ndarray, Change]] = {}  # what is kept, and the change then
-
-    def _axis(self, rank: int) -> int | None:
-        return input_axis(self.call, self.plain, rank)
 
     def _nothing(self) -> list[Moments]:
         taps, channels, outputs = self.kernel.shape
