@@ -100,6 +100,26 @@ def test_predicted_damages_order_like_measured_ones(net):
     assert 1 / 3 < np.sum(predicted) / np.sum(measured) < 3
 
 
+def test_masked_steps_do_not_count():
+    """What kernels make of padding is no part of what they are fitted to."""
+    x = inputs = keras.Input((None, 4))
+    x = layers.Masking()(x)
+    x = layers.Dense(8, activation="relu", name="a")(x)
+    x = layers.Dense(6, activation="relu", name="b")(x)
+    x = layers.GlobalAveragePooling1D()(x)
+    model = randomise(keras.Model(inputs, layers.Dense(3, name="head")(x)))
+    short = data(64, 5, 4)
+    padded = np.concatenate([short, np.zeros((64, 7, 4), "float32")], 1)
+    predicted = []
+    for samples in (short, padded):
+        channel_map, network = damaged(model, samples)
+        units = [creator.units[:3] for creator in channel_map.creators[:2]]
+        keeps = [without(channel_map, removed) for removed in units]
+        network.renew(keeps[0])
+        predicted.append(network.predict(keeps[0], [keeps[0] & keeps[1]]))
+    np.testing.assert_allclose(*predicted, rtol=1e-3)
+
+
 # Budgets and limits ------------------------------------------------------------------
 
 BUDGETS = {

@@ -45,7 +45,7 @@ def embed(x):
 
 # What a model begins with, its input, and what arrives there: mean and deviation of each feature.
 NUMBERS = {
-    "plain": (layers.Dense(3), "float32", ([0, 0], [1, 1])),
+    "plain": (lambda x: layers.Dense(3)(x), "float32", ([0, 0], [1, 1])),
     "pixels": (layers.Rescaling(1 / 255), "float32", ([127.5] * 2, [73.9] * 2)),
     "pixels by hand": (by_hand, "uint8", ([127.5] * 2, [73.9] * 2)),
     "scaled": (layers.Rescaling(0.1, 2), "float32", ([-20, -20], [10, 10])),

@@ -2,15 +2,15 @@
 
 All arms see the same 512 training images without labels, prune the same base network to the same
 FLOPs, and refit what remains. They differ in where channels go (`allocation`) and whether the
-smaller network is then taught by the original on these images. Fine-tuned rows (`--epochs`) go on
+smaller network is then taught by the original on these images ("flipped": and on their mirror
+images). Fine-tuned rows (`--epochs`) go on
 from there with labels and all training data, at a tenth of the base's learning rate.
 
 "Former default" is the library as it was at commit 81f36ab, one ratio for all groups and one map
 for all taps of a kernel. To measure it, put a checkout of that commit first on PYTHONPATH and pass
 `--arms "former default"`. Torch-Pruning's rows come from benchmarks/torch_pruning.py.
 
-The rows of 2026-11-26 were measured on the code shortly before it was finished, while other work
-went on: their accuracies are to be measured again, their seconds say nothing.
+The rows of 2026-11-26 were measured while other work went on: their seconds say nothing.
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ ARMS = {
     "uniform, taught": Arm({"allocation": "uniform"}, TAUGHT),
     "allocated": Arm({"allocation": "predicted"}),
     "taught": Arm({"allocation": "predicted"}, TAUGHT),
+    "taught, flipped": Arm({"allocation": "predicted"}, TAUGHT),
     "measured": Arm({"allocation": "measured"}),
     FORMER: Arm(),
 }
@@ -89,7 +90,10 @@ def _plan(lab, base, seed, importance, level, **keywords):
 def _pruned(lab, base, plan, seed, arm, importance, level, epochs):
     x, _ = lab.calibration(seed, IMAGES)
     chosen = plan(**ARMS[arm].plan)
-    small = kn.recalibrate(kn.rebuild(base, chosen), x, base, chosen, **ARMS[arm].repair)
+    repair = dict(ARMS[arm].repair)
+    if "flipped" in arm:
+        repair["augment"] = keras.layers.RandomFlip("horizontal", seed=seed)
+    small = kn.recalibrate(kn.rebuild(base, chosen), x, base, chosen, **repair)
     row = {"commit": _commit()} if arm == FORMER else {}
     if epochs:
         keras.utils.set_random_seed(seed)

@@ -115,7 +115,9 @@ def _root_mean(values: tf.Tensor, kind: str = "values") -> tf.Tensor:
     if kind != "values":
         values = tf.reduce_sum(values, -1)
     values = tf.reshape(values, (tf.shape(values)[0], -1))
-    return tf.reduce_sum(values, 1) / np.sqrt(max(values.shape[1], 1))
+    return tf.reduce_sum(values, 1) / tf.sqrt(
+        tf.maximum(tf.cast(tf.shape(values)[1], tf.float32), 1)
+    )
 
 
 def _kind(model: keras.Model, index: int) -> str:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.rule import PlainKernel, channel_axis
+from keras_nisp.keras_graph.masks import spread_mask
 from keras_nisp.kernels.elimination import Elimination
 from keras_nisp.kernels.patches import positions_first
 from keras_nisp.kernels.reading import absorbed, input_axis, plain_reads
@@ -87,11 +88,19 @@ class KernelEdge:
         parts = tf.split(tf.cast(rows, tf.float32), self.plain.groups, -1)
         return [tf.reshape(part, (*part.shape[:2], -1)) for part in parts]
 
-    def add(self, x: tf.Tensor, z: tf.Tensor) -> None:
-        """Takes in what one call of the layer reads in the original and in the present network."""
+    def add(self, x: tf.Tensor, z: tf.Tensor, mask: tf.Tensor | None = None) -> None:
+        """Takes in a batch of a call of the layer.
+
+        Args:
+            x, z: what it reads in the original and in the present network.
+            mask: which time steps of that count.
+        """
         table = self.looked_at.some(tuple(x.shape), self.share, self.rng)
         old = self.groups(self.looked_at(x, table))
         new = old if z is x else self.groups(self.looked_at(z, table))
+        if mask is not None:
+            counts = tf.reduce_any(self.looked_at(spread_mask(mask, x), table) > 0, (2, 3))
+            old, new = ([tf.boolean_mask(rows, counts) for rows in each] for each in (old, new))
         parts = np.split(self.kernel, self.plain.groups, -1)
         for moments, given, read, part in zip(self.moments, old, new, parts, strict=True):
             given, read = (tf.reshape(rows, (-1, rows.shape[-1])) for rows in (given, read))

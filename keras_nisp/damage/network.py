@@ -62,7 +62,7 @@ class DamagedNetwork:
 
     def _batches(self, samples: Samples) -> Iterator[tuple[list, int]]:
         """Batches, and how many of their samples count: all are of one size."""
-        size = min(self.batch_size, len(samples))
+        size = samples.batch or min(self.batch_size, len(samples))
         for inputs, _ in samples.batches(size):
             count = len(inputs[0])
             again = tf.range(max(size, count)) % count
@@ -80,11 +80,12 @@ class DamagedNetwork:
         progress, done = Progress(len(self.fitted), self.verbose, "sample"), 0
         whole, state = self._state(self.everything), self._state(keep)
         for inputs, count in self._batches(self.fitted):
-            _, original = self.walk.run(inputs, whole)
+            _, original, masks = self.walk.run(inputs, whole)
             present = original if keep.all() else self.walk.run(inputs, state)[1]
-            for edge, x, z in zip(self.walk.read, original, present, strict=True):
+            for edge, x, z, mask in zip(self.walk.read, original, present, masks, strict=True):
                 part = slice(count * len(x) // len(inputs[0]))
-                edge.add(x[part], x[part] if z is x else z[part])
+                old, counts = x[part], None if mask is None else mask[part]
+                edge.add(old, old if z is x else z[part], counts)
             progress.update(done := done + count)
         for edge in self.kernels:
             edge.renew(keep)

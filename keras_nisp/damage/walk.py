@@ -11,7 +11,7 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.damage.distance import Distance
 from keras_nisp.damage.edges import InputEdge, KernelEdge
 from keras_nisp.importance.base import map_tensors
-from keras_nisp.keras_graph.masks import take_off_alike
+from keras_nisp.keras_graph.masks import mask_of, take_off_alike
 
 # What edges are in a network: the values of kernels, and which channels of inputs are there.
 State = tuple[list[list[tf.Tensor]], list[tf.Tensor]]
@@ -48,8 +48,8 @@ class DamagedWalk:
         self.run = self._run if eager else compiled(lambda *given: weak._run(*given))
         self.slopes = self._slopes if eager else compiled(lambda *given: weak._slopes(*given))
 
-    def _run(self, inputs: list, state: State) -> tuple[list, list]:
-        """The outputs, and what each kernel reads.
+    def _run(self, inputs: list, state: State) -> tuple[list, list, list]:
+        """The outputs, what each kernel reads, and the mask of that where it has one.
 
         Args:
             inputs: of the model.
@@ -57,8 +57,9 @@ class DamagedWalk:
         """
         seen: list = []
         outputs = self._walk(inputs, state, None, seen)
-        self.read = [edge for edge, _, _ in seen if isinstance(edge, KernelEdge)]
-        return outputs, [x for edge, x, _ in seen if isinstance(edge, KernelEdge)]
+        read = [(edge, x) for edge, x, _ in seen if isinstance(edge, KernelEdge)]
+        self.read = [edge for edge, _ in read]
+        return outputs, [x for _, x in read], [mask_of(x) for _, x in read]
 
     def _slopes(
         self, inputs: list, state: State, before: list, distance: Distance, seed: tf.Tensor
