@@ -100,6 +100,18 @@ def test_predicted_damages_order_like_measured_ones(net):
     assert 1 / 3 < np.sum(predicted) / np.sum(measured) < 3
 
 
+def test_nothing_changes():
+    """Channels that are read without a kernel are there, and no candidate touches them."""
+    inputs = keras.Input((6,))
+    a, b = (layers.Dense(8, activation="relu")(inputs) for _ in range(2))
+    x = layers.Multiply()([layers.Dot(-1)([a, b]), a])
+    model = randomise(keras.Model(inputs, layers.Dense(3)(x)))
+    channel_map, network = damaged(model, data(32, 6))
+    assert network.inputs
+    keep = np.ones(channel_map.count, bool)
+    np.testing.assert_array_equal(network.predict(keep, [keep, keep]), [0, 0])
+
+
 def test_masked_steps_do_not_count():
     """What kernels make of padding is no part of what they are fitted to."""
     x = inputs = keras.Input((None, 4))

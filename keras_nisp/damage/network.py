@@ -151,7 +151,7 @@ class _Changes:
         others = [candidates[index] for index in self.moved]
         if isinstance(edge, InputEdge):
             masks = [other[edge.names] * 1.0 - keep[edge.names] for other in others]
-            self.masks = tf.constant(np.reshape(masks, (len(others), -1)), tf.float32)
+            self.masks = tf.constant(np.reshape(masks, (len(others), edge.names.size)), tf.float32)
         elif others:
             self.present = edge.change(keep)
             # Of kernels and constants: (groups, candidates, values)
