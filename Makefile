@@ -12,10 +12,9 @@ OLDEST += "tensorflow-metadata<1.18"
 # (Warnings that only the nightly gives are named in conftest.py.)
 NIGHTLY_EXCEPTIONS =
 
-# Tests run in this many processes, which need up to 3 GB each: `make test WORKERS=8`. Three keep two
-# cores busy while one of them waits for a child. Each takes the next file; the smallest, which keep
-# all busy to the end, come last.
-WORKERS ?= 3
+# Tests run in this many processes, which need up to 3 GB each: `make test WORKERS=8`. Each takes the
+# next file; the smallest, which keep both busy to the end, come last.
+WORKERS ?= 2
 PYTEST = python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST = -m "not slow and not bridges"
 
