@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from nets import NETS, layer_norm, nested, plain, random_plan, residual
+from nets import NETS, example_inputs, layer_norm, nested, plain, random_plan, randomise, residual
 
 import keras_nisp as kn
 from keras_nisp.plans.recipe import EarlierRecipe
@@ -151,6 +151,71 @@ def test_channels_that_stay_below_the_threshold():
     same = dataclasses.replace(mixed, scores=(1.0,) * 8)
     found = page(dataclasses.replace(plan, groups=(same, *plan.groups[1:])))
     assert found.figures()[0] == [5, 3]
+
+
+def damages(plan):
+    """Where the area of each figure of damages ends, and how high: shares of its axes."""
+    found = []
+    for tag, attrs in page(plan).elements:
+        if tag == "svg":
+            inside = attrs["aria-label"].startswith("Damage, by")
+            whole = float(attrs["viewbox"].split()[2])
+            found += [(0.0, 0.0)] * inside
+        if tag == "path" and inside and attrs["class"] == "gone":
+            *_, (x, y) = re.findall(r"L(\S+) ([^\sVL]+)", attrs["d"])
+            found[-1] = (float(x) / whole, 1 - float(y) / 100)
+    return found
+
+
+@pytest.mark.parametrize("allocation", ["predicted", "measured"])
+def test_damages_by_which_widths_were_chosen(allocation, tmp_path):
+    model = randomise(residual())
+    data = {"calibration": example_inputs(model, 64), "allocation": allocation}
+    plan = kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.4, **data)
+    plan.save(tmp_path / "plan.json")
+    assert kn.Plan.load(tmp_path / "plan.json") == plan
+    costs, total = np.array(plan.rounds).T
+    assert (costs[0], total[0]) == (1, 0)
+    assert (np.diff(costs) < 0).all()
+    assert costs[-1] == pytest.approx(plan.after.flops / plan.before.flops, rel=1e-2)
+    ends = {}
+    for index, group in enumerate(plan.groups):
+        widths, values = np.array(group.damages).T
+        assert (widths[0], values[0]) == (group.units, 0)
+        assert (np.diff(widths) < 0).all()
+        assert widths[-1] <= group.units - group.removed
+        ends[index] = values[list(widths).index(group.units - group.removed)]
+    assert total[-1] == pytest.approx(sum(ends.values()), rel=0.05, abs=1e-4)
+    whole, *each = damages(plan)
+    assert whole[0] == pytest.approx(plan.flops_reduction, abs=1e-2)
+    assert [gone for gone, _ in each] == [group.removed / group.units for group in plan.groups]
+    heights = np.array([height for _, height in each])
+    kept = [g.units - g.removed for g in plan.groups]
+    taken = [d for n, g in zip(kept, plan.groups, strict=True) for w, d in g.damages if w >= n]
+    expected = np.clip([*ends.values()], 0, None) / (1.5 * max(taken))
+    np.testing.assert_allclose(heights, expected, atol=0.01)
+    assert f"% of the FLOPs go: damage {total[-1]:.3g}" in page(plan).text
+
+
+def test_plans_without_damages():
+    """Other allocations, and files of before, have no curves; damaged ones are refused."""
+    assert damages(random_plan(plain())) == []
+    model = randomise(plain())
+    x = example_inputs(model, 32)
+    plan = kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.4, calibration=x)
+    data = plan.to_dict()
+    for damage in ([[99, 0.0]], [[8, 0.0], [8, 1.0]], [[7, 0.0]], [[8, float("inf")]]):
+        groups = [{**data["groups"][0], "damages": damage}, *data["groups"][1:]]
+        with pytest.raises(kn.PlanFileError, match=r"groups.0|JSON"):
+            kn.Plan.from_dict({**data, "groups": groups})
+    with pytest.raises(kn.PlanFileError, match="rounds"):
+        kn.Plan.from_dict({**data, "rounds": [[2.0, 0.0]]})
+    del data["rounds"]
+    for group in data["groups"]:
+        del group["damages"]
+    before = kn.Plan.from_dict(data)
+    assert damages(before) == []
+    assert (before.creators, before.rounds) == (plan.creators, ())
 
 
 def test_merging_plans():

@@ -7,6 +7,7 @@ import numpy as np
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import AddedDamages
 from keras_nisp.io.progress import Progress
+from keras_nisp.plans.course import Course
 from keras_nisp.plans.solver import Solver
 
 ROUNDS = 8  # damages are taken again around what was reached so far
@@ -28,12 +29,16 @@ class Allocation:
         network: the traced model, or a table of it, which tells damages.
         measured: whether the most promising of the predicted damages are measured.
         verbose: 1 shows a progress bar.
+
+    Attributes:
+        course: the damages by which the last widths were chosen.
     """
 
     def __init__(
         self, network: DamagedNetwork | AddedDamages, measured: bool = False, verbose: int = 0
     ):
         self.network, self.measured, self.verbose = network, measured, verbose
+        self.course: Course | None = None
 
     def __call__(self, solver: Solver, scores: np.ndarray, cost: Callable, target: float):
         """The units to remove, as indices.
@@ -50,6 +55,8 @@ class Allocation:
             search.round(max(ROUNDS - search.rounds, 1))
             progress.update(int(100 * (first - search.cost_now) / (first - target)))
         search.give_back()
+        search.note()
+        self.course = search.course
         return np.flatnonzero(search.removed)
 
 
@@ -66,7 +73,9 @@ class _Search:
         self.least = list(self.done)  # what is removed already stays so
         self.taken: list[int] = []  # groups, the last one last
         self.cost_now, self.rounds = cost(self.removed), 0
+        self.whole = cost(np.zeros_like(self.removed))
         seen = self.network.seen
+        self.course = Course(self.units)
         self.blind = [not seen[group.units].any() for group in solver.channel_map.groups]
 
     def without(self, group: int, done: int) -> np.ndarray:
@@ -78,6 +87,7 @@ class _Search:
 
     def round(self, rounds_left: int) -> None:
         """Removes a share of what is still to be saved."""
+        self.note()
         self.rounds += 1
         if self.rounds % RENEWED == 0:
             self.network.renew(~self.removed)
@@ -87,6 +97,8 @@ class _Search:
         damages = self.network.predict(~self.removed, [~other for other in removed])
         if self.measured:
             moves, saved, damages = self._measure(moves, removed, saved, damages)
+        widths = [self._width(*move) for move in moves]
+        self.course.look([group for group, _ in moves], widths, damages)
         price = np.maximum(damages, SMALLEST) / np.where(saved > 0, saved, np.nan)
         goal = self.cost_now - (self.cost_now - self.target) / rounds_left
         moved: set[int] = set()
@@ -99,6 +111,15 @@ class _Search:
             if self.cost_now <= goal or self.cost_now <= self.target:
                 break
         self._take_unseen()
+
+    def note(self) -> None:
+        """Notes what was reached."""
+        kept = [self._width(group, done) for group, done in enumerate(self.done)]
+        self.course.reach(self.cost_now / self.whole, kept)
+
+    def _width(self, group: int, done: int) -> int:
+        """Channels that a group keeps if so many of its steps are done."""
+        return self.units[group] - int(self.steps[group].sizes[:done].sum())
 
     def _moves(self) -> list[tuple[int, int]]:
         """Groups, and how many of their steps would be done next."""

@@ -47,6 +47,8 @@ class Plan:
             `CentripetalSGD` works on.
         block: widths are multiples of it.
         latency: what the table of a latency budget says.
+        rounds: if widths were chosen by damage, after each round the share of what the budget
+            counts that was left, and the damage until then.
     """
 
     __pydantic_config__ = schema.STRICT  # types as annotated are what a file must hold
@@ -66,6 +68,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     block: int = 1
     latency: LatencyChange | None = None
+    rounds: tuple[tuple[float, float], ...] = ()
 
     @property
     def merges(self) -> bool:

@@ -27,6 +27,8 @@ def check_parts(plan: "Plan") -> None:
         _demand(fits and math.prod(shape) <= LARGEST_COUNT, f"input_shapes: {shape}")
     _demand(_ascending(plan.whole_groups), f"whole_groups: {plan.whole_groups}")
     _demand(plan.block > 0, f"block: {plan.block}")
+    left = [cost for cost, _ in plan.rounds]
+    _demand(all(0 <= cost <= 1 for cost in left), f"rounds: shares of the cost {left}")
     if plan.latency is not None:
         seconds = plan.latency.before, plan.latency.after
         _demand(min(seconds) > 0, f"latency: {seconds}")
@@ -70,6 +72,9 @@ def _check_group(group: "GroupPlan", members: list["CreatorPlan"], place: str) -
     _demand(0 < group.units <= channels, f"{place}: {group.units} units")
     fits = 0 <= group.removed < group.units and group.removed <= removed
     _demand(fits and bool(removed) == bool(group.removed), f"{place}: {group.removed} removed")
+    widths = [width for width, _ in group.damages]
+    fits = _ascending(reversed(widths), group.units + 1) and widths[:1] in ([], [group.units])
+    _demand(fits, f"{place}: damages at widths {widths}")
     if not group.scores:
         _demand(not group.removed_units, f"{place}: removed units without scores")
         return

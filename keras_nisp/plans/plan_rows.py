@@ -51,6 +51,8 @@ class GroupPlan:
         scores: of each of them, by which it was chosen; `None` where the importance gives
             none. Empty if channels are merged, and in plans of earlier releases.
         removed_units: if there are scores, indices of those that are removed.
+        damages: if widths were chosen by damage, pairs of how many units stay, from all of them
+            down, and of the damage until there. The last ones are beyond what is removed.
     """
 
     creators: tuple[str, ...]
@@ -60,6 +62,7 @@ class GroupPlan:
     removed: int
     scores: tuple[float | None, ...] = ()
     removed_units: tuple[int, ...] = ()
+    damages: tuple[tuple[int, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from keras_nisp.importance.nisp import NISP
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.allocation import Allocation
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
+from keras_nisp.plans.course import Course
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.plan_rows import (
     CreatorPlan,
@@ -239,6 +240,7 @@ def describe(
         variables: of a plan that merges.
     """
     keep, costs, latency = unit_map.keep, solver.costs, None
+    course = None if solver.allocation is None else solver.allocation.course
     if solver.budget.kind == "latency_reduction":
         latency = solver.budget.table.change(channel_map, keep)
     before, after = costs.layers(costs.everything), costs.layers(keep)
@@ -248,7 +250,7 @@ def describe(
         recipe=made,
         input_shapes=tuple(channel_map.input_shapes),
         creators=_creators(channel_map, unit_map, solver, scores),
-        groups=_groups(channel_map, ~keep, scores),
+        groups=_groups(channel_map, ~keep, scores, course),
         layers=_layers(channel_map, keep, before, after),
         before=sum(before.values(), Cost()),
         after=sum(after.values(), Cost()),
@@ -258,6 +260,7 @@ def describe(
         notes=tuple(notes(channel_map)),
         block=solver.multiple,
         latency=latency,
+        rounds=() if course is None else tuple(course.rounds),
     )
 
 
@@ -310,7 +313,7 @@ def _width_reasons(group, removed, solver) -> list[str]:
     return []
 
 
-def _groups(channel_map, removed, scores) -> tuple[GroupPlan, ...]:
+def _groups(channel_map, removed, scores, course: Course | None) -> tuple[GroupPlan, ...]:
     group_of = np.full(channel_map.count, -1)
     for index, group in enumerate(channel_map.groups):
         group_of[group.units] = index
@@ -334,7 +337,8 @@ def _groups(channel_map, removed, scores) -> tuple[GroupPlan, ...]:
             tuple(readers[i]),
             len(group.units),
             int(removed[group.units].sum()),
-            *(() if scores is None else _scores(scores[group.units], removed[group.units])),
+            *(((), ()) if scores is None else _scores(scores[group.units], removed[group.units])),
+            () if course is None else course.curve(i),
         )
         for i, group in enumerate(channel_map.groups)
     )

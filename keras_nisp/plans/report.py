@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from keras_nisp.io.files import check_writable, replacing
 from keras_nisp.io.tables import percent
-from keras_nisp.plans import report_figures
+from keras_nisp.plans import report_curves, report_figures
 
 if TYPE_CHECKING:
     from keras_nisp.plans.plan import Plan
@@ -51,6 +51,7 @@ def render(plan: "Plan", command: str | None = None) -> str:
         shares=[_shares(plan, "FLOPs", "flops"), _shares(plan, "parameters", "parameters")],
         colours=report_figures.colours(plan),
         figures=report_figures.figures(plan),
+        curves=report_curves.curves(plan),
         reasons=_reasons(plan),
         exactness=plan.exactness(),
         command=command,

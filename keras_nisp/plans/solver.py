@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from keras_nisp.channels.cost import CostModel
 from keras_nisp.errors import BudgetError
 from keras_nisp.plans.budget import Budget
 from keras_nisp.plans.named_layers import block_shares, excluded_units, group_ratios, wanted_widths
+
+if TYPE_CHECKING:
+    from keras_nisp.plans.allocation import Allocation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +63,7 @@ class Solver:
         is_local: whether shares decide, and scores within a block alone.
     """
 
-    allocation: Callable | None = None
+    allocation: "Allocation | None" = None
 
     def __init__(self, channel_map: ChannelMap, budget: Budget, removed: np.ndarray | None = None):
         self.channel_map = channel_map
