@@ -413,6 +413,42 @@ def test_many_random_graphs_are_allocated(code, seed):
     check_graph(code, seed)
 
 
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_batches_of_any_size_count_the_same(batch_size, monkeypatch):
+    """The last batch is filled up, and what fills it does not count."""
+    inputs = keras.Input((5, 6), batch_size=batch_size)
+    x = layers.TimeDistributed(layers.Dense(8, activation="relu"))(inputs)
+    x = layers.GlobalAveragePooling1D()(x)
+    model = randomise(keras.Model(inputs, layers.Dense(3, activation="softmax")(x)))
+    found = []
+    for memory in (1, 1 << 29):  # one sample at a time, and as many as there may be
+        monkeypatch.setattr("keras_nisp.damage.network.MOST_MEMORY", 7 * 5 * 8 * 4 * memory)
+        channel_map, network = damaged(model, data(44, 5, 6))
+        keep = without(channel_map, channel_map.groups[0].units[:3])
+        network.renew(keep)
+        found.append(network.measure(keep))
+    assert found[0] > 0
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+@SAME_OUTPUTS
+def test_what_overflows_inside_is_named():
+    """The outputs are finite all the same: what overflows is cut off."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, activation="exponential", name="a")(inputs)
+    x = layers.Dense(6, activation="sigmoid", name="b")(x)
+    model = randomise(keras.Model(inputs, layers.Dense(3)(x)))
+    kernel = np.abs(model.get_layer("b").get_weights()[0])
+    model.get_layer("b").set_weights([kernel, np.zeros(6)])
+    x = 1e3 * np.abs(data(64, 6))
+    model.get_layer("a").set_weights([np.ones((6, 8)), np.zeros(8)])
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"finite activations.*enters\s+'b'"):
+        kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.3, calibration=x)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_what_a_network_holds_is_let_go():
     model = randomise(plain())
     channel_map, network = damaged(model, example_inputs(model, 32))

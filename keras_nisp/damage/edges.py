@@ -124,6 +124,12 @@ class KernelEdge:
     def _fitted(self, moments: Moments, kernel: np.ndarray, kept: np.ndarray) -> Elimination:
         """One group's regression."""
         taps, channels, outputs = kernel.shape
+        if not all(np.isfinite(values).all() for values in (*moments.sums, moments.gram)):
+            raise ValueError(
+                "Expected finite activations. Received NaN or infinity in what enters "
+                f"'{self.call.path}' on the calibration data: activations overflow (in half "
+                "precision?), or the data are in another range than in training."
+            )
         base = kernel.reshape(-1, outputs) if self.by_tap else np.eye(channels)
         kept = np.tile(kept, taps) if self.by_tap else kept
         ridge = max(LEAST_RIDGE, RIDGE * np.count_nonzero(kept) / max(moments.count.sum(), 1))

@@ -44,13 +44,13 @@ class DamagedNetwork:
         self.walk = DamagedWalk(channel_map, self.kernels, self.inputs)
         self.everything = costs.everything
         self.fitted, self.verbose = fitted, verbose
-        self.renew(self.everything)
         self.distance = Distance(channel_map, TEMPERATURE)
         whole = self._state(self.everything)
         self.before = [self._outputs(inputs, whole) for inputs, _ in self._batches(self.samples)]
         columns = zip(*self.before, strict=True)
         self.distance.fit([np.concatenate(column)[: len(self.samples)] for column in columns])
         self.draws = 0
+        self.renew(self.everything)
 
     @property
     def seen(self) -> np.ndarray:

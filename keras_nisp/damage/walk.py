@@ -115,7 +115,7 @@ class DamagedWalk:
             return outputs
 
         both = zip(self.kernels, kernels, strict=True)
-        changed = [
+        changed = [  # not strict: a constant that no variable takes comes last
             pair for edge, values in both for pair in zip(edge.variables, values, strict=False)
         ]
         with keras.StatelessScope(state_mapping=changed):

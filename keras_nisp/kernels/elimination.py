@@ -74,7 +74,7 @@ class Elimination:
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
     """Of a symmetric positive definite matrix."""
-    factor, _ = scipy.linalg.lapack.dpotrf(matrix, lower=1, overwrite_a=1)
+    factor = scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
     inverse, failed = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
     if failed:
         raise np.linalg.LinAlgError("Expected a positive definite matrix.")

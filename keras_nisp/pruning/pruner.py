@@ -175,8 +175,7 @@ class NISPPruner(keras.callbacks.Callback):
 
         At the end of `fit` variables get their own constraints back, and `pruned_model` is built
         when it is first asked for. After a `fit` that was interrupted, call this. It builds
-        `pruned_model` again from the
-        weights that the model has now.
+        `pruned_model` again from the weights that the model has now.
 
         Returns:
             The pruned model.
@@ -195,7 +194,7 @@ class NISPPruner(keras.callbacks.Callback):
         """
         if self._ended is not None:
             self._ended.remove()
-            self._ended = None
+        self._ended = None
 
     def resume(self, model: keras.Model, filepath: str | os.PathLike) -> None:
         """Loads a checkpoint of a run that ended early; the next `fit` resumes from there.

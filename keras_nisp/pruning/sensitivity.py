@@ -151,21 +151,18 @@ def sensitivity(
     channel_map.check_weights()
     labelled = None if data is None else collect(data, model, labels=True, **how)
     known = _Results(path, _settings(model, importance, metric, labelled, unlabelled))
-    if labelled is not None:
+    if labelled is None:
+        figure = _damage(channel_map, unlabelled, verbose)
+    else:
         known.check_baseline(float(metric(model, labelled)))
         figure = _accuracy(channel_map, metric, labelled, unlabelled)
-    else:
-        figure = _damage(channel_map, unlabelled, verbose)
     scores = importance(channel_map)
     pairs = list(itertools.product(range(len(channel_map.groups)), ratios))
     measured, bar = [], Progress(len(pairs), verbose, "measurement")
     for group, ratio in pairs:
         plan = _plan(channel_map, group, ratio, limits, scores)
-        # By what is removed: another setting of the importance may remove something else.
-        key = f"{group} {ratio:g} {identity([row.removed for row in plan.creators])[:16]}"
-        if key not in known:
-            known[key] = figure(plan, channel_map.groups[group].units)
-        measured.append(known[key])
+        units = channel_map.groups[group].units
+        measured.append(known.once(f"{group} {ratio:g}", plan, figure, units))
         bar.update(len(measured))
         if progress:
             progress(len(measured), len(pairs))
@@ -278,6 +275,14 @@ class _Results(dict):
             )
         if "baseline" not in self:
             self["baseline"] = value
+
+    def once(self, name: str, plan: Plan, figure: Callable, units: np.ndarray) -> float | None:
+        """The figure of a plan that removes some units, measured if it is not known."""
+        # By what is removed: another setting of the importance may remove something else.
+        key = f"{name} {identity([row.removed for row in plan.creators])[:16]}"
+        if key not in self:
+            self[key] = figure(plan, units)
+        return self[key]
 
     def __setitem__(self, key, value):
         super().__setitem__(key, value)
