@@ -1,5 +1,8 @@
 """The smaller model learns from the original, without labels."""
 
+import contextlib
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -11,8 +14,25 @@ import keras_nisp as kn
 from keras_nisp.damage.distance import Distance
 
 
-def classifier(ending="softmax", name="classifier"):
+def classifier(ending="softmax"):
     """A small network with BatchNormalization, trained to tell five patterns under noise."""
+    model = untrained(ending)
+    model.set_weights(trained_weights(ending))
+    return model
+
+
+@functools.cache
+def trained_weights(ending):
+    with dtype_policy("float32"):
+        model = randomise(untrained(ending))
+    images, classes = patterns(512, 0)
+    loss = "mse" if ending is None else "binary_crossentropy"
+    model.compile(keras.optimizers.Adam(0.01), loss, jit_compile=False)
+    model.fit(images, np.eye(5)[classes], epochs=6, verbose=0)
+    return model.get_weights()
+
+
+def untrained(ending):
     x = inputs = keras.Input((10, 10, 3))
     for i, (filters, strides) in enumerate([(8, 1), (12, 2), (12, 1)]):
         x = layers.Conv2D(filters, 3, strides=strides, padding="same", name=f"conv{i}")(x)
@@ -20,15 +40,17 @@ def classifier(ending="softmax", name="classifier"):
         x = layers.ReLU()(x)
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dropout(0.1)(x)
-    x = layers.Dense(5, activation=ending, name="head")(x)
-    model = randomise(keras.Model(inputs, x, name=name))
-    images, classes = patterns(512, 0)
-    loss = "mse" if ending is None else "binary_crossentropy"
-    model.compile(keras.optimizers.Adam(0.01), loss, jit_compile=False)
-    model.fit(images, np.eye(5)[classes], epochs=6, verbose=0)
-    plainly = keras.models.clone_model(model)
-    plainly.set_weights(model.get_weights())
-    return plainly
+    return keras.Model(inputs, layers.Dense(5, activation=ending, name="head")(x))
+
+
+@contextlib.contextmanager
+def dtype_policy(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def patterns(count, seed):
@@ -250,11 +272,8 @@ def test_what_is_not_finite_changes_nothing():
 
 @pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16"])
 def test_precisions(policy):
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         model = classifier()
-    finally:
-        keras.config.set_dtype_policy("float32")
     x = patterns(200, 1)[0]
     before, after = (repaired(model, x, steps) for steps in (0, 60))
     assert distance(model, after, x) < distance(model, before, x)
