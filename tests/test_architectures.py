@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 from nets import randomise
-from slow import first_is_fast
+from slow import first_is_fast, slow
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -31,6 +31,7 @@ SMALL = {
     "audio_cnn": lambda: architectures.audio_cnn(400, width=8, stages=2),
     "transfer_learning": lambda: architectures.transfer_learning((32, 32, 3), alpha=0.35),
 }
+LIGHT = [name for name in SMALL if name != "transfer_learning"]
 
 
 def build(name):
@@ -83,7 +84,7 @@ def test_halved(name, importance):
     assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*LIGHT, slow("transfer_learning")])
 def test_saved_and_trained(name, tmp_path):
     _, samples, _, small = halved(name)
     small.save(tmp_path / "small.keras")

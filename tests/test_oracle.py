@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras.src import applications
 from nets import NETS, example_inputs, random_plan, randomise, saturating
-from slow import first_is_fast
+from slow import first_is_fast, slow
 
 import keras_nisp as kn
 from keras_nisp.keras_graph.rounding import amplification
@@ -136,7 +136,10 @@ APPLICATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [slow(name) if name in ("NASNet", "MobileNetV3Small") else name for name in APPLICATIONS],
+)
 def test_applications(name):
     """A fast part of benchmarks/zoo.py."""
     settings = {"input_shape": (65, 65, 3), "classes": 10, "classifier_activation": None}

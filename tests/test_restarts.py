@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from slow import slow
 
 import keras_nisp as kn
 
@@ -94,7 +95,12 @@ def unbroken():
 
 @pytest.mark.parametrize(
     ("schedule", "after", "pruner_first"),
-    [("default", 3, True), ("default", 12, False), ("explicit", 13, True), ("explicit", 28, False)],
+    [
+        ("default", 12, False),
+        ("explicit", 13, True),
+        slow("default", 3, True),
+        slow("explicit", 28, False),
+    ],
 )
 def test_backup_and_restore(tmp_path, unbroken, schedule, after, pruner_first):
     kwargs = EXPLICIT if schedule == "explicit" else {}

@@ -88,6 +88,7 @@ def test_eegnet_for_a_microcontroller(tmp_path):
     assert done.agreement.relative < 0.3
 
 
+@pytest.mark.slow
 def test_streaming_gru(tmp_path):
     model, x = tuned(showcases.streaming_gru, tmp_path)
     done = kn.export_tflite(model, tmp_path / "stream.tflite", check_data=x, verbose=0)
@@ -97,6 +98,7 @@ def test_streaming_gru(tmp_path):
     serve(model, x, tmp_path)
 
 
+@pytest.mark.slow
 def test_detector_with_distributions_over_distances(tmp_path):
     model, x = tuned(showcases.dfl_detector, tmp_path)
     done = kn.export_tflite(model, tmp_path / "boxes.tflite", check_data=x, batch_size=1, verbose=0)

@@ -6,6 +6,7 @@ import pytest
 from fresh_process import in_fresh_process
 from keras import layers
 from nets import NETS, example_inputs, nested, plain, random_plan, randomise, residual
+from slow import slow
 
 import keras_nisp as kn
 
@@ -103,8 +104,8 @@ def test_model_that_is_not_compiled():
 @pytest.mark.parametrize(
     "optimizer",
     [
-        lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
-        lambda: keras.optimizers.Adam(0.01),
+        slow(lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)),
+        slow(lambda: keras.optimizers.Adam(0.01)),
         lambda: keras.optimizers.AdamW(0.01, use_ema=True),
         lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, gradient_accumulation_steps=2),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01)),
