@@ -1,7 +1,9 @@
 """Shared by all tests."""
 
+import contextlib
 import ctypes
 import gc
+import importlib.metadata
 import os
 import resource
 import sys
@@ -14,12 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and what they start, share t
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 
-import keras
-import numpy as np
 import pytest
-import tensorflow as tf
 
-import keras_nisp as kn
+# Keras is imported where it is used: the process that hands tests to workers need not wait for it.
 
 # What goes wrong with the nightly of Keras for a reason in Keras. Tests are named in the Makefile.
 NIGHTLY_WARNINGS = [
@@ -36,8 +35,10 @@ peaks = {}
 
 
 def pytest_configure(config):
-    for line in NIGHTLY_WARNINGS * (".dev" in keras.__version__):
-        config.addinivalue_line("filterwarnings", line)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("keras-nightly")
+        for line in NIGHTLY_WARNINGS:
+            config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_collection_finish():
@@ -77,6 +78,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True, scope="module")
 def memory_given_back(request):
     """Graphs and models of one file do not pile up in the next."""
+    import keras
+
     yield
     for value in vars(request.module).values():
         if hasattr(value, "cache_clear"):
@@ -88,12 +91,16 @@ def memory_given_back(request):
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import keras
+
     keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def optimizers_are_built():
     """Before the first step: TensorFlow traces a step that makes variables twice."""
+    import keras
+
     make = keras.Model.make_train_function
 
     def build_and_make(model, force=False):
@@ -109,15 +116,25 @@ def optimizers_are_built():
 @pytest.fixture
 def unbuilt_optimizers(optimizers_are_built, monkeypatch):
     """Keras builds them in the first step, as it does for users."""
+    import keras
+
     monkeypatch.delattr(keras.Model, "make_train_function")
 
 
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace):
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import keras_nisp as kn
+
     names = {name: getattr(kn, name) for name in kn.__all__}
     doctest_namespace.update(names, keras=keras, np=np, tf=tf)
 
 
 @pytest.fixture
 def rng():
+    import numpy as np
+
     return np.random.default_rng(0)

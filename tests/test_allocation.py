@@ -399,7 +399,7 @@ def test_what_random_graphs_have_found(name):
 
 
 @SAME_OUTPUTS
-@settings(CHECKS, max_examples=8)
+@settings(CHECKS, max_examples=6)
 @given(codes(), st.integers(0, 9))
 def test_random_graphs_are_allocated(code, seed):
     check_graph(code, seed)

@@ -288,9 +288,9 @@ def test_averaged_weights_are_collapsed_too(settings, wrapped):
     "make",
     [
         lambda: keras.optimizers.Adam(1e-3),
-        lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.1),
+        slow(lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.1)),
         lambda: keras.optimizers.RMSprop(1e-3, momentum=0.5),
-        lambda: keras.optimizers.Lion(1e-4),
+        slow(lambda: keras.optimizers.Lion(1e-4)),
         lambda: keras.optimizers.Muon(1e-3),
         lambda: keras.optimizers.SGD(0.01, 0.9, clipnorm=1.0),
         lambda: keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2),

@@ -173,7 +173,7 @@ def test_pruned_against_the_oracle(name):
     assert kn.profile(small).total == plan.after
 
 
-@pytest.mark.parametrize("name", networks(*ALIKE, "bottlenecks"))
+@pytest.mark.parametrize("name", networks(*ALIKE, "bottlenecks", "alexnet", "inception"))
 def test_merged_and_unmerged_agree(name):
     model = randomise(ALL[name]())
     clustering = "kmeans" if name in SMALL else "even"

@@ -36,7 +36,7 @@ ARGUMENTS = {
 }
 
 
-@settings(CHECKS, max_examples=12)
+@settings(CHECKS, max_examples=10)
 @given(**ARGUMENTS)
 def test_random_graphs(code, seed, kind, saved):
     check_once(code, seed, kind, saved)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from slow import first_is_fast, slow
 
 import keras_nisp as kn
 
@@ -47,7 +48,7 @@ def widths(pruner):
     return [row.kept for row in pruner.plan.creators[:2]]
 
 
-@pytest.mark.parametrize("steps", [3, 4, 8])
+@pytest.mark.parametrize("steps", first_is_fast(3, 4, 8))
 def test_accumulated_gradients_end_at_the_target(steps):
     optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=steps)
     pruner = by_magnitude()
@@ -106,9 +107,10 @@ class Scores(keras.callbacks.Callback):
         logs["metric"] = float(epoch != self.best)
 
 
-@pytest.mark.parametrize("pruner_first", [True, False])
-@pytest.mark.parametrize("best", [0, 2])
-def test_best_weights_are_restored(pruner_first, best):
+@pytest.mark.parametrize(
+    ("best", "pruner_first"), [(0, True), (2, False), slow(0, False), slow(2, True)]
+)
+def test_best_weights_are_restored(best, pruner_first):
     """The default schedule ends in epoch 1: epoch 2 is masked as the last, epoch 0 is not."""
     model, pruner = compiled(), by_magnitude()
     stop = keras.callbacks.EarlyStopping(
