@@ -13,7 +13,7 @@ from keras_nisp.channels.rule import PlainKernel, channel_axis
 from keras_nisp.keras_graph.masks import spread_mask
 from keras_nisp.kernels.elimination import Elimination
 from keras_nisp.kernels.patches import positions_first
-from keras_nisp.kernels.reading import absorbed, input_axis, plain_reads
+from keras_nisp.kernels.reading import absorbed, inner_reads, plain_reads, read_axis
 from keras_nisp.kernels.regression import Moments
 from keras_nisp.kernels.rows import KernelRows, share_of
 
@@ -52,18 +52,18 @@ class KernelEdge:
     ):
         self.plain, self.call, self.constant = plain, calls[0], constant
         binding = channel_map.bindings[id(plain.kernel)]
-        axis = plain.axes[0]
         spatial = 0 if plain.window is None else len(plain.window.size)
-        self.order = [i for i in range(len(plain.kernel.shape)) if i != axis]
-        self.order.insert(spatial, axis)  # to (taps..., channels, outputs...)
-        self.units = binding.axes[axis]
+        self.order = [i for i in range(len(plain.kernel.shape)) if i not in plain.axes]
+        self.order[spatial:spatial] = plain.axes  # to (taps..., channels..., outputs...)
+        self.axes = [binding.axes[axis] for axis in plain.axes]
+        self.units = _units(channel_map, plain)
         value = np.asarray(tf.cast(tf.convert_to_tensor(plain.kernel), tf.float32))
         value = value.transpose(self.order)
         self.laid_out = value.shape
-        taps, channels = math.prod(value.shape[:spatial]), len(self.units)
+        taps, channels = math.prod(value.shape[:spatial]), math.prod(map(len, self.axes))
         self.kernel = value.reshape(taps, channels, -1)
         self.by_tap = taps == 1 or taps * channels <= MOST_FEATURES
-        axis_of = functools.partial(input_axis, self.call, plain)
+        axis_of = functools.partial(read_axis, self.call, plain)
         self.rows, self.looked_at = (
             KernelRows(self.call.layer, plain, axis_of, by_tap) for by_tap in (True, self.by_tap)
         )
@@ -82,6 +82,17 @@ class KernelEdge:
         return [Moments(*settings) for _ in range(self.plain.groups)]
 
     # What is read ---------------------------------------------------------------------
+
+    def kept(self, keep: np.ndarray) -> np.ndarray:
+        """Boolean per channel: whether it is kept, along all axes."""
+        return functools.reduce(np.logical_and.outer, [keep[units] for units in self.axes]).ravel()
+
+    def read(self, args: tuple, kwargs: dict) -> tf.Tensor:
+        """What the kernel multiplies in a call of the layer."""
+        if self.plain.inside is not None:
+            return self.plain.inside(*args, **kwargs)
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
+        return tensors[self.plain.argument]
 
     def groups(self, rows: tf.Tensor) -> list[tf.Tensor]:
         """Rows of each group of channels, flat: `(samples, positions, taps * channels)`."""
@@ -114,7 +125,7 @@ class KernelEdge:
         The present kernel stays: if all kernels were refitted at once, each would make up for the
         same errors.
         """
-        kept = keep[self.units]
+        kept = self.kept(keep)
         known = {"renewed": (kept, self.change(keep))} if self.fits else {}
         parts = np.split(self.kernel, self.plain.groups, -1)
         both = zip(self.moments, parts, strict=True)
@@ -147,15 +158,16 @@ class KernelEdge:
         Args:
             keep: boolean per unit of the model.
         """
+        now = self.kept(keep)
         for kept, change in self.known.values():
-            if np.array_equal(kept, keep[self.units]):
+            if np.array_equal(kept, now):
                 return change
-        self.known["present"] = keep[self.units], self.changed(keep)
+        self.known["present"] = now, self.changed(keep)
         return self.known["present"][1]
 
     def changed(self, keep: np.ndarray) -> Change:
         """The same, of a network that is not yet the present one: it is not remembered."""
-        kept = keep[self.units]
+        kept = self.kept(keep)
         parts = np.split(self.kernel, self.plain.groups, -1)
         if kept.all():
             outputs = parts[0].shape[-1]
@@ -267,6 +279,10 @@ class InputEdge:
     def units(self) -> np.ndarray:
         return self.names.ravel()
 
+    def kept(self, keep: np.ndarray) -> np.ndarray:
+        """Boolean per channel: whether it is kept."""
+        return keep[self.units]
+
     def mask(self, keep: np.ndarray) -> tf.Tensor:
         """The kept channels as 1, others as 0."""
         return tf.constant(keep[self.names], tf.float32)
@@ -284,15 +300,25 @@ def find_edges(channel_map: ChannelMap, samples: int) -> tuple[list[KernelEdge],
         calls.setdefault(id(call.layer), []).append(call)
     kernels, inputs, into = [], [], absorbed(channel_map)
     for call in channel_map.calls:
-        reads = plain_reads(channel_map, call) if len(call.outputs) == 1 else []
-        plain = {kernel.argument: kernel for kernel in reads if kernel.gives}
+        one = len(call.outputs) == 1
+        plain = {p.argument: p for p in plain_reads(channel_map, call) if one and p.gives}
+        inner = [p for p in inner_reads(channel_map, call) if one and p.gives]
+        seen = np.zeros(channel_map.count, bool)  # inside: it counts there
+        for kernel in inner:
+            seen[_units(channel_map, kernel)] = True
         for index, tensor in enumerate(call.inputs if call.reads else ()):
-            if not channel_map.free[tensor.names].any():
-                continue
-            if index not in plain:
+            shown = index in plain or seen[tensor.names].all()
+            if not shown and channel_map.free[tensor.names].any():
                 inputs.append(InputEdge(call, index))
-            elif call is calls[id(call.layer)][0]:
-                constant = plain[index].bias is not None or call.outputs[0] in into
-                every = calls[id(call.layer)]
-                kernels.append(KernelEdge(channel_map, every, plain[index], constant, samples))
+        every = calls[id(call.layer)]
+        for kernel in [*plain.values(), *inner] if call is every[0] else ():
+            if channel_map.free[_units(channel_map, kernel)].any():
+                constant = kernel.bias is not None or call.outputs[0] in into
+                kernels.append(KernelEdge(channel_map, every, kernel, constant, samples))
     return kernels, inputs
+
+
+def _units(channel_map: ChannelMap, plain: PlainKernel) -> np.ndarray:
+    """All that the channels that a kernel reads depend on."""
+    axes = channel_map.bindings[id(plain.kernel)].axes
+    return np.concatenate([axes[axis] for axis in plain.axes])

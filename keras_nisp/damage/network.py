@@ -146,7 +146,7 @@ class _Changes:
 
     def __init__(self, edge: KernelEdge | InputEdge, keep: np.ndarray, candidates):
         self.edge = edge
-        differ = [(keep[edge.units] != other[edge.units]).any() for other in candidates]
+        differ = [(edge.kept(keep) != edge.kept(other)).any() for other in candidates]
         self.moved = np.flatnonzero(differ)
         others = [candidates[index] for index in self.moved]
         if isinstance(edge, InputEdge):

@@ -34,7 +34,7 @@ class Sensitivity:
         accuracies: `accuracies[group][i]` belongs to `ratios[i]`; empty for damages.
         damages: likewise, how far the outputs move once kernels are refitted (divergence of
             probabilities, else the squared difference over twice the variance); `None` for groups
-            whose damage does not show, such as heads inside of attention. Empty for accuracies.
+            whose damage does not show, such as key channels of attention. Empty for accuracies.
     """
 
     model: str

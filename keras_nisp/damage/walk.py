@@ -109,9 +109,8 @@ class DamagedWalk:
                 take_off_alike((args, kwargs), given)
             outputs = call.infer(*given[0], **given[1])
             for index, edge in self.by_layer.get(id(call.layer), ()):
-                tensors = [x for x in keras.tree.flatten(given) if tf.is_tensor(x)]
                 outputs = edge.with_constant(outputs, kernels[index])
-                outputs = watched(edge, tensors[edge.plain.argument], outputs)
+                outputs = watched(edge, edge.read(*given), outputs)
             return outputs
 
         both = zip(self.kernels, kernels, strict=True)

@@ -59,6 +59,11 @@ def input_axis(call: Call, plain: PlainKernel, rank: int) -> int | None:
     return axes[0] % rank if axes else None
 
 
+def read_axis(call: Call, plain: PlainKernel, rank: int) -> int | None:
+    """The same of what a plain kernel reads, which may be inside its layer."""
+    return rank - 1 if plain.inside else input_axis(call, plain, rank)
+
+
 def absorbed(channel_map: ChannelMap) -> set[Traced]:
     """Tensors whose missing constant the next normalisation absorbs."""
     linear = {

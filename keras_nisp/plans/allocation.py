@@ -174,7 +174,7 @@ class _Search:
                 self._set(group, self.done[group] - 1)
 
     def _take_unseen(self) -> None:
-        """Groups whose damage is not seen, such as heads, lose the mean share of the others."""
+        """Groups whose damage is not seen (key channels) lose the mean share of the others."""
         if not any(self.blind):
             return
         open_ = [i for i, blind in enumerate(self.blind) if not blind]

@@ -215,8 +215,8 @@ def allocated(
     if asked.by_damage:
         raise ValueError(
             f"Expected channels whose damage shows for allocation={budget.allocation!r}. All that "
-            f"model '{channel_map.model.name}' may lose lie inside of layers, such as heads of "
-            "attention: pass allocation='uniform'."
+            f"model '{channel_map.model.name}' may lose lie inside of layers, such as key "
+            "channels of attention: pass allocation='uniform'."
         )
     return asked.allocated(has_samples=False), None
 

@@ -15,7 +15,7 @@ from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import PlainKernel
 from keras_nisp.channels.unit_map import DROPPED, UnitMap, segment_sum
 from keras_nisp.keras_graph.recording import Step, recorded
-from keras_nisp.kernels.reading import inner_reads, input_axis, plain_reads
+from keras_nisp.kernels.reading import inner_reads, plain_reads, read_axis
 from keras_nisp.plans.plan_fit import check_result
 
 
@@ -70,7 +70,7 @@ class Reader:
     def channel_axis(self, rank: int) -> int | None:
         """Of a tensor that it reads, batch axis counted, along which channels lie; `None` if there
         is none."""
-        return rank - 1 if self.plain.inside else input_axis(self.call, self.plain, rank)
+        return read_axis(self.call, self.plain, rank)
 
     @property
     def width(self) -> int:

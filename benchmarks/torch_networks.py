@@ -1,7 +1,7 @@
 """Torch-Pruning on the weights of our base networks, beside the arms of the experiment `curves`.
 
     pip install torch torch-pruning
-    python benchmarks/torch_pruning.py --data-dir DIR --weights-dir WEIGHTS
+    python benchmarks/torch_networks.py --data-dir DIR --weights-dir WEIGHTS
 
 The Keras ResNet-20 is carried over to PyTorch. Torch-Pruning removes channels in small steps until
 the FLOPs are gone (as it counts them: convolutions and dense layers), with one ratio ("local") or
