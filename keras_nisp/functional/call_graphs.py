@@ -186,9 +186,9 @@ def one_graph(
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
         if probe is not None:
             args, kwargs = keras.tree.map_structure(
-                lambda x: _for_any_batch(x, probe), (args, kwargs)
+                lambda x: for_any_batch(x, probe), (args, kwargs)
             )
-        return operation(*args, **kwargs)
+        return calling.called(operation, args, kwargs)
 
     inputs = [
         keras.Input(batch_shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype)
@@ -210,7 +210,7 @@ def _held_mode(operation: keras.Layer, mode: str) -> dict:
     )
 
 
-def _for_any_batch(value, probe: int):
+def for_any_batch(value: Any, probe: int) -> Any:
     """A constant that has the same rows for each sample as one that has a single row."""
     if not _is_array(value) or not value.ndim or value.shape[0] != probe:
         return value

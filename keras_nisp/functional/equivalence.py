@@ -71,10 +71,11 @@ def check_same(model: keras.Model, layer: keras.Layer, args, kwargs, sizes=()) -
 
 def _first_that_fits(model, layer, tensors, original: Callable, sizes):
     """Samples that the original takes, and what it gives in inference."""
-    is_open = any(None in tensor.shape[1:] for tensor in tensors)
+    shapes = _shapes(model, tensors)
+    is_open = any(None in shape[1:] for shape in shapes)
     reasons: list[Exception] = []
     for size in (*sizes, *SIZES) if is_open else SIZES[:1]:
-        values = _samples(model, tensors, size)
+        values = _samples(model, tensors, shapes, size)
         try:
             return values, _outcome(layer, original, False, values)
         except Exception as error:  # whatever code of users raises
@@ -83,18 +84,28 @@ def _first_that_fits(model, layer, tensors, original: Callable, sizes):
         raise reasons[0]
     raise NotAGraphError(
         f"sizes of its inputs are open, {[t.shape for t in tensors]}: say which ones it takes by "
-        f"`input_shape`. It takes none of {[*sizes, *SIZES]} ({reason_of(reasons[0])})"
+        f"`input_shape`. It takes none of {[*dict.fromkeys((*sizes, *SIZES))]} "
+        f"({reason_of(reasons[0])})"
     ) from reasons[0]
 
 
-def _samples(model: keras.Model, tensors: list, size: int) -> list:
+def _shapes(model: keras.Model, tensors: list) -> list[tuple]:
+    """Shapes of what a model takes: sizes that it leaves open are those of a call's tensors, and
+    the other way round."""
+    called_with = [*tensors, *masks_of(tensors)]
+    return [
+        tuple(n if n is not None else m for n, m in zip(one.shape, other.shape, strict=True))
+        for one, other in zip(called_with, keras_models.body(model).inputs, strict=True)
+    ]
+
+
+def _samples(model: keras.Model, tensors: list, shapes: list[tuple], size: int) -> list:
     """Random values for the tensors of a call, with masks where these have one."""
-    tensors = [*tensors, *masks_of(tensors)]
-    shapes = [tuple(size if n is None else n for n in t.shape[1:]) for t in tensors]
-    count = next((t.shape[0] for t in tensors if t.shape and t.shape[0] is not None), COUNT)
-    values, _ = next(random_samples(model, shapes, count).batches())
+    count = next((shape[0] for shape in shapes if shape and shape[0] is not None), COUNT)
+    full = [tuple(size if n is None else n for n in shape[1:]) for shape in shapes]
+    values, _ = next(random_samples(model, full, count).batches())
     masked = [i for i, tensor in enumerate(tensors) if mask_of(tensor) is not None]
-    for position, index in enumerate(masked, start=len(tensors) - len(masked)):
+    for position, index in enumerate(masked, start=len(tensors)):
         mask = np.array(values[position])
         mask[:, 0] = True  # Nothing need be right for a sample that is masked as a whole.
         values[position] = keras.ops.convert_to_tensor(mask)

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
 from keras.src.layers.layer import CallContext
 from keras.src.models import functional
@@ -152,6 +153,30 @@ def call_in_mode(layer: keras.Operation, training: bool, /, *args, **kwargs) -> 
         kwargs = {**kwargs, "training": training}  # the graph may have noted a default
     with mode(training), on_data(layer):
         return layer(*args, **kwargs)
+
+
+def called(operation: keras.Operation, args: tuple, kwargs: dict) -> Any:
+    """The outputs of a symbolic call, with all sizes that can be known."""
+    return with_known_sizes(operation, args, kwargs, operation(*args, **kwargs))
+
+
+def with_known_sizes(operation: keras.Operation, args: tuple, kwargs: dict, outputs: Any) -> Any:
+    """The outputs of a symbolic call, with sizes that follow from those of its inputs although
+    Keras leaves them open, such as those that an EinsumDense was not told."""
+    given, made = _symbolic((args, kwargs)), _symbolic(outputs)
+    if not any(None in tensor.shape[1:] for tensor in made):
+        return outputs
+    if any(None in tensor.shape[1:] for tensor in given):
+        return outputs
+    compute = operation if isinstance(operation, keras.Layer) else operation.call
+    computed = _symbolic(compute_output_spec(compute, *args, **kwargs))
+    for tensor, known in zip(made, computed, strict=True):
+        tensor._shape = (*tensor.shape[:1], *known.shape[1:])
+    return outputs
+
+
+def _symbolic(values: Any) -> list[keras.KerasTensor]:
+    return [x for x in keras.tree.flatten(values) if isinstance(x, keras.KerasTensor)]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,302 @@
+"""Writes layers that are made of others, and models around them, out as functional graphs."""
+
+import contextlib
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_nisp.channels.registry import registered
+from keras_nisp.errors import reason_of
+from keras_nisp.functional.call_graphs import NotAGraphError, for_any_batch, modes, one_graph, same
+from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
+from keras_nisp.keras_graph import calling, copying, keras_layers, keras_models, walking
+from keras_nisp.keras_graph.masks import mask_of, set_mask
+from keras_nisp.keras_graph.model_class import of_class
+from keras_nisp.keras_graph.wrappers import is_wrapper
+
+PROBE = 13  # batch size at which a call is traced that does not take an open one
+Shapes = tuple[tuple[int | None, ...], ...]  # of a model's inputs, with the batch axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A composite, converted.
+
+    Attributes:
+        model: takes the tensors of the composite's call, and gives those of its result.
+        structure: the composite's result; what is no tensor in it stands as it is.
+        masks: for each tensor of the result which of its arguments' masks it carries.
+    """
+
+    model: keras.Model
+    structure: Any
+    masks: list[int | None]
+
+    def __call__(self, args, kwargs):
+        settings = {"training": kwargs["training"]} if "training" in kwargs else {}
+        tensors = tensors_of(args, kwargs)
+        masks = masks_of(tensors)
+        outputs = keras.tree.flatten(self.model(_single([*tensors, *masks]), **settings))
+        for tensor, index in zip(outputs, self.masks, strict=True):
+            if index is not None:
+                set_mask(tensor, masks[index])
+        pending = iter(outputs)
+        return keras.tree.map_structure(
+            lambda x: next(pending) if is_tensor(x) else x, self.structure
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A layer that could not be converted in one of its calls, and why."""
+
+    layer: keras.Layer
+    reason: str
+
+
+class Writer:
+    """Writes out composites; each of them once, so that what is shared stays shared.
+
+    Args:
+        sizes: which open axes may have.
+
+    Attributes:
+        kept: the layers that could not be converted, by their `id`.
+    """
+
+    def __init__(self, sizes: list[int]):
+        self.sizes = sizes
+        self.models: dict[tuple, tuple] = {}
+        self.composites: dict[int, list[tuple]] = {}
+        self.kept: dict[int, Kept] = {}
+
+    def graph(self, model: keras.Model, shapes: Shapes) -> keras.Model:
+        """A functional or sequential model with its composites converted.
+
+        Args:
+            model: the model.
+            shapes: of what it is called with. Axes that the model leaves open stay open, unless
+                a layer can be converted only where they are known.
+        """
+        own = tuple(tuple(tensor.shape) for tensor in keras_models.body(model).inputs)
+        known = tuple(
+            tuple(n if n is not None else m for n, m in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(own, shapes, strict=True)
+        )
+        written, kept = self.noted(self._graph, model, own)
+        if kept and known != own:
+            before, self.composites = self.composites, {}  # else names count both attempts
+            closed, fewer = self.noted(self._graph, model, known)
+            self.composites = before
+            if kept.keys() - fewer.keys():
+                written = closed
+            kept = fewer  # whose reasons are not that sizes are open
+        self.kept |= kept
+        return written
+
+    def noted(self, write: Callable, *args) -> tuple[Any, dict[int, Kept]]:
+        """What a function gives, and the layers that it could not convert."""
+        before, self.kept = self.kept, {}
+        try:
+            return write(*args), self.kept
+        finally:
+            self.kept = before
+
+    def _graph(self, model: keras.Model, shapes: Shapes) -> keras.Model:
+        key = id(model), shapes
+        if key not in self.models:
+            changed = False
+
+            def visit(node, args, kwargs):
+                nonlocal changed
+                written = self.call(node.operation, args, kwargs)
+                if written is None:
+                    return calling.called(node.operation, args, kwargs)
+                changed = True
+                return written()
+
+            inputs = copying.new_inputs(model, list(shapes))
+            outputs, kept = self.noted(walking.replay, model, inputs, visit)
+            structure = keras_models.structured_inputs(model, inputs)
+            written = of_class(model, structure, outputs, quiet=True) if changed else model
+            self.models[key] = written, kept, model  # which stays alive, and its id with it
+        written, kept, _ = self.models[key]
+        self.kept |= kept
+        return written
+
+    def call(
+        self, operation: keras.Operation, args, kwargs, probe: int | None = None
+    ) -> Callable | None:
+        """What to call in place of an operation, if that can be converted and need be.
+
+        Args:
+            operation: the layer or operation.
+            args, kwargs: of the call.
+            probe: the batch size of the call that is to be opened, if there is one.
+        """
+        if not tensors_of(args, kwargs):
+            return None
+        described = keras.tree.map_structure(lambda x: _opened(x, probe), (args, kwargs))
+        tensors = tensors_of(*described)
+        if keras_models.is_graph(operation):
+            written = self.graph(operation, tuple(tuple(tensor.shape) for tensor in tensors))
+            return functools.partial(written, *args, **kwargs) if written is not operation else None
+        converted = self.composite(operation, *described) if _is_composite(operation) else None
+        return converted and functools.partial(converted, args, kwargs)
+
+    def composite(self, layer: keras.Layer, args, kwargs) -> Written | None:
+        """A model that does what a layer does, or `None` (and a reason) if there is none."""
+        variants = self.composites.setdefault(id(layer), [])
+        described = _described(args, kwargs)
+        for known, written, kept in variants:
+            if same(known, described):
+                self.kept |= kept
+                return written
+        itself = {id(layer): Kept(layer, "it calls itself")}
+        variants.append((described, None, itself))
+        place = len(variants) - 1
+        written, kept = self.noted(self._written, layer, args, kwargs)
+        variants[place] = described, written, kept
+        self.kept |= kept
+        others = sum(other is not None for _, other, _ in variants[:place])
+        if written is not None and others:  # called with other shapes or settings, too
+            written.model.name += f"_{others + 1}"
+        return written
+
+    def _written(self, layer, args, kwargs) -> Written | None:
+        """With an open batch size if that will do; else with one that is then opened."""
+        for batch in (None, PROBE):
+            self.kept = {}
+            try:
+                return self._write(layer, args, kwargs, batch)
+            except NotAGraphError as error:
+                reason = reason_of(error)
+                break
+            except Exception as error:  # whatever code of users raises on symbolic tensors
+                reason = reason_of(error)
+        self.kept[id(layer)] = Kept(layer, reason)
+        return None
+
+    def _write(self, layer, args, kwargs, batch) -> Written:
+        kwargs = {k: v for k, v in kwargs.items() if k != "training"}
+        if not layer.built:
+            _build(layer, args, kwargs)
+        inference, _ = self._trace(layer, args, kwargs, batch, training=False)
+        training, structure = self._trace(layer, args, kwargs, batch, training=True)
+        in_mode = modes(inference, training)
+        tensors = tensors_of(args, kwargs)
+        masks = [tensor for tensor in training.inputs[len(tensors) :]]
+        batches = [tensor.shape[0] for tensor in (*tensors, *masks_of(tensors))]
+        inputs, outputs = one_graph(training, in_mode, batches, batch)
+        model = keras.Model(_single(inputs), outputs, name=layer.name)
+        _check_weights(model, layer)
+        check_same(model, layer, args, kwargs, self.sizes)
+        carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
+        return Written(model, structure, carried)
+
+    def _trace(self, layer, args, kwargs, batch, training) -> tuple[keras.Function, Any]:
+        """The graph that a layer's `call` makes of symbolic tensors and their masks, and its
+        whole result."""
+
+        def call(part, proceed, args, kwargs):
+            if part is layer:
+                return proceed(part, *args, **kwargs)
+            written = self.call(part, args, kwargs, batch)
+            if written is None:
+                return calling.with_known_sizes(part, args, kwargs, proceed(part, *args, **kwargs))
+            return written()
+
+        tensors = tensors_of(args, kwargs)
+        inputs = [_input(tensor, batch) for tensor in tensors]
+        cast = [calling.as_layer_takes_it(layer, tensor) for tensor in inputs]
+        for tensor, like in zip(cast, tensors, strict=True):
+            if mask_of(like) is not None:
+                set_mask(tensor, _input(mask_of(like), batch))
+        masks = masks_of(cast)
+        args, kwargs = filled(args, kwargs, cast)
+        if keras_layers.takes_training(layer):
+            kwargs |= {"training": training}
+        if len(cast) == len(masks) == 1 and calling.takes(layer, "mask"):
+            kwargs = {"mask": masks[0], **kwargs}  # as Keras would
+        watched = calling.intercepted_calls(call)
+        with watched, calling.mode(training), calling.noted_updates() as noted:
+            result = layer.call(*args, **kwargs)
+        if noted:
+            raise NotAGraphError(f"its call changes {noted[0]}")
+        return keras.Function([*inputs, *masks], tensors_of(result, {})), result
+
+
+def _input(like: keras.KerasTensor, batch: int | None) -> keras.KerasTensor:
+    shape = (like.shape[0] or batch, *like.shape[1:])
+    return keras.Input(batch_shape=shape, dtype=like.dtype)
+
+
+def _opened(value: Any, probe: int | None) -> Any:
+    """An argument of a call that is traced at a batch size, as it is at any."""
+    if probe is None:
+        return value
+    if not is_tensor(value):
+        return for_any_batch(value, probe)
+    if not value.shape or value.shape[0] is None or value.shape[0] % probe:
+        return value
+    opened = keras.Input(batch_shape=(None, *value.shape[1:]), dtype=value.dtype)
+    if mask_of(value) is not None:
+        set_mask(opened, _opened(mask_of(value), probe))
+    return opened
+
+
+def _index(value, values: list) -> int | None:
+    return next((i for i, x in enumerate(values) if x is value), None)
+
+
+def _check_weights(model: keras.Model, layer: keras.Layer) -> None:
+    for kind in ("weights", "trainable_weights"):
+        own = {id(weight): weight.path for weight in getattr(layer, kind)}
+        others = {id(weight): weight.path for weight in getattr(model, kind)}
+        missing = [path for key, path in own.items() if key not in others]
+        added = [path for key, path in others.items() if key not in own]
+        if missing:
+            name = missing[0].rpartition("/")[2]
+            raise NotAGraphError(
+                f"it has {kind.replace('_', ' ')} of its own, such as '{name}', which belong to "
+                "no layer that it calls"
+            )
+        if added:
+            raise NotAGraphError(f"its graph has {kind.replace('_', ' ')} that it has not: {added}")
+
+
+def _build(layer, args, kwargs) -> None:
+    """Lets a layer make its weights, if a symbolic call does; else its parts do when traced."""
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        layer(*args, **kwargs)
+
+
+def _is_composite(operation) -> bool:
+    """Whether something is a layer without a rule, which may be made of others."""
+    rule = registered(type(operation))
+    known = keras_models.is_graph(operation) or (
+        rule is not None and not getattr(rule, "warns", False)
+    )
+    return isinstance(operation, keras.Layer) and not known and not is_wrapper(operation)
+
+
+def _single(values: list) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
+
+
+def _described(args, kwargs) -> Any:
+    """The shapes and settings of a call, but for `training`."""
+    kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+    return keras.tree.map_structure(
+        lambda x: (x.shape, x.dtype, mask_of(x) is not None) if is_tensor(x) else x,
+        (args, kwargs),
+    )

@@ -1,0 +1,168 @@
+"""`as_functional` where sizes are open: at those of a call, of data, or left open."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from nets import random_plan, randomise
+
+import keras_nisp as kn
+
+
+class Attention(layers.Layer):
+    """By hand, as language models write it: Keras is not told the length of what comes out."""
+
+    def __init__(self, heads=2, size=4, **kwargs):
+        super().__init__(**kwargs)
+        self.heads, self.size = heads, size
+        for name in ("query", "key", "value"):
+            dense = layers.EinsumDense("bti,ihd->bthd", (None, heads, size), name=name)
+            setattr(self, name, dense)
+        self.output_dense = layers.EinsumDense("bthd,hdo->bto", (None, heads * size), name="output")
+
+    def build(self, shape):
+        for dense in (self.query, self.key, self.value):
+            dense.build(shape)
+        self.output_dense.build((None, None, self.heads, self.size))
+
+    def call(self, x, allowed=None):
+        batch, length = ops.shape(self.key(x))[:2]
+        scores = ops.einsum("bqhd,bkhd->bhqk", self.query(x), self.key(x))
+        if allowed is not None:
+            scores = ops.where(allowed[:, None], scores, -1e9)
+        values = ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores), self.value(x))
+        values = ops.reshape(values, (batch, length, self.heads, self.size))
+        return self.output_dense(values), None
+
+
+class Decoder(layers.Layer):
+    """Makes a causal mask for batch and length, and asks each for what it is."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = Attention(size=width // 2, name="attention")
+        self.norm = layers.LayerNormalization(name="norm")
+        self.inner = layers.Dense(2 * width, activation="relu", name="inner")
+        self.outer = layers.Dense(width, name="outer")
+
+    def build(self, shape):
+        self.attention.build(shape)
+        self.norm.build(shape)
+        self.inner.build(shape)
+        self.outer.build((*shape[:-1], self.inner.units))
+
+    def compute_output_spec(self, x, padding=None):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def call(self, x, padding=None):
+        batch, length, _ = ops.shape(x)
+        steps = ops.arange(length)
+        mask = ops.broadcast_to(steps[:, None] >= steps, (batch, length, length))
+        if padding is not None:
+            mask = ops.logical_and(ops.cast(padding[:, None], "bool"), mask)
+        x = x + self.attention(self.norm(x), allowed=mask)[0]
+        return x + self.outer(self.inner(x))
+
+
+def decoder_only(length=None):
+    """The form of a language model: token ids and a padding mask, of an open length."""
+    words = keras.Input((length,), dtype="int32", name="words")
+    padding = keras.Input((length,), dtype="int32", name="padding")
+    x = layers.Embedding(20, 8, name="table")(words)
+    for index in range(2):
+        x = Decoder(name=f"decoder_{index}")(x, padding=padding)
+    return keras.Model({"words": words, "padding": padding}, layers.Dense(3, name="head")(x))
+
+
+def tokens(length, count=3):
+    rng = np.random.default_rng(0)
+    padding = np.ones((count, length), "int32")
+    padding[0, -2:] = 0
+    return {"words": rng.integers(0, 20, (count, length)), "padding": padding}
+
+
+def custom_layers(model):
+    return [x for x in model._flatten_layers() if isinstance(x, (Attention, Decoder))]
+
+
+def test_masks_and_inner_sizes_of_a_length_that_input_shape_gives():
+    model = randomise(decoder_only())
+    written = kn.as_functional(model, input_shape=[(6,), (6,)])
+    assert custom_layers(written) == []
+    assert [layer.name for layer in written.layers if isinstance(layer, keras.Model)] == [
+        "decoder_0",
+        "decoder_1",
+    ]
+    for count in (1, 4):
+        x = tokens(6, count)
+        np.testing.assert_allclose(written(x), model(x), atol=1e-5)
+    with pytest.raises(ValueError, match=r"expected shape=.None, 6"):
+        written(tokens(5))
+    plan = random_plan(written)
+    kept = {row.layer: row.kept for row in plan.creators}
+    assert kept["decoder_0/inner"] < 16
+    assert kept["table"] < 8
+    small = kn.rebuild(written, plan)
+    assert kn.verify(small, written, plan, tolerance=1e-5).ok
+
+
+def test_open_lengths_without_a_size_are_told(capsys):
+    model = decoder_only()
+    assert kn.as_functional(model) is model
+    said = capsys.readouterr().out
+    assert "'decoder_0' and 1 more (Decoder): " in said
+    assert "with `input_shape`, the shape of one sample" in said
+    assert kn.as_functional(model, verbose=0) is model
+    assert capsys.readouterr().out == ""
+
+
+def test_nested_models_are_converted_at_the_sizes_of_their_call():
+    inner = decoder_only()
+    words, padding = (keras.Input((6,), dtype="int32", name=n) for n in ("words", "padding"))
+    y = inner({"words": words, "padding": padding})
+    model = randomise(keras.Model([words, padding], layers.Dense(2)(ops.mean(y, axis=1))))
+    written = kn.as_functional(model)
+    assert custom_layers(written) == []
+    x = tokens(6)
+    x = [x["words"], x["padding"]]
+    np.testing.assert_allclose(written(x), model(x), atol=1e-5)
+
+
+def test_subclassed_models_of_open_length():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.decoder, self.head = Decoder(name="decoder"), layers.Dense(3, name="head")
+
+        def call(self, x):
+            return self.head(self.decoder(x))
+
+    net = Net()
+    written = kn.as_functional(net, keras.Input((None, 8)), input_shape=(6, 8))
+    assert custom_layers(written) == []
+    x = np.random.default_rng(0).normal(size=(3, 6, 8)).astype("float32")
+    np.testing.assert_allclose(written(x), net(x), atol=1e-5)
+
+
+def test_inputs_of_different_open_lengths():
+    class Cross(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(4, name="dense")
+
+        def build(self, x_shape, context_shape):
+            self.dense.build(x_shape)
+
+        def compute_output_spec(self, x, context):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+        def call(self, x, context):
+            steps = ops.arange(x.shape[1])[:, None] >= ops.arange(context.shape[1])
+            scores = ops.matmul(self.dense(x), ops.transpose(context, (0, 2, 1)))
+            return ops.matmul(ops.where(steps, scores, 0.0), context)
+
+    a, b = keras.Input((None, 4), name="a"), keras.Input((None, 4), name="b")
+    model = keras.Model([a, b], layers.Dense(2)(Cross(name="cross")(a, b)))
+    written = kn.as_functional(model, input_shape=[(5, 4), (9, 4)])
+    assert isinstance(written.get_layer("cross"), keras.Model)
+    assert [tensor.shape[1] for tensor in written.inputs] == [5, 9]
