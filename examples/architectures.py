@@ -35,10 +35,33 @@ def vision_transformer(
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name="vision_transformer")
 
 
-def _transformer_block(x, heads, mlp, name):
+def language_model(vocabulary=256, length=128, width=128, heads=4, mlp=512, blocks=4):
+    """A decoder that predicts each next token from those before it: a small GPT-2.
+
+    Args:
+        vocabulary: number of tokens.
+        length: tokens in a text.
+        width: channels of a token.
+        heads: of each attention; a head has `width // heads` channels.
+        mlp: hidden channels of each MLP.
+        blocks: number of blocks.
+    """
+    tokens = keras.Input((length,), dtype="int32", name="tokens")
+    x = layers.Embedding(vocabulary, width, name="embedding")(tokens)
+    places = ops.zeros_like(tokens) + np.arange(length)
+    x = layers.Add(name="embedded")([x, layers.Embedding(length, width, name="positions")(places)])
+    for block in range(blocks):
+        x = _transformer_block(x, heads, mlp, f"block{block}", causal=True)
+    x = layers.LayerNormalization(epsilon=1e-6, name="last_norm")(x)
+    return keras.Model(tokens, layers.Dense(vocabulary, name="logits")(x), name="language_model")
+
+
+def _transformer_block(x, heads, mlp, name, causal=False):
     width = x.shape[-1]
     y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm1")(x)
-    y = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(y, y)
+    y = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(
+        y, y, use_causal_mask=causal
+    )
     x = layers.Add(name=f"{name}_add1")([x, y])
     y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm2")(x)
     y = layers.Dense(mlp, activation="gelu", name=f"{name}_mlp")(y)
