@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import os
@@ -103,6 +104,7 @@ def optimizers_are_built():
 
     make = keras.Model.make_train_function
 
+    @functools.wraps(make)  # it is taken for the method of Keras
     def build_and_make(model, force=False):
         if model.built and not model.run_eagerly and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)

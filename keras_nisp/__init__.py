@@ -34,6 +34,7 @@ from keras_nisp.export.tf_keras import to_tf_keras  # noqa: E402
 from keras_nisp.export.tflite import export_tflite  # noqa: E402
 from keras_nisp.export.tfmot import import_tfmot, quantization_aware  # noqa: E402
 from keras_nisp.functional.as_functional import as_functional  # noqa: E402
+from keras_nisp.functional.as_original import as_original  # noqa: E402
 from keras_nisp.importance import (  # noqa: E402
     LRP,
     NISP,
@@ -104,6 +105,7 @@ __all__ = [
     "UnknownLayerWarning",
     "VerificationError",
     "as_functional",
+    "as_original",
     "benchmark",
     "deviation",
     "distiller",

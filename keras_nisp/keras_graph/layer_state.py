@@ -252,3 +252,12 @@ def match_trainable(parts: list[tuple], pairs: list[tuple]) -> None:
     for old, new in (*parts, *pairs):
         if hasattr(old, "trainable") and old.trainable != new.trainable:
             new.trainable = old.trainable
+
+
+def weights_by_path(layer: keras.Layer) -> dict[str, keras.Variable]:
+    """The weights of a layer and of what it holds, by the names that lead to them."""
+    own = [*layer._trainable_variables, *layer._non_trainable_variables]
+    found = {variable.name: variable for variable in own}
+    for inner in layer._layers:
+        found |= {f"{inner.name}/{name}": v for name, v in weights_by_path(inner).items()}
+    return found

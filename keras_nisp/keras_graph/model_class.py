@@ -140,5 +140,6 @@ def _warn_of_loss(model: keras.Model, reason: str) -> None:
         warn(
             f"Model '{model.name}' ({type(model).__name__}) becomes a plain model, since {reason}: "
             f"`{'`, `'.join(lost)}` of the class are lost. Give the class an `__init__` that takes "
-            "`(inputs, outputs, ..., **kwargs)` and a `get_config` with its other arguments."
+            "`(inputs, outputs, ..., **kwargs)` and a `get_config` with its other arguments; or, "
+            "if its hyperparameters say how wide it is, use `keras_nisp.as_original`."
         )

@@ -1,0 +1,191 @@
+"""`as_original`: a smaller functional graph as a model of the original's own class."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_nisp.errors import ConversionError, reason_of
+from keras_nisp.functional.equivalence import check_same
+from keras_nisp.keras_graph import calling, keras_models
+from keras_nisp.keras_graph.layer_state import weights_by_path
+
+Shapes = dict[str, tuple[int, ...]]
+Leaf = tuple[Any, ...]  # keys that lead to a number in a config
+
+
+def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
+    """Puts a smaller graph into a new model of the class that the original has.
+
+    What `as_functional` and `prune` make of a model of a class of its own, such as a backbone or a
+    task of keras-hub, is a plain graph, without the methods of the class: `generate`, its
+    preprocessor, its presets. Where the class can say the smaller widths by its own
+    hyperparameters, this gives a model of the class that computes the same.
+
+    The hyperparameters are found by trying: each number in the config is doubled, and which axes of
+    which weights follow it is read off. A class has one number for all of its blocks, so all
+    must have lost the same share: prune with `allocation="uniform"` and a ratio, or by `ratios`
+    the layers that the class can make smaller (of GPT-2 the width of the MLP alone, since the
+    size of its heads follows from that of the whole).
+
+    Args:
+        small: what `prune` or `rebuild` gave for `as_functional(original)`.
+        original: the model. It is not changed.
+
+    Returns:
+        A model of the class of `original`, from its `get_config` with smaller numbers, with the
+        weights of `small`; it is not compiled. Its outputs were compared with those of `small`.
+
+    Raises:
+        ConversionError: the class cannot say these widths, or computes something else with them;
+            the message names a weight.
+        TypeError: an argument is not a Keras model.
+
+    Example:
+
+    >>> @keras.saving.register_keras_serializable("docs")
+    ... class Net(keras.Model):
+    ...     def __init__(self, hidden=8, **kwargs):
+    ...         inputs = keras.Input((4,))
+    ...         x = keras.layers.Dense(hidden, activation="relu", name="hidden")(inputs)
+    ...         super().__init__(inputs, keras.layers.Dense(2, name="head")(x), **kwargs)
+    ...         self.hidden = hidden
+    ...     def get_config(self):
+    ...         return {"name": self.name, "hidden": self.hidden}
+    >>> net = Net()
+    >>> small = prune(as_functional(net), Magnitude(), ratio=0.5, verbose=0)
+    >>> as_original(small, net).hidden
+    4
+    """
+    for name, model in (("small", small), ("original", original)):
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"Expected `{name}` to be a keras.Model. Received: {model!r}")
+    paths = _common_paths(small, original)
+    before, after = ({path: _shapes(net)[path] for path in paths} for net in (original, small))
+    config = _smaller(original, before, after)
+    _check_shapes(original, before, after, _shapes_by(config, type(original)))
+    new = type(original).from_config(config)
+    values = weights_by_path(small)
+    for path, variable in weights_by_path(new).items():
+        if path in paths:
+            variable.assign(values[path])
+    _check_outputs(small, new)
+    return new
+
+
+def _common_paths(small: keras.Model, original: keras.Model) -> list[str]:
+    """Of weights: a layer may be held in several places, and a graph knows some of them."""
+    every = weights_by_path(original), weights_by_path(small)
+    paths = [path for path in every[0] if path in every[1]]
+    for weights in every:
+        known = {id(weights[path]) for path in paths}
+        others = [path for path, variable in weights.items() if id(variable) not in known]
+        if others:
+            raise ConversionError(
+                f"Expected `small` to have the weights of '{original.name}', smaller. Received "
+                f"others, such as '{others[0]}' in one of them: pass what became of "
+                "`as_functional(original)`."
+            )
+    return paths
+
+
+def _shapes(model: keras.Model) -> Shapes:
+    return {path: tuple(variable.shape) for path, variable in weights_by_path(model).items()}
+
+
+def _shapes_by(config: dict, kind: type) -> Shapes:
+    """Of a model with this config, without making its weights."""
+    own = vars(kind).get("compile")  # by some constructors, and optimizers make variables
+    kind.compile = lambda *args, **kwargs: None
+    try:
+        with calling.without_memory():
+            return _shapes(kind.from_config(copy.deepcopy(config)))
+    finally:
+        if own is None:
+            del kind.compile
+        else:
+            kind.compile = own
+
+
+def _smaller(original: keras.Model, before: Shapes, after: Shapes) -> dict:
+    """The config whose numbers give the new shapes, if these are products of such numbers.
+
+    The logarithm of an axis is then a sum of theirs, and the change of all axes a linear system.
+    """
+    config = original.get_config()
+    axes = [(path, axis) for path, shape in before.items() for axis in range(len(shape))]
+    change = np.log2([after[path][axis] / before[path][axis] for path, axis in axes])
+    followed = {}
+    for leaf, number in _numbers(config):
+        doubled = _doubled(original, config, leaf, number)
+        if doubled is not None and doubled.keys() >= before.keys():
+            factor = np.log2([doubled[path][axis] / before[path][axis] for path, axis in axes])
+            if factor.any():
+                followed[leaf] = factor
+    if followed:
+        from scipy.optimize import nnls  # takes a while to import
+
+        system = np.stack(list(followed.values()), 1)
+        # No number grows; of several that would do (heads, or their size), one takes it all.
+        powers, _ = nnls(system, -change)
+        for leaf, power in zip(followed, powers, strict=True):
+            _set(config, leaf, round(_get(config, leaf) / 2**power))
+    return config
+
+
+def _numbers(config: Any, before: Leaf = ()) -> Iterator[tuple[Leaf, int]]:
+    """The whole numbers above 1 in a config, with the keys that lead to them."""
+    items = config.items() if isinstance(config, dict) else enumerate(config)
+    for key, value in items:
+        if isinstance(value, (dict, list, tuple)):
+            yield from _numbers(value, (*before, key))
+        elif isinstance(value, int) and not isinstance(value, bool) and value > 1:
+            yield (*before, key), value
+
+
+def _doubled(original: keras.Model, config: dict, leaf: Leaf, number: int) -> Shapes | None:
+    """The shapes of all weights where one number is twice as large; `None` if that is no model."""
+    config = copy.deepcopy(config)
+    try:
+        _set(config, leaf, 2 * number)
+        return _shapes_by(config, type(original))
+    except Exception:  # whatever a class raises whose numbers do not fit together
+        return None
+
+
+def _get(config: Any, leaf: Leaf) -> int:
+    for key in leaf:
+        config = config[key]
+    return config
+
+
+def _set(config: Any, leaf: Leaf, number: int) -> None:
+    _get(config, leaf[:-1])[leaf[-1]] = number
+
+
+def _check_shapes(original: keras.Model, before: Shapes, after: Shapes, made: Shapes) -> None:
+    for path, shape in after.items():
+        if made.get(path) != shape:
+            raise ConversionError(
+                f"A {type(original).__name__} cannot have the widths of `small`: '{path}' has the "
+                f"shape {before[path]} there, {shape} here, and {made.get(path)} at the "
+                "hyperparameters that come closest. Blocks that have one number in common must "
+                "lose equally much: prune with allocation='uniform', or by `ratios` what has a "
+                "hyperparameter of its own."
+            )
+
+
+def _check_outputs(small: keras.Model, new: keras.Model) -> None:
+    inputs = keras_models.body(new).inputs if keras_models.is_graph(new) else small.inputs
+    known = [tensor.shape[1:] for tensor in keras_models.body(small).inputs]
+    sizes = sorted({n for shape in known for n in shape if n is not None})
+    try:
+        check_same(small, new, (keras_models.structured_inputs(new, inputs),), {}, sizes)
+    except Exception as error:
+        raise ConversionError(
+            f"A {type(new).__name__} with the widths of `small` does not give what that gives: "
+            f"{reason_of(error)}. (A class may compute something from its hyperparameters, such as "
+            "the scale of attention from the number of key channels: leave these as they are.)"
+        ) from error

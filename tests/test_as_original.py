@@ -1,0 +1,136 @@
+"""Smaller graphs as models of the original's own class."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from nets import randomise
+
+import keras_nisp as kn
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*becomes a plain model")
+
+
+@keras.saving.register_keras_serializable("tests")
+class Backbone(keras.Model):
+    """Two blocks of one width each; heads are laid side by side, as in many networks."""
+
+    def __init__(self, words=20, width=8, heads=2, head_dim=4, mlp=12, blocks=2, **kwargs):
+        tokens = keras.Input((None,), dtype="int32", name="tokens")
+        x = layers.Embedding(words, width, name="embedding")(tokens)
+        for i in range(blocks):
+            y = layers.Dense(heads * head_dim, activation="relu", name=f"block{i}_heads")(x)
+            x = layers.Add()([x, layers.Dense(width, name=f"block{i}_output")(y)])
+            y = layers.Dense(mlp, activation=self.activation, name=f"block{i}_mlp")(x)
+            x = layers.Add()([x, layers.Dense(width, name=f"block{i}_project")(y)])
+        super().__init__(tokens, x, **kwargs)
+        names = ("words", "width", "heads", "head_dim", "mlp", "blocks")
+        values = (words, width, heads, head_dim, mlp, blocks)
+        self.settings = dict(zip(names, values, strict=True))
+
+    @staticmethod
+    def activation(x):
+        return ops.relu(x)
+
+    def get_config(self):
+        return {"name": self.name, **self.settings}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaled(Backbone):
+    """Its activation looks at how wide it is."""
+
+    @staticmethod
+    def activation(x):
+        return ops.relu(x) / x.shape[-1]
+
+
+@keras.saving.register_keras_serializable("tests")
+class Task(keras.Model):
+    """A backbone with a head, compiled from the beginning, with a method of its own."""
+
+    def __init__(self, backbone, classes=3, **kwargs):
+        x = layers.GlobalAveragePooling1D(name="pool")(backbone.output)
+        x = layers.Dense(classes, name="logits")(x)
+        super().__init__(backbone.input, x, **kwargs)
+        self.backbone, self.classes = backbone, classes
+        self.compile()
+
+    def compile(self, optimizer="auto", **kwargs):
+        optimizer = keras.optimizers.Adam(1e-3) if optimizer == "auto" else optimizer
+        super().compile(optimizer, **{"loss": "mse", **kwargs})
+
+    def best(self, tokens):
+        return ops.argmax(self(tokens), -1)
+
+    def get_config(self):
+        backbone = keras.saving.serialize_keras_object(self.backbone)
+        return {"name": self.name, "backbone": backbone, "classes": self.classes}
+
+    @classmethod
+    def from_config(cls, config):
+        backbone = keras.saving.deserialize_keras_object(config.pop("backbone"))
+        return cls(backbone, **config)
+
+
+TOKENS = np.random.default_rng(0).integers(0, 20, (16, 6))
+
+
+def small(model, **budget):
+    graph = kn.as_functional(model, verbose=0)
+    return kn.prune(graph, kn.Magnitude(), verbose=0, input_shape=(6,), **budget)
+
+
+def test_widths_become_hyperparameters():
+    model = randomise(Backbone())
+    pruned = small(model, ratios={"*_mlp": 0.5, "*_heads": 0.5})
+    found = kn.as_original(pruned, model)
+    assert type(found) is Backbone
+    assert found.settings["mlp"] == 6
+    assert found.settings["heads"] * found.settings["head_dim"] == 4
+    assert (found.settings["width"], found.settings["words"]) == (8, 20)
+    np.testing.assert_allclose(found(TOKENS), pruned(TOKENS), atol=1e-6)
+    assert model.settings["mlp"] == 12
+
+
+def test_a_task_keeps_its_methods(tmp_path):
+    model = randomise(Task(Backbone()))
+    compile_method = Task.compile
+    pruned = small(model, ratio=0.5)
+    found = kn.as_original(pruned, model)
+    assert type(found) is Task
+    assert type(found.backbone) is Backbone
+    assert (found.backbone.settings["width"], found.classes) == (4, 3)
+    np.testing.assert_allclose(found(TOKENS), pruned(TOKENS), atol=1e-6)
+    np.testing.assert_array_equal(found.best(TOKENS), ops.argmax(pruned(TOKENS), -1))
+    assert Task.compile is compile_method
+    found.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras", compile=False)
+    np.testing.assert_array_equal(loaded(TOKENS), found(TOKENS))
+    found.fit(TOKENS, np.zeros((16, 3)), verbose=0)
+
+
+def test_blocks_of_other_widths():
+    model = randomise(Backbone())
+    pruned = small(model, ratios={"block0_mlp": 0.5})
+    with pytest.raises(kn.ConversionError, match=r"Backbone cannot have.*'block\d_mlp/"):
+        kn.as_original(pruned, model)
+
+
+def test_classes_that_compute_something_else():
+    model = randomise(Scaled())
+    graph = kn.as_functional(model, verbose=0)
+    plan = kn.plan_pruning(graph, kn.Magnitude(), ratios={"*_mlp": 0.5}, input_shape=(6,))
+    pruned = kn.rebuild(graph, plan)
+    for layer in (pruned.get_layer("block0_project"), pruned.get_layer("block1_project")):
+        layer.kernel.assign(layer.kernel * 2)  # what the scale of the original's width needs
+    with pytest.raises(kn.ConversionError, match="does not give what that gives"):
+        kn.as_original(pruned, model)
+
+
+def test_other_models():
+    model = randomise(Backbone())
+    with pytest.raises(kn.ConversionError, match=r"smaller\. Received other"):
+        kn.as_original(randomise(Backbone(blocks=1)), model)
+    with pytest.raises(TypeError, match=r"`original` to be a keras\.Model"):
+        kn.as_original(model, "gpt2")
