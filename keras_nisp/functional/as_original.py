@@ -95,7 +95,7 @@ def _shapes(model: keras.Model) -> Shapes:
     return {path: tuple(variable.shape) for path, variable in weights_by_path(model).items()}
 
 
-def _shapes_by(config: dict, kind: type) -> Shapes:
+def _shapes_by(config: dict, kind: Any) -> Shapes:
     """Of a model with this config, without making its weights."""
     own = vars(kind).get("compile")  # by some constructors, and optimizers make variables
     kind.compile = lambda *args, **kwargs: None
@@ -155,7 +155,7 @@ def _doubled(original: keras.Model, config: dict, leaf: Leaf, number: int) -> Sh
         return None
 
 
-def _get(config: Any, leaf: Leaf) -> int:
+def _get(config: Any, leaf: Leaf) -> Any:
     for key in leaf:
         config = config[key]
     return config
