@@ -56,6 +56,7 @@ class Task(keras.Model):
         x = layers.Dense(classes, name="logits")(x)
         super().__init__(backbone.input, x, **kwargs)
         self.backbone, self.classes = backbone, classes
+        self.lookup = layers.StringLookup(name="lookup")
         self.compile()
 
     def compile(self, optimizer="auto", **kwargs):
@@ -97,6 +98,7 @@ def test_widths_become_hyperparameters():
 
 def test_a_task_keeps_its_methods(tmp_path):
     model = randomise(Task(Backbone()))
+    model.lookup.set_vocabulary(["red", "green"])
     compile_method = Task.compile
     pruned = small(model, ratio=0.5)
     found = kn.as_original(pruned, model)
@@ -104,6 +106,7 @@ def test_a_task_keeps_its_methods(tmp_path):
     assert type(found.backbone) is Backbone
     assert (found.backbone.settings["width"], found.classes) == (4, 3)
     np.testing.assert_allclose(found(TOKENS), pruned(TOKENS), atol=1e-6)
+    assert found.lookup.get_vocabulary() == model.lookup.get_vocabulary()
     np.testing.assert_array_equal(found.best(TOKENS), ops.argmax(pruned(TOKENS), -1))
     assert Task.compile is compile_method
     found.save(tmp_path / "small.keras")

@@ -10,7 +10,7 @@ import numpy as np
 from keras_nisp.errors import ConversionError, reason_of
 from keras_nisp.functional.equivalence import check_same
 from keras_nisp.keras_graph import calling, keras_models
-from keras_nisp.keras_graph.layer_state import weights_by_path
+from keras_nisp.keras_graph.layer_state import carry_assets, weights_by_path
 
 Shapes = dict[str, tuple[int, ...]]
 Leaf = tuple[Any, ...]  # keys that lead to a number in a config
@@ -36,7 +36,8 @@ def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
 
     Returns:
         A model of the class of `original`, from its `get_config` with smaller numbers, with the
-        weights of `small`; it is not compiled. Its outputs were compared with those of `small`.
+        weights of `small` and the vocabularies of `original`. It is not compiled, unless its
+        constructor does so. Its outputs were compared with those of `small`.
 
     Raises:
         ConversionError: the class cannot say these widths, or computes something else with them;
@@ -71,6 +72,7 @@ def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
     for path, variable in weights_by_path(new).items():
         if path in paths:
             variable.assign(values[path])
+    carry_assets(original, new)
     _check_outputs(small, new)
     return new
 

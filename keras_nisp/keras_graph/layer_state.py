@@ -78,6 +78,13 @@ def carry_own(old: keras.Model, new: keras.Model, layers: set[int]) -> None:
             carry(part, twin)
 
 
+def carry_assets(old: keras.Model, new: keras.Model) -> None:
+    """Gives a model what parts without variables hold in another of its class: vocabularies."""
+    for part, twin in paired_parts(old, new):
+        if not getattr(part, "variables", ()):
+            carry_part(part, twin, {}, same_width=False)
+
+
 def paired_variables(old: keras.Operation, new: keras.Operation) -> list[tuple]:
     """Variables of a layer and of its copy: all weights, then states such as seeds."""
     if not isinstance(old, keras.Layer):
