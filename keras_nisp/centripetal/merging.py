@@ -113,7 +113,8 @@ def plan_merging(
 
 def _obstacles(channel_map: ChannelMap) -> dict[int, list[str]]:
     """For every unit that cannot be merged, why."""
-    obstacles = []
+    inside = np.union1d(channel_map.products, channel_map.factors)
+    obstacles = [(inside, "channels inside of heads are never merged")]
     for call in channel_map.calls:
         if call.mixes_channels or call.sums_channels:
             held = [tensor.names for tensor in (*call.inputs, *call.outputs)]

@@ -133,6 +133,21 @@ class Call:
         """
         return spread(names, axis, len(self.output_shapes[output]))
 
+    def grid(self, lines: dict[int, np.ndarray], output: int = 0) -> np.ndarray:
+        """Lays names along several axes of an output: what `trace` returns.
+
+        Args:
+            lines: axis -> 1-D names, the batch axis not counted. An element of the output is there
+                as long as its name along each axis is.
+            output: which of several.
+
+        Returns:
+            The names, in a shape that broadcasts to that of the output.
+        """
+        rank = len(self.output_shapes[output])
+        parts = [spread(names, axis % rank, rank) for axis, names in sorted(lines.items())]
+        return parts[0] if len(parts) == 1 else self.tracer.grids.product(parts)
+
     def fix_all(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
         """Says that the rule does not reach this call: nothing it touches may be removed.
 
@@ -229,6 +244,11 @@ class Call:
         Returns:
             1-D array, one name for each position along the axis.
         """
+        for other, line in tensor.lines.items():
+            if other != axis % tensor.rank:
+                self.fix(line, f"'{self.path}' works along another axis")
+        if axis % tensor.rank in tensor.lines:
+            return tensor.line(axis)
         names = np.moveaxis(tensor.names, axis, -1)
         size = tensor.shape[axis]
         if names.shape[-1] == 1 and names.size > 1:

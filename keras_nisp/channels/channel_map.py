@@ -19,6 +19,7 @@ import tensorflow as tf
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from keras_nisp.channels.grids import compact
 from keras_nisp.keras_graph import calling, walking
 
 if TYPE_CHECKING:
@@ -33,14 +34,17 @@ class Traced:
     Attributes:
         names: integer array that broadcasts to `shape`; equal integers are one channel. Of a
             feature map with channels along its last axis it has the shape `(1, 1, channels)`.
+            Where channels lie along several axes, as in heads, equal integers are equal in both.
         shape: the tensor's shape without the batch axis.
         batch: how many entries of the batch axis one sample takes: more than one where
             positions were moved into it (windows, time steps).
+        lines: if names vary along several axes, what lies along each of them.
     """
 
     names: np.ndarray
     shape: tuple[int, ...]
     batch: int = 1
+    lines: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -59,6 +63,9 @@ class Traced:
         Returns:
             1-D array, one name for each position along the axis.
         """
+        axis %= self.rank
+        if axis in self.lines:
+            return self.lines[axis]
         names = np.moveaxis(self.names, axis, -1)
         return np.broadcast_to(rows(names)[0], (self.shape[axis],))
 
@@ -130,6 +137,8 @@ class ChannelMap:
         creators: the layers that create channels, in the order of the walk.
         groups: the coupled groups, in the order of the walk.
         count: number of units.
+        products, factors: pairs of a unit that stands for several others, a channel inside a head,
+            and of one of them: it goes with any of them. Groups hold those others alone.
         input_shapes: sizes (without batch) for which FLOPs are counted.
         unknown: which reasons to hold units are for want of a rule, and what has none.
         assumed: what was assumed of inputs whose size is open, as text.
@@ -145,7 +154,8 @@ class ChannelMap:
         outputs: list[Traced],
         model_inputs: dict[int, list[Traced]],
     ) -> None:
-        units = tracer.units()
+        solution = tracer.solve()
+        units = solution.units
         self.model = model
         self.calls = calls
         self.inputs = inputs
@@ -163,18 +173,84 @@ class ChannelMap:
             call.hidden = {label: units[names] for label, names in call.hidden.items()}
         tensors = [t for call in calls for t in (*call.inputs, *call.outputs)]
         for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
-            tensor.names = compact(units[tensor.names])
+            _in_units(tensor, units)
         self.creators = [Creator(path, units[names]) for path, names in tracer.creators]
-        self.reasons = reasons_by_unit((units[names], why) for names, why in tracer.fixed)
+        self.products, self.factors = solution.products, solution.factors
+        held = [(units[names], why) for names, why in tracer.fixed]
+        self.reasons = reasons_by_unit(
+            (np.concatenate([found.ravel(), self.deciding(found)]), why)
+            for found, why in [*held, *solution.held]
+        )
         self.unknown = tracer.unknown
-        self.groups = _groups(self.creators, self.free, self.count)
+        made = [self.deciding(creator.units) for creator in self.creators]
+        self.groups = _groups(made, self.free, self.count)
 
     @functools.cached_property
     def free(self) -> np.ndarray:
-        """Boolean per unit: whether it may be removed."""
+        """Boolean per unit: whether it may be removed, alone or with a factor."""
         free = np.ones(self.count, bool)
         free[list(self.reasons)] = False
+        free[self.products] = False
+        np.logical_or.at(free, self.products, free[self.factors])
         return free
+
+    def deciding(self, units: np.ndarray) -> np.ndarray:
+        """The units that decide whether these stay: of products their factors.
+
+        Returns:
+            1-D array, in the order in which they first occur.
+        """
+        units = np.ravel(units)
+        if len(self.products):
+            parts = [self._factors_of.get(unit, (unit,)) for unit in dict.fromkeys(units.tolist())]
+            units = np.array([factor for part in parts for factor in part], int)
+        return np.array(list(dict.fromkeys(units.tolist())), int)
+
+    @functools.cached_property
+    def _factors_of(self) -> dict[int, list[int]]:
+        factors: dict[int, list[int]] = {}
+        for product, factor in zip(self.products.tolist(), self.factors.tolist(), strict=True):
+            factors.setdefault(product, []).append(factor)
+        return factors
+
+    def factor_names(self, units: np.ndarray) -> list[np.ndarray]:
+        """Arrays of the units that decide whether these stay: each unit is there as long as what
+        lies in its place in each of the arrays."""
+        if not np.isin(units, self.products).any():
+            return [units]
+        rows = [self._factors_of.get(unit, (unit,)) for unit in units.ravel().tolist()]
+        most = max(map(len, rows))
+        columns = zip(*((*row, *row[-1:] * (most - len(row))) for row in rows), strict=True)
+        return [np.array(column).reshape(units.shape) for column in columns]
+
+    def with_factors(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of units that decide: what a product has counts for each of its factors."""
+        if not len(self.products):
+            return scores
+        scores, given = scores.copy(), scores[self.products]
+        told = ~np.isnan(given)
+        whole = np.unique(self.factors[told])
+        scores[whole] = np.nan_to_num(scores[whole])
+        np.add.at(scores, self.factors[told], given[told])
+        scores[self.products] = np.nan
+        return scores
+
+    def with_products(self, removed: np.ndarray) -> np.ndarray:
+        """What is removed if these units are: products go with any of their factors.
+
+        Args:
+            removed: boolean per unit.
+        """
+        if not len(self.products):
+            return removed
+        removed = removed.copy()
+        removed[self.products] = False
+        np.logical_or.at(removed, self.products, removed[self.factors])
+        return removed
+
+    def removing(self, units: np.ndarray) -> np.ndarray:
+        """Boolean per unit: whether it goes if these do."""
+        return self.with_products(self.seen(units))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -228,6 +304,7 @@ class ChannelMap:
         lines += [tensor.names.ravel() for call in self.calls for tensor in call.outputs]
         for units in lines:
             np.add.at(signatures, units, rng.integers(2**63, dtype=np.uint64))
+        np.add.at(signatures, self.factors, signatures[self.products])
         return signatures
 
     def walk(self, inputs: list, visit: Callable) -> Any:
@@ -284,7 +361,8 @@ class ChannelMap:
         arrays = [tensor.names for call in calls for tensor in call.outputs]
         arrays += [units for call in calls for units in call.hidden.values()]
         arrays += [creator.units for creator in self.creators if creator.layer == path]
-        return np.unique(np.concatenate([array.ravel() for array in arrays]))
+        units = np.concatenate([array.ravel() for array in arrays])
+        return np.unique(np.concatenate([units, self.deciding(units)]))
 
 
 def rows(names: np.ndarray) -> np.ndarray:
@@ -292,14 +370,12 @@ def rows(names: np.ndarray) -> np.ndarray:
     return names.reshape(math.prod(names.shape[:-1]), names.shape[-1])
 
 
-def compact(names: np.ndarray) -> np.ndarray:
-    """Drops the extent of axes along which the names do not vary."""
-    for axis in range(names.ndim):
-        if names.shape[axis] > 1:
-            first = names.take([0], axis)
-            if (names == first).all():
-                names = first
-    return names
+def _in_units(tensor: Traced, units: np.ndarray) -> None:
+    """Puts units in the place of a tensor's names."""
+    tensor.names = compact(units[tensor.names])
+    varying = [axis for axis, size in enumerate(tensor.names.shape) if size > 1]
+    several = len(varying) > 1
+    tensor.lines = {axis: units[tensor.lines[axis]] for axis in varying} if several else {}
 
 
 def reasons_by_unit(held: Iterable[tuple[np.ndarray, str]]) -> dict[int, list[str]]:
@@ -317,11 +393,11 @@ def reasons_by_unit(held: Iterable[tuple[np.ndarray, str]]) -> dict[int, list[st
     return reasons
 
 
-def _groups(creators: list[Creator], free: np.ndarray, count: int) -> list[Group]:
+def _groups(creators: list[np.ndarray], free: np.ndarray, count: int) -> list[Group]:
     """Connects creators that share units which may be removed."""
     if not creators:
         return []
-    owned = [np.unique(c.units[free[c.units]]) for c in creators]
+    owned = [np.unique(units[free[units]]) for units in creators]
     rows = np.repeat(np.arange(len(creators)), [len(units) for units in owned])
     columns = np.concatenate(owned) + len(creators)
     size = len(creators) + count
@@ -330,7 +406,7 @@ def _groups(creators: list[Creator], free: np.ndarray, count: int) -> list[Group
     groups = []
     for label in dict.fromkeys(labels.tolist()):
         members = np.flatnonzero(labels == label)
-        units = np.concatenate([creators[i].units for i in members])
+        units = np.concatenate([creators[i] for i in members])
         units = units[free[units]]
         if len(units):
             order = np.sort(np.unique(units, return_index=True)[1])

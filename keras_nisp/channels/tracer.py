@@ -4,11 +4,10 @@ import math
 
 import keras
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import Binding, Traced, compact
+from keras_nisp.channels.channel_map import Binding, Traced
+from keras_nisp.channels.grids import Grids, Solution, compact
 from keras_nisp.channels.registry import is_registered, rule_for
 from keras_nisp.channels.rule import Barrier, meaningful
 from keras_nisp.errors import RuleError
@@ -21,6 +20,7 @@ class Tracer:
     def __init__(self, samples: int = 1):
         self.samples = samples
         self.count = 0
+        self.grids = Grids(self.fresh)
         self.first: list[np.ndarray] = []
         self.second: list[np.ndarray] = []
         self.fixed: list[tuple[np.ndarray, str]] = []
@@ -63,21 +63,24 @@ class Tracer:
         except ValueError:
             self.fixed += [(np.unique(tensor.names), reason) for tensor in (first, second)]
 
-    def boxed(self, names: np.ndarray) -> np.ndarray:
-        """Names that vary along one axis at most, so that a tensor is a box after any removal.
+    def traced(self, names: np.ndarray, shape: tuple[int, ...], batch: int = 1) -> Traced:
+        """A tensor with these names, which is a box after any removal.
 
-        Names that vary along several (a Dense layer reshaped to a feature map) would leave
-        holes: positions that share the last of these axes become one channel.
+        Names that vary along several axes must be products, of what lies along each of them. Others
+        (a Dense layer reshaped to a feature map) would leave holes: positions that share the last
+        of these axes become one channel.
         """
         names = compact(names)
         varying = [axis for axis, size in enumerate(names.shape) if size > 1]
         if len(varying) < 2:
-            return names
+            return Traced(names, shape, batch)
+        if (lines := self.grids.laid_out(names)) is not None:
+            return Traced(names, shape, batch, lines)
         rows = np.moveaxis(names, varying[-1], -1)
-        shape = [-1 if axis == varying[-1] else 1 for axis in range(names.ndim)]
+        laid = [-1 if axis == varying[-1] else 1 for axis in range(names.ndim)]
         rows = rows.reshape(-1, rows.shape[-1])
         self.join(rows[:1], rows[1:])
-        return rows[0].reshape(shape)
+        return Traced(rows[0].reshape(laid), shape, batch)
 
     def bind(self, call, variable, own, read, create, positions) -> None:
         rank = len(variable.shape)
@@ -124,7 +127,7 @@ class Tracer:
         call.whole_groups = whole_groups is not None and whole_groups(call)
         names = _trace_call(call, args, kwargs)
         call.outputs = [
-            Traced(self.boxed(n), shape, call.batch) for n, shape in zip(names, shapes, strict=True)
+            self.traced(n, shape, call.batch) for n, shape in zip(names, shapes, strict=True)
         ]
         return call
 
@@ -138,14 +141,14 @@ class Tracer:
 
         return keras.tree.flatten(walking.walk(model, inputs, visit)), calls
 
-    def units(self) -> np.ndarray:
-        """The unit of every name."""
-        if not self.first:
-            return np.arange(self.count)
-        first, second = np.concatenate(self.first), np.concatenate(self.second)
-        ones = np.ones(len(first), bool)
-        pairs = coo_array((ones, (first, second)), (self.count, self.count))
-        return connected_components(pairs, directed=False)[1]
+    def solve(self) -> Solution:
+        """The unit of every name, and which of them are products."""
+        nothing = np.zeros(0, int)
+        first, second, fixed = (
+            np.concatenate([nothing, *map(np.ravel, arrays)])
+            for arrays in (self.first, self.second, [names for names, _ in self.fixed])
+        )
+        return self.grids.solve(self.count, first, second, fixed)
 
 
 def _shape_of(value) -> tuple | None:

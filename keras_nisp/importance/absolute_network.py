@@ -151,7 +151,13 @@ def share_out(network: AbsoluteNetwork, shares: list) -> np.ndarray:
         Float64 array with one score per unit, scaled to a mean of 1 in each coupled
         group; NaN for units from which no path leads to a target, 0 for those that nothing reads.
     """
-    names = [edge.names for edge in network.edges] + [share[0] for share in shares]
+    shares = [
+        (names, *rest)
+        for every, *rest in shares
+        for names in network.channel_map.factor_names(every)
+    ]
+    names = [names for e in network.edges for names in network.channel_map.factor_names(e.names)]
+    names += [share[0] for share in shares]
     consumed = network.channel_map.seen(np.concatenate([array.ravel() for array in names]))
     sums = _sum_shares(network.channel_map, shares, network.samples)
     return np.where(consumed, sums, 0.0)

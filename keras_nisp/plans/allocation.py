@@ -67,6 +67,7 @@ class _Search:
         self.network, self.measured = allocation.network, allocation.measured
         self.cost, self.target = cost, target
         self.steps = solver.group_steps(scores)
+        self.channel_map = solver.channel_map
         self.units = [len(group.units) for group in solver.channel_map.groups]
         self.done = [int(np.sum(steps.priority == -np.inf)) for steps in self.steps]
         self.removed = solver.removed.copy()
@@ -83,7 +84,7 @@ class _Search:
         steps, removed = self.steps[group], self.removed.copy()
         end = int(steps.sizes[:done].sum())
         removed[steps.units[:end]], removed[steps.units[end:]] = True, False
-        return removed
+        return self.channel_map.with_products(removed)
 
     def round(self, rounds_left: int) -> None:
         """Removes a share of what is still to be saved."""

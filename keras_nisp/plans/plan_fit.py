@@ -38,6 +38,7 @@ def fitted(plan: "Plan", channel_map: ChannelMap) -> UnitMap:
         for cluster in row.clusters:
             kept = next((i for i in cluster if i not in gone), cluster[0])
             into[creator.units[list(cluster)]] = creator.units[kept]
+    _complete(into, channel_map)
     unit_map = UnitMap(into)
     _check_blocks(unit_map, channel_map)
     for row, creator in rows:
@@ -48,6 +49,21 @@ def fitted(plan: "Plan", channel_map: ChannelMap) -> UnitMap:
     if unit_map.merged.any():
         _check_variables(plan, channel_map, unit_map)
     return unit_map
+
+
+def _complete(into: np.ndarray, channel_map: ChannelMap) -> None:
+    """Drops what goes with products that layers create, and products with it: a head all of whose
+    channels are gone."""
+    made = np.unique(np.concatenate([np.zeros(0, int), *(c.units for c in channel_map.creators)]))
+    own = channel_map.seen(made)
+    gone = ~own  # factors that no layer creates, if no product says otherwise
+    pairs = zip(channel_map.products, channel_map.factors, strict=True)
+    staying = [factor for product, factor in pairs if own[product] and into[product] != DROPPED]
+    gone[staying] = False
+    whole = channel_map.factors[own[channel_map.products]]
+    into[whole[gone[whole]]] = DROPPED
+    removed = into == DROPPED
+    into[channel_map.with_products(removed)] = DROPPED
 
 
 def check_result(steps: list[Step], channel_map: ChannelMap, unit_map: UnitMap) -> None:

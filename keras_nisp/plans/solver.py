@@ -86,9 +86,9 @@ class Solver:
         *wider, narrowest = self.budget.multiples
         for self.multiple in wider:
             with contextlib.suppress(BudgetError):
-                return self.channel_map.seen(self._chosen(scores))
+                return self.channel_map.removing(self._chosen(scores))
         self.multiple = narrowest
-        return self.channel_map.seen(self._chosen(scores))
+        return self.channel_map.removing(self._chosen(scores))
 
     def _chosen(self, scores: np.ndarray) -> np.ndarray:
         """The units to remove, with widths in multiples of `multiple`."""
@@ -126,7 +126,7 @@ class Solver:
             for units in self.channel_map.blocks(group):
                 removable = self._removable(units, scores, stay)
                 chosen.append(removable[: round(self.block_shares[units[0]] * len(units))])
-        removed = self.channel_map.seen(np.concatenate(chosen))
+        removed = self.channel_map.removing(np.concatenate(chosen))
         for creator in self.channel_map.creators:
             wanted = self.wanted_widths.get(creator.layer)
             left = int(np.count_nonzero(~removed[creator.units]))
@@ -205,7 +205,7 @@ class Solver:
         measure, ends, target = self._reachable(steps, scores)
 
         def left(count: int) -> float:
-            return measure(self.channel_map.seen(steps.units[: ends[count]]))
+            return measure(self.channel_map.removing(steps.units[: ends[count]]))
 
         gone, every = int(np.sum(steps.priority == -np.inf)), range(len(steps.sizes))
         count = bisect.bisect_left(every, True, lo=gone, key=lambda count: left(count) <= target)
@@ -220,7 +220,7 @@ class Solver:
         measure, name = self._measure(scores)
         ends = np.cumsum([0, *steps.sizes])
         nothing = np.array([], int)
-        whole, least = (measure(self.channel_map.seen(u)) for u in (nothing, steps.units))
+        whole, least = (measure(self.channel_map.removing(u)) for u in (nothing, steps.units))
         target = whole * (1 - self.budget.amount)
         if least > target:
             raise BudgetError(

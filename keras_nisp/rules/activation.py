@@ -5,7 +5,6 @@ import numpy as np
 import tensorflow as tf
 from keras import activations, layers
 
-from keras_nisp.channels.channel_map import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import PassThrough, Rule
 from keras_nisp.keras_graph import keras_layers
@@ -71,7 +70,7 @@ def activated(call, names, shape=None, key="activation", owner=None):
     title = getattr(activation, "__name__", type(activation).__name__)
     title = f"activation '{title}' of '{call.path}'"
     try:
-        result, calls = _follow(call, activation, Traced(names, shape, call.batch))
+        result, calls = _follow(call, activation, call.tracer.traced(names, shape, call.batch))
     except Exception as error:  # whatever a function of users raises on names; it is told
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"{title} is not known to be element-wise ({lines[0]})"

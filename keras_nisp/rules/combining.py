@@ -28,7 +28,7 @@ def join(call, operands):
         if isinstance(operand, keras.Variable):
             return call.fix_all("which uses a variable outside of layers")
         if not isinstance(operand, Traced) and np.size(operand) > 1:
-            axes = _constant_axes(call, np.shape(operand), Traced(names, shape))
+            axes = _constant_axes(call, np.shape(operand), call.tracer.traced(names, shape))
             if axes is None:
                 return call.fix_all("which holds a constant for each sample")
             if axes:
@@ -43,14 +43,38 @@ def _join_tensors(call, tensors):
     for tensor in tensors:
         others = np.broadcast_shapes(*(t.names.shape for t in tensors if t is not tensor))
         others = (1,) * (tensor.rank - len(others)) + others
+        served = any(tensor.shape[i] == 1 < shape[i] and others[i] > 1 for i in range(tensor.rank))
         # One value that serves many channels (a spatial gate) is none of them.
-        if any(tensor.shape[i] == 1 < shape[i] and others[i] > 1 for i in range(tensor.rank)):
+        if served and tensor.names.size == 1:
             call.fix(tensor.names, f"serves many channels in '{call.path}'")
         else:
-            joined.append(tensor.names)
-    for names in joined[1:]:
-        call.join(joined[0], names)
-    return (np.broadcast_arrays(*joined)[0] if joined else tensors[0].names), shape
+            joined.append(tensor)
+    if len({axis for tensor in joined for axis in varying_axes(tensor)}) > 1:
+        return call.grid(_join_lines(call, joined, range(len(shape)))), shape
+    for tensor in joined[1:]:
+        call.join(joined[0].names, tensor.names)
+    names = [tensor.names for tensor in joined]
+    return (np.broadcast_arrays(*names)[0] if joined else tensors[0].names), shape
+
+
+def varying_axes(tensor) -> list[int]:
+    """The axes of a tensor along which channels lie."""
+    return [axis for axis, size in enumerate(tensor.names.shape) if size > 1]
+
+
+def _join_lines(call, tensors, axes) -> dict[int, np.ndarray]:
+    """The common names of tensors that meet, along each of these axes."""
+    lines = {}
+    for axis in axes:
+        full = [t for t in tensors if t.shape[axis] > 1]
+        held = [t.line(axis) for t in full if t.names.shape[axis] > 1]
+        if held:
+            lines[axis] = held[0]
+            for line in held[1:]:
+                call.join(held[0], line)
+            if len(held) < len(full):
+                call.fix(held[0], f"meets in '{call.path}' what holds no channels")
+    return lines
 
 
 def _constant_axes(call, shape, tensor) -> dict[int, np.ndarray] | None:
@@ -65,9 +89,10 @@ def _constant_axes(call, shape, tensor) -> dict[int, np.ndarray] | None:
         if axis + offset < 0:
             return None
         if tensor.shape[axis + offset] == 1:
-            call.fix(tensor.names, f"serves many channels in '{call.path}'")
+            if tensor.names.size == 1:
+                call.fix(tensor.names, f"serves many channels in '{call.path}'")
         elif tensor.names.shape[axis + offset] > 1:
-            axes[axis] = call.along(tensor, axis + offset)
+            axes[axis] = tensor.line(axis + offset)
     return axes
 
 
@@ -235,6 +260,8 @@ class Concatenate(Rule):
         axis = call.layer.axis % (rank + 1) - 1
         if axis < 0:
             return call.fix_all("which joins samples")
+        if len({i for tensor in tensors for i in varying_axes(tensor)}) > 1:
+            return call.grid(self.lines(call, tensors, axis))
         extents = [list(tensor.names.shape) for tensor in tensors]
         for extent, tensor in zip(extents, tensors, strict=True):
             extent[axis] = tensor.shape[axis]
@@ -244,6 +271,21 @@ class Concatenate(Rule):
             for t in tensors
         ]
         return np.concatenate(parts, axis)
+
+    def lines(self, call, tensors, axis) -> dict[int, np.ndarray]:
+        """What lies along each axis, if channels lie along several."""
+        lines = _join_lines(call, tensors, [i for i in range(tensors[0].rank) if i != axis])
+        if any(tensor.names.shape[axis] > 1 for tensor in tensors):
+            reason = f"holds no channels in '{call.path}'"
+            lines[axis] = np.concatenate(
+                [
+                    t.line(axis)
+                    if t.names.shape[axis] > 1
+                    else np.repeat(call.fix(call.tracer.fresh(1), reason), t.shape[axis])
+                    for t in tensors
+                ]
+            )
+        return lines
 
     def absolute(self, call, tensors):
         tensors = [tf.cast(tensor, tf.float32) for tensor in tensors]

@@ -37,7 +37,10 @@ class Dense(Rule):
 
 @register_rule(layers.EinsumDense)
 class EinsumDense(Rule):
-    """Creates channels on the last axis that comes from the kernel, and keeps the others whole."""
+    """Creates channels on each axis that comes from the kernel: heads, and channels inside heads.
+
+    Axes that kernel and output share with the input hold the same channels in all of them.
+    """
 
     does = "creates"
 
@@ -45,26 +48,28 @@ class EinsumDense(Rule):
         layer = call.layer
         (tensor, kernel), output = parse(layer.equation, [x.rank + 1, len(layer.kernel.shape)])
         made = [letter for letter in output if letter in kernel and letter not in tensor]
-        shared = [c for c in kernel if c in tensor and c in output]
+        held = {c: x.line(i) for i, c in enumerate(tensor[1:]) if x.names.shape[i] > 1}
         if not made or tensor[0] != output[0] or tensor[0] in kernel:
             return call.fix_all("whose equation creates no channels")
-        if any(x.names.shape[tensor.index(c) - 1] > 1 for c in (*shared, *_passed(tensor, kernel))):
-            return call.fix_all("whose equation keeps channels apart")
-        names = call.create(layer.kernel.shape[kernel.index(made[-1])])
-        read = {
-            kernel.index(c): call.along(x, tensor.index(c) - 1)
-            for c in kernel
-            if c in tensor and c not in output and x.names.shape[tensor.index(c) - 1] > 1
-        }
-        create = {kernel.index(made[-1]): names}
+        if any(c not in kernel and c not in output for c in held):
+            return call.fix_all("whose equation adds up channels without its kernel")
+        for number, letter in enumerate(reversed(made)):
+            size = layer.kernel.shape[kernel.index(letter)]
+            held[letter] = call.create(size, _label(number))
+        bound = {kernel.index(c): names for c, names in held.items() if c in kernel}
+        parts = ([], [], [])  # read, created, owned
+        for c in kernel:
+            parts[1 if c in made else 2 if c in output else 0].append(kernel.index(c))
+        read, create, own = ({i: bound[i] for i in part if i in bound} for part in parts)
         sizes = dict(zip(output[1:], call.output_shape, strict=True))
         applied = math.prod(n for c, n in sizes.items() if c not in kernel)
-        call.bind(layer.kernel, read=read, create=create, positions=applied)
+        call.bind(layer.kernel, own, read, create, positions=applied)
         call.reads = True
+        lines = {output.index(c): names for c, names in held.items() if c in output}
         biased = [output.index(c) for c in layer.bias_axes or ""]
-        own = output.index(made[-1])
-        call.bind(layer.bias, own={own - min(biased): names} if own in biased else {})
-        return activated(call, spread(names, output.index(made[-1]) - 1, len(output) - 1))
+        own = {axis - min(biased): names for axis, names in lines.items() if axis in biased}
+        call.bind(layer.bias, own=own)
+        return activated(call, call.grid({axis - 1: names for axis, names in lines.items()}))
 
     def resize(self, call, config, width):
         output = call.outputs[0]
@@ -87,9 +92,9 @@ class EinsumDense(Rule):
         return tf.einsum(call.layer.equation, x, absolute(call.layer.kernel))
 
 
-def _passed(tensor: str, kernel: str) -> list[str]:
-    """Letters of the input's axes that the kernel does not see, without the batch axis."""
-    return [letter for letter in tensor[1:] if letter not in kernel]
+def _label(number: int) -> str:
+    """What the channels along an axis are called, the last axis first."""
+    return ("", ":heads")[number] if number < 2 else f":heads{number}"
 
 
 @register_rule(layers.Embedding)

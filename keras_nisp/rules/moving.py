@@ -7,8 +7,9 @@ from keras import layers
 
 from keras_nisp.channels.channel_map import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
-from keras_nisp.channels.rule import PassThrough, Rule, spread
+from keras_nisp.channels.rule import PassThrough, Rule
 from keras_nisp.keras_graph import wrappers
+from keras_nisp.rules.combining import varying_axes
 from keras_nisp.rules.pooling import _Pooling
 
 
@@ -142,7 +143,7 @@ class Take(Movement):
             return call.fix_all("which takes channels into several axes")
         if np.ndim(indices) == 0 and varies(x, call.layer.axis):
             axis = call.layer.axis % (x.rank + 1) - 1
-            call.fix(np.take(x.names, indices, axis), f"is taken alone by '{call.path}'")
+            call.fix(x.line(axis)[indices], f"is taken alone by '{call.path}'")
         return move(call, (x, indices), {})
 
     def arguments(self, call, args, kwargs, width):
@@ -168,8 +169,7 @@ class GetItem(Movement):
             if not varies(x, axis):
                 continue
             if not isinstance(entry, slice):
-                chosen = np.take(x.names, entry, axis - 1)
-                call.fix(chosen, f"is taken alone by '{call.path}'")
+                call.fix(x.line(axis - 1)[entry], f"is taken alone by '{call.path}'")
             elif entry.step not in (None, 1) and entry != slice(None, None, -1):
                 return call.fix_all("which takes channels in steps")
         return move(call, (x, key), {})
@@ -214,7 +214,7 @@ class Pad(Movement):
     """Zero channels hold nothing: they go with the channels that they meet."""
 
     def trace(self, call, x, constant_values=None):
-        names = x.names
+        lines = {i: x.line(i) for i in varying_axes(x)}
         for axis, (before, after) in enumerate(_pad_widths(call.layer.pad_width, x.rank + 1)):
             if (before or after) and axis == 0:
                 return call.fix_all("which pads the batch axis")
@@ -222,9 +222,8 @@ class Pad(Movement):
                 if call.layer.mode != "constant":
                     return call.fix_all("which pads channels with others")
                 ends = [call.tracer.fresh(count) for count in (before, after)]
-                left, right = (spread(end, axis - 1, x.rank) for end in ends)
-                names = np.concatenate([left, names, right], axis - 1)
-        return names
+                lines[axis - 1] = np.concatenate([ends[0], lines[axis - 1], ends[1]])
+        return call.grid(lines) if lines else x.names
 
     def resize(self, call, config, width):
         output = call.outputs[0]

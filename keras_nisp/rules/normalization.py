@@ -50,7 +50,7 @@ class _Statistics(Rule):
         call.mixes_channels = holds_channels(x, axes)
         held = {i: axis for i, axis in enumerate(axes) if x.names.shape[axis] > 1}
         for variable in self.vectors(call.layer):
-            call.bind(variable, own={i: call.along(x, axis) for i, axis in held.items()})
+            call.bind(variable, own={i: x.line(axis) for i, axis in held.items()})
         return x.names
 
     def axes(self, call, rank) -> list[int]:
@@ -96,7 +96,10 @@ def _precise(dtype: tf.DType) -> tf.DType:
 
 
 def _mean(x, keep, axes):
-    return tf.reduce_sum(x * keep, axes, True) / tf.reduce_sum(keep, axes, True)
+    """The mean of what is kept; 0 inside of heads that are not."""
+    return tf.math.divide_no_nan(
+        tf.reduce_sum(x * keep, axes, True), tf.reduce_sum(keep, axes, True)
+    )
 
 
 @register_rule(layers.LayerNormalization)

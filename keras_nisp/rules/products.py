@@ -46,26 +46,35 @@ def trace_product(call, operands, equation: str):
             sizes.setdefault(letter, set()).add(size)
     if any(len(found) > 1 for letter, found in sizes.items() if letter != output[0]):
         return call.fix_all("which repeats entries in a product")
-    varying = {c for x, t in tensors for c, n in zip(t[1:], x.names.shape, strict=True) if n > 1}
-    lines = {}
-    for letter in sorted(varying):
-        found = [call.along(x, t.index(letter) - 1) for x, t in tensors if letter in t[1:]]
-        for other in found[1:]:
-            call.join(found[0], other)
-        lines[letter] = found[0]
+    lines = _join_letters(call, tensors)
+    varying = set(lines)
     for position, (x, term) in enumerate(zip(operands, terms, strict=True)):
         held = {term.index(c): lines[c] for c in varying if c in term}
         if held and not isinstance(x, Traced):
             call.bind_constant(position, x, held)
     summed = [c for c in varying if c not in output]
     call.sums_channels = call.reads = bool(summed)
-    through = [c for c in output if c in varying]
-    if len(through) > 1:
-        for letter in through:
-            call.fix(lines[letter], f"'{call.path}' multiplies each channel with each other")
-    if len(through) == 1:
-        return spread(lines[through[0]], output.index(through[0]) - 1, len(output) - 1)
-    return call.single(f"comes from a product, '{call.path}'")
+    through = {output.index(c) - 1: lines[c] for c in output if c in varying}
+    return call.grid(through) if through else call.single(f"comes from a product, '{call.path}'")
+
+
+def _join_letters(call, tensors) -> dict[str, np.ndarray]:
+    """The names along each axis of an einsum that holds channels, by its letter.
+
+    Args:
+        call: the `Call`.
+        tensors: pairs of a tensor and the letters of its axes, batch axis counted.
+    """
+    lines: dict[str, np.ndarray] = {}
+    for x, term in tensors:
+        for axis, (letter, size) in enumerate(zip(term[1:], x.names.shape, strict=True)):
+            if size > 1:
+                call.join(lines.setdefault(letter, x.line(axis)), x.line(axis))
+    for x, term in tensors:
+        for axis, letter in enumerate(term[1:]):
+            if letter in lines and x.names.shape[axis] == 1 < x.shape[axis]:
+                call.fix(lines[letter], f"meets in '{call.path}' what holds no channels")
+    return lines
 
 
 class _Product(Rule):
@@ -164,7 +173,8 @@ def attend(query, key, value):
 
 @register_operations("dot_product_attention")
 class DotProductAttention(Rule):
-    """Queries and keys lose the same channels if the scale is given; heads stay."""
+    """Heads go with those that they meet. Queries and keys lose the same channels if the scale is
+    given."""
 
     does = "joins"
     sums_channels = True
@@ -173,15 +183,34 @@ class DotProductAttention(Rule):
         tensors = [query, key, value]
         if not all(isinstance(x, Traced) and x.rank == 3 for x in tensors):
             return call.fix_all("whose operands are no feature maps of heads")
-        if any(x.names.shape[1] > 1 for x in tensors):
-            return call.fix_all("whose heads are channels")
-        first = call.along(query, -1)
-        for other in (key, value):  # Keras takes all three to be equally wide
-            call.join(first, call.along(other, -1))
-        if scale is None and getattr(call.layer, "scale", None) is None:
-            call.fix(first, f"'{call.path}' scales by the number of these channels")
-        call.sums_channels = call.reads = True
-        return spread(first, -1, 3)
+        if any(x.names.shape[0] > 1 for x in tensors):
+            return call.fix_all("whose positions are channels")
+        lines = {}
+        for axis in (1, 2):  # Keras takes all three to be equally wide
+            held = [_heads(x, axis, query.shape) for x in tensors if x.names.shape[axis] > 1]
+            for line in held[1:]:
+                call.join(held[0], line)
+            if held:
+                lines[axis] = held[0]
+            if 0 < len(held) < 3:
+                call.fix(held[0], f"meets in '{call.path}' what holds no channels")
+        if 1 in lines:
+            for x in (bias, mask):
+                self.meet(call, x, lines[1])
+        if scale is None and getattr(call.layer, "scale", None) is None and 2 in lines:
+            call.fix(lines[2], f"'{call.path}' scales by the number of these channels")
+        call.sums_channels, call.reads = 2 in lines, bool(lines)
+        return call.grid(lines) if lines else call.single(f"comes from a product, '{call.path}'")
+
+    def meet(self, call, x, heads):
+        """Heads meet what is added to their scores, or masks them."""
+        shape = x.shape if isinstance(x, Traced) else np.shape(x)[1:]
+        if len(shape) != 3 or shape[0] == 1:
+            return
+        if isinstance(x, Traced) and x.names.shape[0] > 1:
+            call.join(heads, x.line(0))
+        else:
+            call.fix(heads, f"meets in '{call.path}' what holds no channels")
 
     def absolute(self, call, query, key, value, bias=None, mask=None, scale=None, **settings):
         heads = (tf.transpose(x, [0, 2, 1, 3]) for x in (query, key, value))
@@ -191,6 +220,12 @@ class DotProductAttention(Rule):
     def masked(self, call, keep, query, key, value, *others, **settings):
         tensors = [zeroed(x, k) for x, k in zip((query, key, value), keep, strict=False)]
         return call.infer(*tensors, *others, **settings)
+
+
+def _heads(x, axis: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The names along an axis, for each query head where several read one of keys and values."""
+    line = x.line(axis)
+    return np.repeat(line, shape[axis] // len(line))
 
 
 @register_rule(layers.Attention)

@@ -37,7 +37,9 @@ class _Reduction(Rule):
             if reason:
                 return call.fix_all(reason)
             call.reads = True
-            return call.single(f"is computed from all channels by '{call.path}'")
+            left = _left(call, x, axes)
+            reason = f"is computed from all channels by '{call.path}'"
+            return call.grid(left) if left else call.single(reason)
         if getattr(call.layer, "keepdims", False):
             return x.names
         return np.squeeze(x.names, tuple(axes))
@@ -50,6 +52,13 @@ class _Reduction(Rule):
         axis = call.layer.axis
         keepdims = getattr(call.layer, "keepdims", False)
         return tf.reduce_sum(x, _listed(axis), keepdims=keepdims)
+
+
+def _left(call, x, axes) -> dict[int, np.ndarray]:
+    """What lies along the axes that are not reduced."""
+    left = [i for i in range(x.rank) if i not in axes]
+    kept = getattr(call.layer, "keepdims", False)
+    return {i if kept else n: x.line(i) for n, i in enumerate(left) if x.names.shape[i] > 1}
 
 
 def _listed(axis):
@@ -79,7 +88,7 @@ class Mean(_Reduction):
     def masked(self, call, keep, x):
         axis, keep = _listed(call.layer.axis), tf.cast(keep[0], x.dtype)
         share = tf.reduce_mean(tf.broadcast_to(keep, tf.shape(x)), axis, call.layer.keepdims)
-        return call.infer(x * keep) / share
+        return tf.math.divide_no_nan(call.infer(x * keep), share)
 
 
 @register_operations("max", "amax", "nanmax", "min", "amin", "nanmin")

@@ -47,14 +47,15 @@ class Oracle:
         with keras.StatelessScope(state_mapping=changed):
             return call.infer(*args, **kwargs)
 
-    def selection(self, traced: Traced) -> tuple[int, np.ndarray] | None:
-        """The axis (batch axis included) of a tensor of which only some positions are kept, and
-        these; `None` if all are."""
-        for axis, size in enumerate(traced.names.shape):
-            if size > 1:
-                keep = self.units.keep[traced.line(axis)]
-                return None if keep.all() else (axis + 1, np.flatnonzero(keep))
-        return None
+    def selection(self, traced: Traced) -> list[tuple[int, np.ndarray]]:
+        """The axes (batch axis included) of a tensor of which only some positions are kept, and
+        these."""
+        kept = [
+            (axis + 1, self.units.keep[traced.line(axis)])
+            for axis, size in enumerate(traced.names.shape)
+            if size > 1
+        ]
+        return [(axis, np.flatnonzero(keep)) for axis, keep in kept if not keep.all()]
 
     def possible(self, value: tf.Tensor, traced: Traced) -> tf.Tensor:
         """A tensor of any values with merged channels equal."""
@@ -84,9 +85,8 @@ def read_mask(binding: Binding, keep: np.ndarray) -> tf.Tensor:
     return tf.constant(mask, binding.variable.dtype)
 
 
-def taken(value: tf.Tensor, selection: tuple[int, np.ndarray] | None) -> tf.Tensor:
-    """A tensor at selected positions of an axis, with its Keras mask."""
-    if selection is None:
-        return value
-    axis, indices = selection
-    return carry_mask(value, tf.gather(value, indices, axis=axis))
+def taken(value: tf.Tensor, selection: list[tuple[int, np.ndarray]]) -> tf.Tensor:
+    """A tensor at selected positions of some axes, with its Keras mask."""
+    for axis, indices in selection:
+        value = carry_mask(value, tf.gather(value, indices, axis=axis))
+    return value

@@ -130,6 +130,10 @@ def _factors(channel_map: ChannelMap, factor, exclude) -> np.ndarray:
             for index, group in enumerate(channel_map.groups):
                 if stay[group.units].any():
                     factors[index] = 1
+    inside = channel_map.seen(channel_map.factors)  # heads, and channels inside of them
+    for index, group in enumerate(channel_map.groups):
+        if inside[group.units].any():
+            factors[index] = 1
     return factors
 
 
@@ -192,9 +196,9 @@ class _Copied(Oracle):
     def selection(self, traced):
         wide = self.wide.get(id(traced), traced)
         if wide is traced or (self.copies[traced.names] == 1).all():
-            return None  # Of units between layers without a rule no source is known, either.
+            return []  # Of units between layers without a rule no source is known, either.
         axis = next(i for i, size in enumerate(traced.names.shape) if size > 1)
-        return axis + 1, _positions(traced.line(axis), wide.line(axis), self.source)
+        return [(axis + 1, _positions(traced.line(axis), wide.line(axis), self.source))]
 
 
 def _sources(channel_map: ChannelMap, wide_map: ChannelMap, copies: np.ndarray) -> np.ndarray:

@@ -1,0 +1,212 @@
+"""Names of tensors in which channels lie along several axes: channels inside of heads, say.
+
+An element of such a tensor is there as long as its head is, and its channel inside the head. It
+has a name of its own, a *product*, that stands for its *factors*: the head and the channel. What
+decides is factors alone, so that a tensor stays a box after any removal.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+SEVERAL_WAYS = "is laid out in several ways that do not fit each other"
+
+
+class Grids:
+    """Products, by their factors.
+
+    Args:
+        fresh: makes so many new names.
+    """
+
+    def __init__(self, fresh: Callable[[int], np.ndarray]) -> None:
+        self.fresh = fresh
+        self.factors: dict[int, tuple[int, ...]] = {}
+        self.known: dict[tuple[int, ...], int] = {}
+        self.again: list[tuple[int, tuple[int, ...]]] = []  # further factors of a product
+
+    def product(self, columns: list[np.ndarray]) -> np.ndarray:
+        """The names of products of arrays that broadcast to each other, element by element."""
+        columns = np.broadcast_arrays(*columns)
+        rows = list(zip(*(column.ravel().tolist() for column in columns), strict=True))
+        missing = [row for row in dict.fromkeys(rows) if row not in self.known]
+        for row, name in zip(missing, self.fresh(len(missing)).tolist(), strict=True):
+            self.known[row], self.factors[name] = name, row
+        return np.array([self.known[row] for row in rows], int).reshape(columns[0].shape)
+
+    def laid_out(self, names: np.ndarray) -> dict[int, np.ndarray] | None:
+        """What lies along each axis of an array that varies along several.
+
+        Args:
+            names: the array; compact.
+
+        Returns:
+            For each of these axes names, of which those of an element are products; `None` if
+            the names are none.
+        """
+        columns = self._columns(names)
+        if columns is None:
+            return None
+        varying = [axis for axis, size in enumerate(names.shape) if size > 1]
+        parts: dict[int, list[np.ndarray]] = {axis: [] for axis in varying}
+        while columns:
+            column = compact(columns.pop(0))
+            axes = [axis for axis in varying if column.shape[axis] > 1]
+            if len(axes) > 1:
+                columns = self._split(column, axes) + columns
+            else:
+                parts[axes[0] if axes else varying[-1]].append(column)
+        if not all(parts.values()):
+            return None  # an axis along which the same element lies at other places
+        return {
+            axis: (found[0] if len(found) == 1 else self.product(found)).ravel()
+            for axis, found in parts.items()
+        }
+
+    def _columns(self, names: np.ndarray) -> list[np.ndarray] | None:
+        """The factors of each element, first factors first."""
+        rows = [self._leaves(name) for name in names.ravel().tolist()]
+        if len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
+            return None
+        return [np.array(column).reshape(names.shape) for column in zip(*rows, strict=True)]
+
+    def _leaves(self, name: int) -> tuple[int, ...]:
+        if name not in self.factors:
+            return (name,)
+        return tuple(leaf for factor in self.factors[name] for leaf in self._leaves(factor))
+
+    def _split(self, column: np.ndarray, axes: list[int]) -> list[np.ndarray]:
+        """Makes products of names that vary along several axes: heads, laid out as groups."""
+        parts = []
+        for axis in axes:
+            shape = [-1 if i == axis else 1 for i in range(column.ndim)]
+            parts.append(self.fresh(column.shape[axis]).reshape(shape))
+        rows = zip(*(p.ravel().tolist() for p in np.broadcast_arrays(*parts)), strict=True)
+        for name, row in zip(column.ravel().tolist(), rows, strict=True):
+            if name in self.factors:
+                self.again.append((name, row))
+            else:
+                self.factors[name] = row
+                self.known.setdefault(row, name)
+        return parts
+
+    def solve(
+        self, count: int, first: np.ndarray, second: np.ndarray, fixed: np.ndarray
+    ) -> "Solution":
+        """The unit of each name, given which are joined.
+
+        Where products are one, so are their factors, and the other way round.
+
+        Args:
+            count: of names.
+            first, second: names that are joined.
+            fixed: names that may not be removed.
+        """
+        defined = [*self.factors.items(), *self.again]
+        blocks = [
+            (np.array([n for n, row in defined if len(row) == arity]),
+             np.array([row for _, row in defined if len(row) == arity]))
+            for arity in sorted({len(row) for _, row in defined})
+        ]  # fmt: skip
+        pairs = [(first, second)]
+        while True:
+            labels = _components(count, pairs)
+            more = [pair for block in blocks for pair in _implied(labels, *block)]
+            if not more:
+                return _solution(labels, blocks, fixed)
+            pairs += more
+
+
+class Solution:
+    """Units, and which of them stand for others.
+
+    Attributes:
+        units: the unit of each name.
+        products, factors: pairs of a unit that is a product and one of its factors, which are no
+            products.
+        held: pairs of an array of units that may not be removed, and the reason.
+    """
+
+    def __init__(self, units, products=(), factors=(), held=()) -> None:
+        self.units = units
+        self.products, self.factors = np.array(products, int), np.array(factors, int)
+        self.held = list(held)
+
+
+def _components(count: int, pairs: list) -> np.ndarray:
+    first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    links = coo_array((np.ones(len(first), bool), (first, second)), (count, count))
+    return connected_components(links, directed=False)[1]
+
+
+def _implied(labels: np.ndarray, names: np.ndarray, rows: np.ndarray) -> list:
+    """Names that are one because products are, or products because their factors are."""
+    found = []
+    _, place = np.unique(labels[names], return_inverse=True)
+    first = np.zeros(place.max() + 1, int)
+    first[place[::-1]] = np.arange(len(names))[::-1]
+    one, other = rows[first[place]].ravel(), rows.ravel()
+    if (apart := labels[one] != labels[other]).any():
+        found.append((one[apart], other[apart]))
+    _, place = np.unique(labels[rows], axis=0, return_inverse=True)
+    place = place.ravel()
+    first = np.zeros(place.max() + 1, int)
+    first[place[::-1]] = np.arange(len(names))[::-1]
+    one = names[first[place]]
+    if (apart := labels[one] != labels[names]).any():
+        found.append((one[apart], names[apart]))
+    return found
+
+
+def _solution(labels: np.ndarray, blocks: list, fixed: np.ndarray) -> Solution:
+    defined: dict[int, tuple[int, ...]] = {}
+    held: list[int] = []
+    for names, rows in blocks:
+        for unit, row in zip(labels[names].tolist(), labels[rows].tolist(), strict=True):
+            if defined.setdefault(unit, tuple(row)) != tuple(row):
+                held += [unit, *row]  # as many factors as in the other place, or others
+    leaves: dict[int, tuple[int, ...]] = {}
+
+    def expand(unit: int, above: tuple[int, ...] = ()) -> tuple[int, ...]:
+        if unit not in defined:
+            return (unit,)
+        if unit in above:
+            held.extend(above)
+            return ()
+        if unit not in leaves:
+            parts = [expand(factor, (*above, unit)) for factor in defined[unit]]
+            leaves[unit] = tuple(dict.fromkeys(leaf for part in parts for leaf in part))
+        return leaves[unit]
+
+    for unit in defined:
+        expand(unit)
+    stay = np.zeros(labels.max() + 1, bool)
+    stay[labels[fixed]] = True
+    stay[held] = True
+    for unit in leaves:
+        if stay[unit]:
+            stay[list(leaves[unit])] = True
+    into = np.arange(len(stay))
+    for unit, factors in leaves.items():
+        free = [leaf for leaf in factors if not stay[leaf]]
+        if len(free) == 1:  # the others are always there
+            into[unit] = free[0]
+    _, units = np.unique(into[labels], return_inverse=True)
+    new = np.zeros(len(stay), int)
+    new[into[labels]] = units
+    pairs = [(u, f) for u, row in leaves.items() if into[u] == u for f in row]
+    products, factors = (new[[pair[side] for pair in pairs]] for side in (0, 1))
+    blocked = [(new[into[np.unique(held)]], SEVERAL_WAYS)] if held else []
+    return Solution(units, products, factors, blocked)
+
+
+def compact(names: np.ndarray) -> np.ndarray:
+    """Drops the extent of axes along which the names do not vary."""
+    for axis in range(names.ndim):
+        if names.shape[axis] > 1:
+            first = names.take([0], axis)
+            if (names == first).all():
+                names = first
+    return names
