@@ -61,7 +61,7 @@ from keras_nisp.pruning.schedules import PolynomialSchedule  # noqa: E402
 from keras_nisp.pruning.sensitivity import sensitivity  # noqa: E402
 from keras_nisp.recovery.distillation import distiller  # noqa: E402
 from keras_nisp.recovery.recalibration import recalibrate  # noqa: E402
-from keras_nisp.rules import PassThrough, Rule, register_rule  # noqa: E402
+from keras_nisp.rules import ChannelNorm, ChannelWise, PassThrough, Rule, register_rule  # noqa: E402
 from keras_nisp.surgery.rebuilding import rebuild  # noqa: E402
 from keras_nisp.surgery.verification import verify  # noqa: E402
 from keras_nisp.surgery.widening import widen  # noqa: E402
@@ -75,6 +75,8 @@ __all__ = [
     "CentripetalMonitor",
     "CentripetalSGD",
     "ChannelMap",
+    "ChannelNorm",
+    "ChannelWise",
     "ConversionError",
     "DataRangeWarning",
     "ExportError",

@@ -59,13 +59,13 @@ class Noisy(layers.Layer):
 
 
 class Scaled(layers.Layer):
-    """Has a weight of its own."""
+    """Has a weight of its own, and is of no kind that is known by what it computes."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), name="scale")
 
     def call(self, x):
-        return x * self.scale
+        return x[..., ::-1] * self.scale
 
 
 class Net(keras.Model):

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+INSIDE = "lies inside of what goes as a whole"
 SEVERAL_WAYS = "is laid out in several ways that do not fit each other"
 
 
@@ -29,12 +30,12 @@ class Grids:
 
     def product(self, columns: list[np.ndarray]) -> np.ndarray:
         """The names of products of arrays that broadcast to each other, element by element."""
-        columns = np.broadcast_arrays(*columns)
-        rows = list(zip(*(column.ravel().tolist() for column in columns), strict=True))
+        laid = np.broadcast_arrays(*columns)
+        rows = list(zip(*(column.ravel().tolist() for column in laid), strict=True))
         missing = [row for row in dict.fromkeys(rows) if row not in self.known]
         for row, name in zip(missing, self.fresh(len(missing)).tolist(), strict=True):
             self.known[row], self.factors[name] = name, row
-        return np.array([self.known[row] for row in rows], int).reshape(columns[0].shape)
+        return np.array([self.known[row] for row in rows], int).reshape(laid[0].shape)
 
     def laid_out(self, names: np.ndarray) -> dict[int, np.ndarray] | None:
         """What lies along each axis of an array that varies along several.
@@ -93,7 +94,12 @@ class Grids:
         return parts
 
     def solve(
-        self, count: int, first: np.ndarray, second: np.ndarray, fixed: np.ndarray
+        self,
+        count: int,
+        first: np.ndarray,
+        second: np.ndarray,
+        fixed: np.ndarray,
+        made: np.ndarray,
     ) -> "Solution":
         """The unit of each name, given which are joined.
 
@@ -103,6 +109,7 @@ class Grids:
             count: of names.
             first, second: names that are joined.
             fixed: names that may not be removed.
+            made: names of channels that layers create.
         """
         defined = [*self.factors.items(), *self.again]
         blocks = [
@@ -115,7 +122,7 @@ class Grids:
             labels = _components(count, pairs)
             more = [pair for block in blocks for pair in _implied(labels, *block)]
             if not more:
-                return _solution(labels, blocks, fixed)
+                return _solution(labels, blocks, fixed, made)
             pairs += more
 
 
@@ -129,10 +136,9 @@ class Solution:
         held: pairs of an array of units that may not be removed, and the reason.
     """
 
-    def __init__(self, units, products=(), factors=(), held=()) -> None:
-        self.units = units
-        self.products, self.factors = np.array(products, int), np.array(factors, int)
-        self.held = list(held)
+    def __init__(self, units: np.ndarray, pairs: np.ndarray, held: list) -> None:
+        self.units, self.held = units, held
+        self.products, self.factors = pairs
 
 
 def _components(count: int, pairs: list) -> np.ndarray:
@@ -160,13 +166,23 @@ def _implied(labels: np.ndarray, names: np.ndarray, rows: np.ndarray) -> list:
     return found
 
 
-def _solution(labels: np.ndarray, blocks: list, fixed: np.ndarray) -> Solution:
+def _solution(labels: np.ndarray, blocks: list, fixed: np.ndarray, made: np.ndarray) -> Solution:
     defined: dict[int, tuple[int, ...]] = {}
     held: list[int] = []
     for names, rows in blocks:
         for unit, row in zip(labels[names].tolist(), labels[rows].tolist(), strict=True):
             if defined.setdefault(unit, tuple(row)) != tuple(row):
                 held += [unit, *row]  # as many factors as in the other place, or others
+    created = np.zeros(labels.max() + 1, bool)
+    created[labels[made]] = True
+    # Groups of heads go with the keys that they read, not single heads in all of them.
+    inner = [
+        factor
+        for row in defined.values()
+        if any(created[list(row)])
+        for factor in row
+        if not created[factor] and factor not in defined
+    ]
     leaves: dict[int, tuple[int, ...]] = {}
 
     def expand(unit: int, above: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -184,7 +200,7 @@ def _solution(labels: np.ndarray, blocks: list, fixed: np.ndarray) -> Solution:
         expand(unit)
     stay = np.zeros(labels.max() + 1, bool)
     stay[labels[fixed]] = True
-    stay[held] = True
+    stay[held + inner] = True
     for unit in leaves:
         if stay[unit]:
             stay[list(leaves[unit])] = True
@@ -196,10 +212,11 @@ def _solution(labels: np.ndarray, blocks: list, fixed: np.ndarray) -> Solution:
     _, units = np.unique(into[labels], return_inverse=True)
     new = np.zeros(len(stay), int)
     new[into[labels]] = units
-    pairs = [(u, f) for u, row in leaves.items() if into[u] == u for f in row]
-    products, factors = (new[[pair[side] for pair in pairs]] for side in (0, 1))
-    blocked = [(new[into[np.unique(held)]], SEVERAL_WAYS)] if held else []
-    return Solution(units, products, factors, blocked)
+    rows = [(u, f) for u, row in leaves.items() if into[u] == u for f in row]
+    pairs = new[np.array(rows, int).reshape(-1, 2).T]
+    reasons = (np.unique(held), SEVERAL_WAYS), (np.unique(inner), INSIDE)
+    blocked = [(new[into[found]], why) for found, why in reasons if len(found)]
+    return Solution(units, pairs, blocked)
 
 
 def compact(names: np.ndarray) -> np.ndarray:

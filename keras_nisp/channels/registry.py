@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from keras_nisp.keras_graph import keras_layers
 
 RuleClass = TypeVar("RuleClass", bound=type[Rule])
 _RULES: dict[type, Rule] = {}
+_KINDS: list[Callable[[keras.Layer], Rule | None]] = []
+_RECOGNISED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def register_rule(*classes: type) -> Callable[[RuleClass], RuleClass]:
@@ -74,8 +77,23 @@ def registered(cls: type) -> Rule | None:
 
 
 def rule_of(layer: keras.Operation) -> Rule:
-    """The rule of a layer or operation, however it is called; `BARRIER` if there is none."""
-    return registered(type(layer)) or BARRIER
+    """The rule of a layer or operation, however it is called: that of its class, or of a kind that
+    it is of by what it computes; `BARRIER` if there is none."""
+    return registered(type(layer)) or _recognised(layer) or BARRIER
+
+
+def register_kinds(recognise: Callable[[keras.Layer], Rule | None]) -> Callable:
+    """Registers what finds the rule of a layer whose class has none, or `None`."""
+    _KINDS.append(recognise)
+    return recognise
+
+
+def _recognised(layer: keras.Operation) -> Rule | None:
+    if not isinstance(layer, keras.Layer) or not layer.built or isinstance(layer, keras.Model):
+        return None
+    if layer not in _RECOGNISED:
+        _RECOGNISED[layer] = next((rule for find in _KINDS if (rule := find(layer))), None)
+    return _RECOGNISED[layer]
 
 
 def is_registered(cls: type) -> bool:

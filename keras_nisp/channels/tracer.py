@@ -144,11 +144,10 @@ class Tracer:
     def solve(self) -> Solution:
         """The unit of every name, and which of them are products."""
         nothing = np.zeros(0, int)
-        first, second, fixed = (
-            np.concatenate([nothing, *map(np.ravel, arrays)])
-            for arrays in (self.first, self.second, [names for names, _ in self.fixed])
-        )
-        return self.grids.solve(self.count, first, second, fixed)
+        fixed, made = ([names for names, _ in self.fixed], [names for _, names in self.creators])
+        arrays = (self.first, self.second, fixed, made)
+        flat = (np.concatenate([nothing, *map(np.ravel, each)]) for each in arrays)
+        return self.grids.solve(self.count, *flat)
 
 
 def _shape_of(value) -> tuple | None:

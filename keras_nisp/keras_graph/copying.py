@@ -280,10 +280,15 @@ def layer_config(layer: keras.Operation) -> dict:
         except NotImplementedError:
             if not isinstance(layer, keras.Layer):
                 return _settings(layer)
-            # Keras cannot write down an Identity that was given a dtype policy.
-            if type(layer) is not keras.layers.Identity:
+            # Keras cannot write down a layer without `get_config` that was given a dtype policy.
+            recorded = getattr(layer, "_auto_config", None)
+            if recorded is None:
                 raise
-            return {"name": layer.name, "dtype": layer.dtype_policy.name}
+            named = {"name": layer.name, "dtype": layer.dtype_policy.name}
+            given = {k: v for k, v in recorded.config.items() if k not in named}
+            if any(not isinstance(v, (int, float, str, type(None))) for v in given.values()):
+                raise
+            return {**given, **named}
         except OSError:  # in a shell, where there is no source that Keras' warning could show
             return _config_without_lambdas(layer)
 

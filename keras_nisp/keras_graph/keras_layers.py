@@ -68,6 +68,11 @@ def low_rank_kernel(layer: keras.Operation, value: Any) -> tuple | None:
     return None
 
 
+def parts(layer: keras.Layer) -> list[keras.Layer]:
+    """The layers that a layer holds."""
+    return list(layer._flatten_layers(include_self=False))
+
+
 def check_shared(layers: list) -> None:
     """Raises if an activation with weights belongs to several layers.
 

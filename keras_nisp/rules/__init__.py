@@ -9,6 +9,7 @@ from keras_nisp.rules import (  # noqa: F401
     convolution,
     dense,
     fixes,
+    kinds,
     moving,
     normalization,
     pooling,
@@ -17,5 +18,14 @@ from keras_nisp.rules import (  # noqa: F401
     recurrent,
     reduction,
 )
+from keras_nisp.rules.kinds import ChannelNorm, ChannelWise
 
-__all__ = ["BARRIER", "PassThrough", "Rule", "register_rule", "rule_for"]
+__all__ = [
+    "BARRIER",
+    "ChannelNorm",
+    "ChannelWise",
+    "PassThrough",
+    "Rule",
+    "register_rule",
+    "rule_for",
+]

@@ -57,10 +57,9 @@ class EinsumDense(Rule):
             size = layer.kernel.shape[kernel.index(letter)]
             held[letter] = call.create(size, _label(number))
         bound = {kernel.index(c): names for c, names in held.items() if c in kernel}
-        parts = ([], [], [])  # read, created, owned
-        for c in kernel:
-            parts[1 if c in made else 2 if c in output else 0].append(kernel.index(c))
-        read, create, own = ({i: bound[i] for i in part if i in bound} for part in parts)
+        create = {i: names for i, names in bound.items() if kernel[i] in made}
+        read = {i: names for i, names in bound.items() if kernel[i] not in output}
+        own = {i: names for i, names in bound.items() if i not in create and i not in read}
         sizes = dict(zip(output[1:], call.output_shape, strict=True))
         applied = math.prod(n for c, n in sizes.items() if c not in kernel)
         call.bind(layer.kernel, own, read, create, positions=applied)

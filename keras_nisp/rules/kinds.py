@@ -1,0 +1,232 @@
+"""Kinds of layers that are known by what they compute, whatever their class.
+
+`recognised` tries layers with weights of their own by numbers: a norm over the last axis, whose
+scale and offset are vectors, or a layer in which each channel is alone (a scale, a table that is
+added by position). Users may say so of a class: `register_rule(MyNorm)(ChannelNorm)`.
+"""
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.registry import register_kinds
+from keras_nisp.channels.rule import Rule
+from keras_nisp.keras_graph import calling, copying, keras_layers
+
+LENGTH = 3  # of the sequences on which layers are tried
+SAME, SAME_HALF = 1e-4, 3e-2
+
+
+class _LastAxis(Rule):
+    """Weights lie along the last axis of the input, which is that of the output, too."""
+
+    def trace(self, call, x, **settings):
+        if any(isinstance(value, Traced) for value in keras.tree.flatten(settings)):
+            return call.fix_all("which is called with several tensors")
+        held = x.names.shape[-1] > 1
+        if any(len(variable.shape) > 1 for variable in call.weights):
+            call.along(x, -1)  # in tables positions are no channels
+        for variable in call.weights:
+            axis = len(variable.shape) - 1
+            call.bind(variable, own={axis: x.line(-1)} if held else {})
+        return x.names
+
+    def resize(self, call, config, width):
+        x = call.inputs[0]
+        key = _width_key(call.layer) if x.names.shape[-1] > 1 else None
+        return {**config, key: width(x.line(-1))} if key else config
+
+
+class ChannelWise(_LastAxis):
+    """Each channel of the last axis alone, with weights along it: a scale and an offset, a table
+    that is added by position.
+
+    `keras_nisp.register_rule(MyLayer)(keras_nisp.ChannelWise)` says so of a class. Importance is
+    multiplied by the size of what the layer multiplies by.
+    """
+
+    def absolute(self, call, x, **settings):
+        zero, one, two = (call.infer(n * tf.ones_like(x), **settings) for n in (0, 1, 2))
+        affine = np.allclose(two - zero, 2 * (one - zero), rtol=1e-4, atol=1e-6)
+        return x * tf.cast(tf.abs(one - zero), x.dtype) if affine else x
+
+
+class ChannelNorm(_LastAxis):
+    """Each position over its deviation along the last axis, or over its root mean square, times
+    a vector, perhaps with an offset.
+
+    `keras_nisp.register_rule(MyNorm)(keras_nisp.ChannelNorm)` says so of a class. Statistics are
+    taken over the channels that are kept; importance is multiplied by the size of the vector.
+    """
+
+    mixes_channels = True
+
+    def trace(self, call, x, **settings):
+        call.mixes_channels = x.names.shape[-1] > 1
+        _norm(call.layer)  # while numbers can be looked at
+        return super().trace(call, x, **settings)
+
+    def absolute(self, call, x, **settings):
+        _, scale, _ = _norm(call.layer)
+        return x * np.abs(scale).astype("float32")
+
+    def masked(self, call, keep, x, **settings):
+        """The layer itself, of what has the same statistics over all channels."""
+        centred = _norm(call.layer)[0]
+        dtype, x = x.dtype, tf.cast(x, tf.float32)
+        kept = tf.cast(keep[0], tf.float32) * tf.ones_like(x[:1])
+        share = tf.reduce_mean(kept, -1, keepdims=True)
+        if centred:
+            mean = tf.reduce_mean(x * kept, -1, keepdims=True)
+            x -= tf.math.divide_no_nan(mean, share)
+        root = tf.sqrt(share)
+        x = tf.math.divide_no_nan(x * kept, root)
+        whole, offset = (
+            tf.cast(call.infer(tf.cast(value, dtype), **settings), tf.float32)
+            for value in (x, tf.zeros_like(x))
+        )
+        return tf.cast((whole - offset) * root + offset, dtype)
+
+
+_WIDTH_KEYS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_CENTRED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@register_kinds
+def recognised(layer: keras.Layer) -> Rule | None:
+    """The rule of a layer that computes what one of these kinds does; `None` if it does not."""
+    weights = layer.weights
+    if not weights or keras_layers.parts(layer) or not _alike(weights):
+        return None
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # whatever users' code raises
+        warnings.simplefilter("ignore")
+        trial = _Trial(layer)
+        if not trial.weights_are_alone() or _width_key(layer) is None:
+            return None
+        if trial.is_channel_wise():
+            return ChannelWise()
+        if trial.is_norm():
+            return ChannelNorm()
+    return None
+
+
+def _alike(weights: list) -> bool:
+    """Whether all weights are as long along their last axis, and have numbers in it."""
+    widths = {variable.shape[-1] if len(variable.shape) else 0 for variable in weights}
+    return len(widths) == 1 and widths.pop() > 1 and all("float" in w.dtype for w in weights)
+
+
+class _Trial:
+    """A layer, tried by numbers."""
+
+    def __init__(self, layer: keras.Layer) -> None:
+        self.layer, self.rng = layer, np.random.default_rng(0)
+        self.width = layer.weights[0].shape[-1]
+        self.same = SAME_HALF if "16" in layer.compute_dtype else SAME
+        self.x = self.rng.standard_normal((2, LENGTH, self.width)).astype("float32")
+        self.y = self.run(self.x)
+        if self.y.shape != self.x.shape or not np.isfinite(self.y).all():
+            raise ValueError("its output has another shape than its input")
+
+    def run(self, x: np.ndarray, changed: Sequence = ()) -> np.ndarray:
+        """What the layer gives in inference, perhaps with other weights."""
+        with keras.StatelessScope(state_mapping=list(changed)):
+            y = calling.infer(self.layer, tf.constant(x, self.layer.compute_dtype))
+        return np.asarray(tf.cast(y, tf.float32))
+
+    def is_same(self, one: np.ndarray, other: np.ndarray) -> bool:
+        scale = np.abs(other).max() or 1.0
+        return one.shape == other.shape and np.abs(one - other).max() <= self.same * scale
+
+    def some(self) -> np.ndarray:
+        """Some of the channels, as a boolean for each: not all, nor none."""
+        return self.rng.permutation(self.width) < max(self.width // 2, 1)
+
+    def weights_are_alone(self) -> bool:
+        """Whether what lies along the last axis of weights changes its own channels only."""
+        told = False
+        for weight in self.layer.weights:
+            chosen, value = self.some(), tf.convert_to_tensor(weight)
+            moved = value + tf.constant(0.5 * chosen, value.dtype)
+            y = self.run(self.x, [(weight, moved)])
+            if not self.is_same(y[..., ~chosen], self.y[..., ~chosen]):
+                return False
+            told |= not self.is_same(y, self.y)
+        return told
+
+    def is_channel_wise(self) -> bool:
+        for _ in range(4):
+            chosen = self.some()
+            y = self.run(self.x + chosen * self.rng.standard_normal(self.x.shape))
+            if not self.is_same(y[..., ~chosen], self.y[..., ~chosen]):
+                return False
+        return True
+
+    def is_norm(self) -> bool:
+        """Whether it gives a multiple of what is normalised that depends on its size alone."""
+        centred, scale, offset = _norm(self.layer)
+        if np.abs(scale).max() == 0:
+            return False
+        large, small = (self.run(factor * self.x) for factor in (100, 0.01))
+        wanted = _normalised(self.x, centred) * scale
+        if not self.is_same(large - offset, wanted):
+            return False
+        told = np.abs(wanted) > 0.1 * np.abs(wanted).max()
+        factors = np.divide(small - offset, wanted, out=np.ones_like(wanted), where=told)
+        each = [row[seen] for row, seen in zip(factors[0], told[0], strict=True)]
+        return all(self.is_same(row, np.full_like(row, row.mean())) for row in each if len(row))
+
+
+def _normalised(x: np.ndarray, centred: bool) -> np.ndarray:
+    x = x - x.mean(-1, keepdims=True) if centred else x
+    return x / np.sqrt((x * x).mean(-1, keepdims=True))
+
+
+def _norm(layer: keras.Layer) -> tuple[bool, np.ndarray, np.ndarray]:
+    """Whether a norm takes the mean off, by what it multiplies, and what it adds."""
+    width, dtype = layer.weights[0].shape[-1], layer.compute_dtype
+
+    def run(x):
+        y = calling.infer(layer, tf.constant(np.broadcast_to(x, (1, LENGTH, width)), dtype))
+        return np.asarray(tf.cast(y, tf.float32))[0, 0]
+
+    with tf.init_scope():
+        if layer not in _CENTRED:
+            x = 100 * np.random.default_rng(1).standard_normal(width)
+            one, other, offset = run(x), run(x + 100), run(0 * x)
+            size = np.abs(one - offset).max()
+            _CENTRED[layer] = bool(np.abs(one - other).max() <= 0.03 * size)
+        centred = _CENTRED[layer]
+        signs = np.where(np.arange(width) % 2, -1.0, 1.0)  # as large as their deviation
+        probe = _normalised(signs, centred)
+        offset = run(0 * probe)
+        return centred, (run(100 * probe) - offset) / probe, offset
+
+
+def _width_key(layer: keras.Layer) -> str | None:
+    """Which setting of a layer holds its width; empty if it goes by its input, `None` if no layer
+    of another width can be made."""
+    if layer not in _WIDTH_KEYS:
+        _WIDTH_KEYS[layer] = _find_width_key(layer)
+    return _WIDTH_KEYS[layer]
+
+
+def _find_width_key(layer: keras.Layer) -> str | None:
+    width = layer.weights[0].shape[-1]
+    wanted = [(*variable.shape[:-1], width + 1) for variable in layer.weights]
+    config = copying.layer_config(layer)
+    keys = [key for key, value in config.items() if value == width and type(value) is int]
+    for key in ("", *keys):
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copy = copying.copy_layer(layer, **({key: width + 1} if key else {}))
+            calling.infer(copy, tf.zeros((1, LENGTH, width + 1), layer.compute_dtype))
+            if [tuple(variable.shape) for variable in copy.weights] == wanted:
+                return key
+    return None

@@ -1,0 +1,229 @@
+"""Attention made of `EinsumDense` and operations: whole heads, groups of them, channels inside."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+from nets import randomise
+
+import keras_nisp as kn
+
+LENGTH, WIDTH, DIM = 7, 16, 4
+
+
+def rotated(x):
+    """Pairs of channels, turned by an angle that grows with the position."""
+    angles = np.arange(LENGTH)[:, None] / 10.0 ** np.arange(DIM // 2)
+    angles = np.concatenate([angles, angles], -1)[None, :, None].astype("float32")
+    first, second = ops.split(x, 2, axis=-1)
+    return x * np.cos(angles) + ops.concatenate([-second, first], -1) * np.sin(angles)
+
+
+def scores_by_einsum(query, key, value, mask):
+    scores = ops.einsum("bquh,bkuh->buqk", query, key) * DIM**-0.5
+    scores = layers.Softmax()(ops.where(mask, scores, -1e9))
+    return ops.einsum("buqk,bkuh->bquh", layers.Dropout(0.1)(scores), value)
+
+
+def scores_by_matmul(query, key, value, mask):
+    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+    scores = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) - 9.0 * (1 - mask))
+    return ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+
+
+def fused(query, key, value, mask):
+    return ops.dot_product_attention(query, key, value, mask=mask, scale=DIM**-0.5)
+
+
+def grouped(query, key, value, mask):
+    """Query heads, laid out by the key heads that they meet."""
+    query = ops.reshape(query, (-1, LENGTH, 2, 2, DIM))
+    scores = ops.softmax(ops.einsum("bqkgh,bskh->bkgqs", query, key))
+    y = ops.einsum("bkgqs,bskh->bqkgh", scores, value)
+    return ops.reshape(y, (-1, LENGTH, 4, DIM))
+
+
+def alibi(query, key, value, mask):
+    slopes = np.arange(1, 5, dtype="float32").reshape(1, 4, 1, 1)
+    distance = np.arange(LENGTH, dtype="float32") * slopes
+    scores = ops.softmax(ops.einsum("bquh,bkuh->buqk", query, key) - distance)
+    return ops.einsum("buqk,bkuh->bquh", scores, value)
+
+
+def block(x, attend=scores_by_einsum, pairs=4, turn=False, norm=False, flat=False, repeat=True):
+    def project(heads, name):
+        shape = (LENGTH, heads, DIM)
+        return layers.EinsumDense("bqm,muh->bquh", shape, bias_axes="uh", name=name)
+
+    query, key, value = (
+        project(heads, name)(x) for heads, name in ((4, "query"), (pairs, "key"), (pairs, "value"))
+    )
+    if norm:
+        query, key = layers.RMSNormalization()(query), layers.RMSNormalization()(key)
+    if turn:
+        query, key = rotated(query), rotated(key)
+    if repeat and pairs < 4:
+        key, value = (ops.repeat(t, 4 // pairs, axis=2) for t in (key, value))
+    mask = np.tril(np.ones((LENGTH, LENGTH)))[None, None]
+    y = attend(query, key, value, mask if attend is scores_by_matmul else mask > 0)
+    if flat:
+        return layers.Dense(WIDTH, name="output")(ops.reshape(y, (-1, LENGTH, 4 * DIM)))
+    return layers.EinsumDense("bquh,uhm->bqm", (LENGTH, WIDTH), bias_axes="m", name="output")(y)
+
+
+def network(**settings):
+    inputs = keras.Input((LENGTH, 6))
+    x = layers.Dense(WIDTH, name="stream")(inputs)
+    x = x + block(layers.LayerNormalization()(x), **settings)
+    return randomise(keras.Model(inputs, layers.Dense(3, name="head")(x)))
+
+
+@pytest.fixture
+def data(rng):
+    return rng.normal(size=(16, LENGTH, 6)).astype("float32")
+
+
+FORMS = {
+    "einsum": {},
+    "matmul": {"attend": scores_by_matmul},
+    "fused": {"attend": fused},
+    "repeated": {"pairs": 2},
+    "repeated, turned": {"pairs": 2, "turn": True},
+    "turned, fused": {"turn": True, "attend": fused},
+    "fused groups": {"pairs": 2, "attend": fused},
+    "reshaped groups": {"pairs": 2, "attend": grouped, "repeat": False},
+    "alibi": {"attend": alibi},
+    "normalised": {"norm": True},
+    "flat": {"flat": True},
+}
+
+
+@pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
+def test_heads_and_channels_inside_of_them_go(settings, data):
+    model = network(**settings)
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    kept = {row.layer: row.kept for row in plan.creators}
+    pairs = settings.get("pairs", 4)
+    assert kept["query:heads"] == 2
+    assert kept["key:heads"] == kept["value:heads"] == pairs // 2
+    assert kept["query"] == kept["key"] == kept["value"] == 2
+    scores = [score for group in plan.groups for score in group.scores]
+    assert np.isfinite(scores).all()
+    assert min(scores) >= 0
+    small = kn.rebuild(model, plan)
+    assert kn.verify(small, model, plan, data, tolerance=1e-5).ok
+    assert small.count_params() == plan.after.parameters
+
+
+def test_groups_of_heads_go_as_a_whole(data):
+    model = network(pairs=2)
+    channel_map = kn.trace(model)
+    heads = {c.layer: c.units for c in channel_map.creators if c.layer.endswith(":heads")}
+    np.testing.assert_array_equal(heads["query:heads"], np.repeat(heads["key:heads"], 2))
+    np.testing.assert_array_equal(heads["key:heads"], heads["value:heads"])
+
+
+def test_pairs_of_channels_that_are_turned_go_together():
+    for turn, wanted in ((False, DIM), (True, DIM // 2)):
+        key = next(c.units for c in kn.trace(network(turn=turn)).creators if c.layer == "key")
+        assert len(np.unique(key)) == wanted
+
+
+def test_heads_stay_where_they_meet_positions(data):
+    inputs = keras.Input((LENGTH, 6))
+    x = layers.EinsumDense("bqm,muh->bquh", (LENGTH, 4, 8), name="made")(inputs)
+    x = layers.Conv2D(5, 1)(x)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    kept = {row.layer: row.kept for row in plan.creators}
+    assert (kept["made:heads"], kept["made"]) == (4, 4)
+    assert "works along another axis" in plan.explain("made:heads")
+    assert kn.verify(kn.rebuild(model, plan), model, plan, data, tolerance=1e-5).ok
+
+
+def test_kernels_of_their_own_for_each_head(data):
+    inputs = keras.Input((LENGTH, 6))
+    x = layers.EinsumDense("bqm,muh->bquh", (LENGTH, 4, 8), name="made")(inputs)
+    x = layers.EinsumDense("bquh,uho->bquo", (LENGTH, 4, 5), bias_axes="uo", name="each")(x)
+    x = layers.EinsumDense("bquo,uom->bqm", (LENGTH, 9), name="output")(x)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert small.get_layer("each").kernel.shape == (2, 4, 3)
+    assert kn.verify(small, model, plan, data, tolerance=1e-5).ok
+
+
+IMPORTANCES = [kn.Magnitude, kn.SynFlow, kn.Random, kn.LRP, kn.Taylor, kn.OptimalBrainSurgeon]
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_other_importances_score_heads(importance, data, rng):
+    model = network(pairs=2, attend=fused)
+    if importance in (kn.LRP, kn.OptimalBrainSurgeon):
+        importance = importance(data)
+    elif importance is kn.Taylor:
+        importance = importance((data, rng.normal(size=(16, LENGTH, 3))), loss="mse")
+    else:
+        importance = importance()
+    plan = kn.plan_pruning(model, importance, ratio=0.5)
+    assert {row.layer: row.kept for row in plan.creators}["key:heads"] == 1
+    assert kn.verify(kn.rebuild(model, plan), model, plan, data, tolerance=1e-5).ok
+
+
+@pytest.mark.parametrize(
+    "budget", [{"flops_reduction": 0.4}, {"ratio": 0.5, "allocation": "global"}]
+)
+def test_budgets_count_what_goes_with_heads(budget, data):
+    model = network(pairs=2)
+    plan = kn.plan_pruning(model, kn.NISP(data), **budget)
+    small = kn.rebuild(model, plan)
+    assert small.count_params() == plan.after.parameters
+    assert kn.profile(small).total.flops == plan.after.flops
+    assert kn.verify(small, model, plan, data, tolerance=1e-5).ok
+
+
+def test_widths_by_damage_and_repair(data):
+    model = network(pairs=2, flat=True)
+    plan = kn.plan_pruning(model, kn.NISP(data), params_reduction=0.4, allocation="predicted")
+    small = kn.recalibrate(kn.rebuild(model, plan), data, model, plan)
+    assert small.count_params() == plan.after.parameters
+
+
+def test_files_of_model_and_plan(data, tmp_path):
+    model = network(pairs=2, attend=grouped, repeat=False)
+    kn.plan_pruning(model, kn.NISP(data), ratio=0.5).save(tmp_path / "plan.json")
+    plan = kn.plans.plan.Plan.load(tmp_path / "plan.json")
+    small = kn.rebuild(model, plan)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(loaded(data), small(data))
+
+
+def test_heads_can_be_excluded_and_named(data):
+    model = network(pairs=2)
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5, exclude="key:heads")
+    kept = {row.layer: row.kept for row in plan.creators}
+    assert (kept["query:heads"], kept["key:heads"], kept["query"]) == (4, 2, 2)
+    plan = kn.plan_pruning(model, kn.NISP(data), ratios={"query:heads": 0.5})
+    kept = {row.layer: row.kept for row in plan.creators}
+    assert (kept["query:heads"], kept["value:heads"], kept["query"]) == (2, 1, 4)
+
+
+def test_heads_are_not_widened_nor_merged(data):
+    model = network(pairs=2)
+    wide = kn.widen(model, 2, init="preserve")
+    np.testing.assert_allclose(wide(data), model(data), atol=1e-4)
+    assert wide.get_layer("query").kernel.shape[1:] == (4, DIM)
+    assert kn.trace(wide).count > 0
+
+
+def test_a_pruner_masks_heads_while_a_model_trains(data, rng):
+    model = network(pairs=2)
+    model.compile("adam", "mse")
+    pruner = kn.NISPPruner(data, ratio=0.5)
+    y = rng.normal(size=(16, LENGTH, 3))
+    model.fit(tf.data.Dataset.from_tensor_slices((data, y)).batch(8), epochs=2, verbose=0,
+              shuffle=False, callbacks=[pruner])  # fmt: skip
+    small = pruner.finish()
+    assert small.get_layer("query").kernel.shape[1:] == (2, 2)

@@ -1,0 +1,152 @@
+"""Layers of users that are known by what they compute, with no rule for their class."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from nets import randomise
+
+import keras_nisp as kn
+from keras_nisp.rules import rule_for
+from keras_nisp.testing import check_rule
+
+
+@keras.saving.register_keras_serializable("kinds")
+class RootMeanSquare(layers.Layer):
+    """As in Gemma: a scale that is 1 more than its variable, statistics in float32."""
+
+    def __init__(self, epsilon=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],), initializer="zeros")
+
+    def call(self, x):
+        x = ops.cast(x, "float32")
+        power = ops.mean(ops.square(x), axis=-1, keepdims=True)
+        x = x * ops.reciprocal(ops.sqrt(power + self.epsilon)) * (1 + self.scale)
+        return ops.cast(x, self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable("kinds")
+class MeanAndVariance(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],), initializer="ones")
+        self.shift = self.add_weight(name="shift", shape=(shape[-1],))
+
+    def call(self, x):
+        mean, variance = ops.moments(x, [-1], keepdims=True)
+        return (x - mean) / ops.sqrt(variance + 1e-3) * self.scale + self.shift
+
+
+@keras.saving.register_keras_serializable("kinds")
+class Table(layers.Layer):
+    """What is added by position."""
+
+    def __init__(self, length, **kwargs):
+        super().__init__(**kwargs)
+        self.length = length
+
+    def build(self, shape):
+        self.table = self.add_weight(name="table", shape=(self.length, shape[-1]))
+
+    def call(self, x):
+        return ops.broadcast_to(self.table[: ops.shape(x)[-2]], ops.shape(x))
+
+    def get_config(self):
+        return {**super().get_config(), "length": self.length}
+
+
+@keras.saving.register_keras_serializable("kinds")
+class Affine(layers.Layer):
+    """Its width is in its config."""
+
+    def __init__(self, dim, **kwargs):
+        super().__init__(**kwargs)
+        self.dim = dim
+
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(self.dim,), initializer="ones")
+        self.shift = self.add_weight(name="shift", shape=(self.dim,))
+
+    def call(self, x):
+        return x * self.scale + self.shift
+
+    def get_config(self):
+        return {**super().get_config(), "dim": self.dim}
+
+
+class Mixing(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * ops.sum(x * self.scale, -1, keepdims=True)
+
+
+class Shifting(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return ops.roll(x, 1, axis=-1) * self.scale
+
+
+class ShiftedNorm(RootMeanSquare):
+    def call(self, x):
+        return super().call(ops.roll(x, 1, axis=-1))
+
+
+class OneWidth(Affine):
+    def build(self, shape):
+        super().build((None, self.dim))
+        if shape[-1] != 16:
+            raise ValueError("only 16 will do")
+
+
+def network():
+    inputs = keras.Input((7, 6))
+    x = layers.Dense(16, name="stream")(inputs)
+    x = x + Table(9)(x)
+    x = x + layers.Dense(16)(Affine(16)(layers.Dense(16)(RootMeanSquare()(x))))
+    return randomise(keras.Model(inputs, layers.Dense(3)(MeanAndVariance()(x))))
+
+
+def test_norms_tables_and_affine_layers_are_recognised(rng, tmp_path):
+    model, data = network(), rng.normal(size=(32, 7, 6)).astype("float32")
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)  # a warning would be an error
+    assert [row.kept for row in plan.creators] == [8, 8, 8, 3]
+    assert all(score > 0 for group in plan.groups for score in group.scores)
+    small = kn.rebuild(model, plan)
+    assert kn.verify(small, model, plan, data, tolerance=1e-5).ok
+    small.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(loaded(data), small(data))
+
+
+@pytest.mark.parametrize("layer", [Mixing, Shifting, ShiftedNorm, lambda: OneWidth(16)])
+def test_what_is_no_such_layer_stays_without_a_rule(layer):
+    layer = layer()
+    layer(np.ones((1, 3, 16), "float32"))
+    assert rule_for(layer, (None,)).does == "fixes"
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (RootMeanSquare, kn.ChannelNorm),
+        (MeanAndVariance, kn.ChannelNorm),
+        (lambda: Table(5), kn.ChannelWise),
+        (lambda: Affine(8), kn.ChannelWise),
+    ],
+)
+def test_a_kind_is_a_rule_that_holds(layer, kind, monkeypatch):
+    from keras_nisp.channels import registry
+
+    layer = layer()
+    monkeypatch.setitem(registry._RULES, type(layer), kind())  # as `register_rule` does
+    check_rule(layer, (5, 8))
