@@ -227,3 +227,15 @@ def test_a_pruner_masks_heads_while_a_model_trains(data, rng):
               shuffle=False, callbacks=[pruner])  # fmt: skip
     small = pruner.finish()
     assert small.get_layer("query").kernel.shape[1:] == (2, 2)
+
+
+def test_products_of_attention_count_as_flops():
+    counts = [kn.profile(network(attend=a)).total.flops for a in (scores_by_einsum, fused)]
+    projections = LENGTH * (6 * WIDTH + 4 * WIDTH * WIDTH + 3 * WIDTH)
+    assert counts == [projections + 2 * LENGTH * LENGTH * WIDTH] * 2
+    x = inputs = keras.Input((LENGTH,), dtype="int32")
+    x = layers.Embedding(20, 8)(x)
+    x = layers.MultiHeadAttention(2, 3, value_dim=5)(x, x)
+    projections = LENGTH * 8 * 2 * (3 + 3 + 5 + 5)
+    wanted = LENGTH * 8 + projections + LENGTH * LENGTH * 2 * (3 + 5)
+    assert kn.profile(keras.Model(inputs, x)).total.flops == wanted

@@ -1,7 +1,8 @@
 """One call of one layer, as the trace sees it: what rules work with."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -41,6 +42,7 @@ class Call:
         constants: bindings of constant arrays among the arguments, by the position of the
             argument; see `bind_constant`.
         sources: which of the inputs kernels read as it comes in, by `id`; see `bind`.
+        products: what is multiplied without a kernel; see `multiply`.
 
     For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
     which identifies the call in the graph, `whole_groups`, whether a grouped convolution loses
@@ -62,6 +64,7 @@ class Call:
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
     hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sources: dict[int, int] = dataclasses.field(default_factory=dict)
+    products: list[tuple[int, list[np.ndarray]]] = dataclasses.field(default_factory=list)
     node: int | None = None
     whole_groups: bool = False
     samples: int = 1
@@ -160,7 +163,7 @@ class Call:
         """
         self.rule = barrier = Barrier(reason, unknown)
         self.mixes_channels = self.sums_channels = self.reads = False
-        self.constants, self.hidden = {}, {}
+        self.constants, self.hidden, self.products = {}, {}, []
         return barrier.trace(self)
 
     def block(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
@@ -267,6 +270,7 @@ class Call:
         create: dict[int, np.ndarray] | None = None,
         positions: int = 0,
         source: Traced | None = None,
+        passed: Iterable[np.ndarray] = (),
     ) -> None:
         """Says which names lie along the axes of a variable.
 
@@ -280,12 +284,16 @@ class Call:
             create: axis -> names from `create`: a kernel's output axis.
             positions: for kernels, at how many positions each element is applied.
             source: for kernels of a layer with several inputs: which one is multiplied by it.
+            passed: names along axes of the input, among those of the positions, that the output
+                has as well: the kernel is applied to each of these channels alone.
         """
         if source is not None:
             self.sources[id(variable)] = self.inputs.index(source)
         if isinstance(variable, keras.Variable):
             applied = positions * self.batch
             self.tracer.bind(self, variable, own or {}, read or {}, create or {}, applied)
+            if applied and (lines := list(passed)):
+                self.tracer.bindings[id(variable)].passed.append((applied, lines))
         elif (factors := keras_layers.low_rank_kernel(self.layer, variable)) is not None:
             self._bind_low_rank(factors, own or {}, read or {}, create or {}, positions)
         elif variable is not None:
@@ -307,6 +315,15 @@ class Call:
         self.bind(first, own=held, read=taken)
         held, taken = ({1: axes[last]} if last in axes else {} for axes in parts)
         self.bind(second, own=held, read=taken)
+
+    def multiply(self, shape: Iterable[int], lines: Iterable[np.ndarray] = ()) -> None:
+        """Says that tensors are multiplied with each other, for FLOPs.
+
+        Args:
+            shape: the product of these sizes is the number of multiply-adds for one sample.
+            lines: names along those of these axes that hold channels.
+        """
+        self.products.append((math.prod(shape) * self.batch, list(lines)))
 
     def bind_constant(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
         """Says which names lie along the axes of a constant array among the arguments.

@@ -83,6 +83,8 @@ class Binding:
         create: axes that create channels, such as the output axis of a kernel.
         positions: at how many positions each element is multiplied per sample: a
             kernel's FLOPs are its size times this. 0 for what is not a kernel.
+        passed: of calls that let channels pass (heads, of which each is read alone), how many of
+            the positions these are, and the names of the channels.
         low_rank: of a kernel with LoRA the two factors that are added to it, and their scale.
     """
 
@@ -93,6 +95,12 @@ class Binding:
     create: frozenset[int] = frozenset()
     positions: int = 0
     low_rank: tuple = ()
+    passed: list[tuple[int, list[np.ndarray]]] = dataclasses.field(default_factory=list)
+
+    def positions_of(self, keep: np.ndarray) -> int:
+        """At how many positions elements are multiplied if only some units are kept."""
+        gone = (count - kept_of(count, lines, keep) for count, lines in self.passed)
+        return self.positions - sum(gone)
 
     @property
     def value(self) -> np.ndarray:
@@ -169,8 +177,10 @@ class ChannelMap:
         self.constants = [binding for call in calls for binding in call.constants.values()]
         for binding in (*self.bindings.values(), *self.constants):
             binding.axes = {axis: units[names] for axis, names in binding.axes.items()}
+            binding.passed = [(n, [units[line] for line in lines]) for n, lines in binding.passed]
         for call in calls:
             call.hidden = {label: units[names] for label, names in call.hidden.items()}
+            call.products = [(n, [units[line] for line in lines]) for n, lines in call.products]
         tensors = [t for call in calls for t in (*call.inputs, *call.outputs)]
         for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
             _in_units(tensor, units)
@@ -363,6 +373,19 @@ class ChannelMap:
         arrays += [creator.units for creator in self.creators if creator.layer == path]
         units = np.concatenate([array.ravel() for array in arrays])
         return np.unique(np.concatenate([units, self.deciding(units)]))
+
+
+def kept_of(count: int, lines: list[np.ndarray], keep: np.ndarray) -> int:
+    """How many of the elements of a box are left.
+
+    Args:
+        count: of all of them.
+        lines: units along some of its axes.
+        keep: boolean per unit.
+    """
+    for line in lines:
+        count = count // len(line) * int(np.count_nonzero(keep[line]))
+    return count
 
 
 def rows(names: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.channel_map import ChannelMap, kept_of
 from keras_nisp.channels.tracing import InputShape, trace
 from keras_nisp.io.tables import Column, render_table
 
@@ -22,7 +22,8 @@ class Cost:
     Attributes:
         parameters: number of weights, those that are not trained included.
         flops: multiply-adds of convolutions and dense layers for one sample, as the
-            papers count them (one multiplication with its addition is one).
+            papers count them (one multiplication with its addition is one), and of products of
+            tensors, as in attention. A number that is looked up in a table counts as one.
         memory: bytes of the outputs of all layers for one sample.
     """
 
@@ -67,7 +68,9 @@ class CostModel:
     def flops(self, keep: np.ndarray) -> int:
         """Multiply-adds for one sample if only the units of the boolean array are kept."""
         sizes = self._sizes(keep, [b.positions > 0 for b in self._bindings])
-        return sum(size * b.positions for size, b in zip(sizes, self._bindings, strict=True))
+        pairs = zip(sizes, self._bindings, strict=True)
+        kernels = sum(size * b.positions_of(keep) for size, b in pairs if size)
+        return kernels + sum(products(call, keep) for call in self.channel_map.calls)
 
     def parameters(self, keep: np.ndarray) -> int:
         """Number of weights if only these units are kept."""
@@ -88,12 +91,17 @@ class CostModel:
         """Costs of every layer, by path, in the order of the walk."""
         costs = {call.path: Cost() for call in self.channel_map.calls}
         for call in self.channel_map.calls:
-            costs[call.path] += Cost(memory=_output_bytes(call, keep))
+            costs[call.path] += Cost(0, products(call, keep), _output_bytes(call, keep))
         for size, binding in zip(self._sizes(keep), self._bindings, strict=True):
-            costs[binding.layer] += Cost(size, size * binding.positions)
+            costs[binding.layer] += Cost(size, size * binding.positions_of(keep))
         for path, count in self._unbound:
             costs[path] += Cost(count)
         return costs
+
+
+def products(call: Call, keep: np.ndarray) -> int:
+    """What a call multiplies without a kernel, or looks up."""
+    return sum(kept_of(count, lines, keep) for count, lines in call.products)
 
 
 def _output_bytes(call: Call, keep: np.ndarray) -> int:
@@ -147,7 +155,8 @@ def profile(model: keras.Model, input_shape: InputShape | None = None) -> Profil
     """Counts parameters, FLOPs and activation memory of each layer.
 
     FLOPs are multiply-adds of convolutions and dense layers for one sample, as the
-    pruning papers count them, so that reductions compare with published ones.
+    pruning papers count them, so that reductions compare with published ones; and those of
+    products of tensors, as in attention.
 
     Args:
         model: a functional or Sequential model.

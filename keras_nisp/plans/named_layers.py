@@ -80,9 +80,10 @@ def block_shares(channel_map: ChannelMap, widths: dict[str, int]) -> np.ndarray:
         block_of[units] = index
     for alone in (False, True):
         for creator in creators:
-            free = channel_map.deciding(creator.units)
+            free = creator.units[channel_map.free[creator.units]]
+            count, free = len(free), channel_map.deciding(free)
             free = free[channel_map.free[free]]
-            if len(free) and (len(np.unique(block_of[free])) == 1) == alone:
-                share = (len(creator.units) - widths[creator.layer]) / len(free)
+            if count and (len(np.unique(block_of[free])) == 1) == alone:
+                share = (len(creator.units) - widths[creator.layer]) / count
                 shares[np.isin(block_of, block_of[free]) & (block_of >= 0)] = min(share, 1)
     return shares

@@ -50,6 +50,9 @@ class _Projected(Rule):
         self._project(call, "value", *looked_up, create={1: pairs, 2: values})
         if projection(layer, "gate") is not None:
             self._project(call, "gate", *asking, create={1: heads}, own={2: values})
+        for channels in (keys, values):  # products of queries and keys, and weighted values
+            sizes = (steps, others, len(heads), len(channels))
+            call.multiply(sizes, [heads, channels])
         output = projection(layer, "output")
         names = call.create(output.kernel.shape[-1])
         read, create = {0: heads, 1: values}, {2: names}

@@ -19,11 +19,15 @@ class Dense(Rule):
 
     def trace(self, call, x):
         layer = call.layer
-        inputs, outputs = call.along(x, -1), call.create(layer.units)
+        several = x.names.shape[-1] > 1 and len(x.lines) > 1
+        inputs = x.line(-1) if several else call.along(x, -1)
+        outputs = call.create(layer.units)
         applied = positions(call.output_shape, -1)
-        call.bind(layer.kernel, read={0: inputs}, create={1: outputs}, positions=applied)
+        lines = {i: line for i, line in x.lines.items() if several and i < x.rank - 1}
+        create, passed = {1: outputs}, lines.values()
+        call.bind(layer.kernel, None, {0: inputs}, create, positions=applied, passed=passed)
         call.bind(layer.bias, own={0: outputs})
-        return activated(call, spread(outputs, -1, x.rank))
+        return activated(call, call.grid({**lines, x.rank - 1: outputs}))
 
     def resize(self, call, config, width):
         return {**config, "units": width(call.outputs[0].line(-1))}
@@ -62,7 +66,8 @@ class EinsumDense(Rule):
         own = {i: names for i, names in bound.items() if i not in create and i not in read}
         sizes = dict(zip(output[1:], call.output_shape, strict=True))
         applied = math.prod(n for c, n in sizes.items() if c not in kernel)
-        call.bind(layer.kernel, own, read, create, positions=applied)
+        passed = [names for c, names in held.items() if c in output and c not in kernel]
+        call.bind(layer.kernel, own, read, create, positions=applied, passed=passed)
         call.reads = True
         lines = {output.index(c): names for c, names in held.items() if c in output}
         biased = [output.index(c) for c in layer.bias_axes or ""]
@@ -107,6 +112,7 @@ class Embedding(Rule):
         names = call.create(call.layer.output_dim)
         call.fix(x.names, f"is an index for '{call.path}'")
         call.bind(call.layer.embeddings, create={1: names})
+        call.multiply(call.output_shape, [names])
         return spread(names, -1, x.rank + 1)
 
     def resize(self, call, config, width):
@@ -133,6 +139,7 @@ class ReversibleEmbedding(Embedding):
         call.bind(other, read={0: names}, positions=applied)
         if not reverse:
             call.fix(x.names, f"is an index for '{call.path}'")
+            call.multiply(call.output_shape, [names])
             return spread(names, -1, x.rank + 1)
         call.join(names, call.along(x, -1))
         call.sums_channels = call.reads = True

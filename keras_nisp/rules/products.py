@@ -52,6 +52,9 @@ def trace_product(call, operands, equation: str):
         held = {term.index(c): lines[c] for c in varying if c in term}
         if held and not isinstance(x, Traced):
             call.bind_constant(position, x, held)
+    if len(operands) > 1:
+        found = [max(each) for letter, each in sizes.items() if letter != output[0]]
+        call.multiply(found, lines.values())
     summed = [c for c in varying if c not in output]
     call.sums_channels = call.reads = bool(summed)
     through = {output.index(c) - 1: lines[c] for c in output if c in varying}
@@ -199,6 +202,8 @@ class DotProductAttention(Rule):
                 self.meet(call, x, lines[1])
         if scale is None and getattr(call.layer, "scale", None) is None and 2 in lines:
             call.fix(lines[2], f"'{call.path}' scales by the number of these channels")
+        # Products of queries and keys, and of what comes of them and values.
+        call.multiply((2, *query.shape, key.shape[0]), lines.values())
         call.sums_channels, call.reads = 2 in lines, bool(lines)
         return call.grid(lines) if lines else call.single(f"comes from a product, '{call.path}'")
 
@@ -240,6 +245,8 @@ class Attention(Rule):
         names = call.along(query, -1)
         call.join(names, call.along(key, -1))
         self.bind_scale(call, names)
+        for x, line in ((key, names), (value, call.along(value, -1))):
+            call.multiply((query.shape[-2], *x.shape[-2:]), [line])
         call.sums_channels = call.reads = True
         outputs = [spread(call.along(value, -1), -1, value.rank)]
         if return_attention_scores:
