@@ -195,23 +195,38 @@ def test_refusals():
         def call(self, x):
             return x if float(ops.sum(x)) > 0 else -x
 
-    class Lying(layers.Layer):
-        def call(self, x):
-            return x[:, 1:]
-
-        def compute_output_shape(self, shape):
-            return shape
-
     with pytest.raises(TypeError, match=r"keras\.Model"):
         kn.as_functional("net")
     with pytest.raises(ValueError, match="Expected `inputs`"):
         kn.as_functional(Net())
     with pytest.raises(ValueError, match="cannot be converted to a functional graph"):
         kn.as_functional(ByValue(), keras.Input((4,)))
-    inputs = keras.Input((6, 4))
-    y = Windows()(Lying()(inputs))
-    with pytest.raises(ValueError, match="cannot be converted to a functional graph"):
-        kn.as_functional(keras.Model(inputs, y))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not come back from a `.keras` file")
+def test_layer_that_gives_other_shapes_than_it_says():
+    class Lying(layers.Layer):
+        def call(self, x):
+            return x[:, 2:]
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    class LyingWithWeights(Lying):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+        def call(self, x):
+            return super().call(x) * self.scale
+
+    for kind in (Lying, LyingWithWeights):
+        inputs = keras.Input((6, 4))
+        model = keras.Model(inputs, Windows(name="windows")(kind()(inputs)))
+        written = kn.as_functional(model)
+        assert written.output_shape == (None, 4, 8)
+        assert isinstance(written.get_layer("windows"), keras.Model)
+        x = example_inputs(model)
+        np.testing.assert_allclose(written(x), model(x), atol=1e-6)
 
 
 def test_functional_model_that_overrides_its_call():

@@ -166,3 +166,80 @@ def test_inputs_of_different_open_lengths():
     written = kn.as_functional(model, input_shape=[(5, 4), (9, 4)])
     assert isinstance(written.get_layer("cross"), keras.Model)
     assert [tensor.shape[1] for tensor in written.inputs] == [5, 9]
+
+
+class Positions(layers.Layer):
+    """Gives nothing but constants."""
+
+    def call(self, x):
+        return ops.arange(ops.shape(x)[1], dtype="float32")
+
+    def compute_output_shape(self, shape):
+        return (shape[1],)
+
+
+class Plain(layers.Layer):
+    """Has no config that Keras could write down, once it was given a policy as an object."""
+
+    def __init__(self, factor=2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+    def call(self, x):
+        return self.factor * x * self.scale
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def around(layer):
+    inputs = keras.Input((6, 4))
+    x = layer(layers.Dense(4, name="before")(inputs))
+    return keras.Model(inputs, layers.Dense(2)(x))
+
+
+def parts_of(*parts):
+    class Row(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.parts = parts
+
+        def build(self, shape):
+            for part in self.parts:
+                part.build(shape)
+                shape = part.compute_output_shape(shape)
+
+        def call(self, x):
+            return self.row(x, *self.parts)
+
+    return Row
+
+
+def test_layers_that_give_constants():
+    kind = parts_of(layers.Dense(4, name="dense"), Positions(name="positions"))
+    kind.row = staticmethod(lambda x, dense, positions: dense(x) + positions(x)[:, None])
+    model = around(kind(name="row"))
+    written = kn.as_functional(model)
+    assert isinstance(written.get_layer("row"), keras.Model)
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("float32")
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not come back from a `.keras` file")
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+def test_layers_without_a_config():
+    policy = keras.DTypePolicy("float32")
+    parts = [Plain(3.0, dtype=policy, name=name) for name in ("first", "second")]
+    kind = parts_of(*parts, layers.Dense(8, name="inner"), layers.Dense(4, name="outer"))
+    kind.row = staticmethod(lambda x, first, second, inner, outer: second(outer(inner(first(x)))))
+    model = randomise(around(kind(name="row")))
+    with pytest.raises(NotImplementedError):
+        parts[0].get_config()
+    written = kn.as_functional(model)
+    assert isinstance(written.get_layer("row"), keras.Model)
+    small = kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.get_layer("row").get_layer("inner").units == 4
+    assert small.get_layer("row").get_layer("first").factor == 3.0

@@ -9,7 +9,7 @@ import keras
 from keras_nisp.channels.tracing import InputShape
 from keras_nisp.errors import reason_of, warn
 from keras_nisp.functional.equivalence import check_same
-from keras_nisp.functional.writing import Kept, Shapes, Writer, Written, is_tensor
+from keras_nisp.functional.writing import Constants, Kept, Shapes, Writer, Written, is_tensor
 from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.keras_graph.loading import loading_fault
 
@@ -154,10 +154,10 @@ def _told(model: keras.Model, kept: list[Kept], sizes_may_help: bool) -> str:
     return "\n".join(lines)
 
 
-def _structured(written: Written, inputs: Any, model: keras.Model) -> keras.Model:
+def _structured(written: Written | Constants, inputs: Any, model: keras.Model) -> keras.Model:
     """A model that takes and gives what the subclassed model does, under the inputs' names."""
     others = [x for x in keras.tree.flatten(written.structure) if not is_tensor(x)]
-    if others:
+    if others or isinstance(written, Constants):
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) cannot be converted to a functional "
             f"graph: it gives {others[0]!r} besides tensors, which a functional model cannot. "

@@ -118,9 +118,10 @@ def _same_operation(first: keras.Operation, second: keras.Operation) -> bool:
     if first is second:
         return True
     if isinstance(first, keras.Layer):
+        if first.weights or second.weights:
+            return False
         # One that is made in the call is another one each time.
-        configs = [{**copying.layer_config(x), "name": None} for x in (first, second)]
-        return not (first.weights or second.weights) and same(*configs)
+        return same(*({**copying.layer_config(x), "name": None} for x in (first, second)))
     return same(*({k: v for k, v in vars(x).items() if k not in _KEPT} for x in (first, second)))
 
 

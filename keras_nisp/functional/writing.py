@@ -51,6 +51,16 @@ class Written:
 
 
 @dataclasses.dataclass(frozen=True)
+class Constants:
+    """A composite whose result follows from the sizes of its arguments: positions, a mask."""
+
+    structure: Any
+
+    def __call__(self, args, kwargs):
+        return self.structure
+
+
+@dataclasses.dataclass(frozen=True)
 class Kept:
     """A layer that could not be converted in one of its calls, and why."""
 
@@ -148,7 +158,7 @@ class Writer:
         converted = self.composite(operation, *described) if _is_composite(operation) else None
         return converted and functools.partial(converted, args, kwargs)
 
-    def composite(self, layer: keras.Layer, args, kwargs) -> Written | None:
+    def composite(self, layer: keras.Layer, args, kwargs) -> Written | Constants | None:
         """A model that does what a layer does, or `None` (and a reason) if there is none."""
         variants = self.composites.setdefault(id(layer), [])
         described = _described(args, kwargs)
@@ -163,11 +173,11 @@ class Writer:
         variants[place] = described, written, kept
         self.kept |= kept
         others = sum(other is not None for _, other, _ in variants[:place])
-        if written is not None and others:  # called with other shapes or settings, too
+        if isinstance(written, Written) and others:  # called with other shapes or settings, too
             written.model.name += f"_{others + 1}"
         return written
 
-    def _written(self, layer, args, kwargs) -> Written | None:
+    def _written(self, layer, args, kwargs) -> Written | Constants | None:
         """With an open batch size if that will do; else with one that is then opened."""
         for batch in (None, PROBE):
             self.kept = {}
@@ -181,12 +191,15 @@ class Writer:
         self.kept[id(layer)] = Kept(layer, reason)
         return None
 
-    def _write(self, layer, args, kwargs, batch) -> Written:
+    def _write(self, layer, args, kwargs, batch) -> Written | Constants:
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
         if not layer.built:
             _build(layer, args, kwargs)
-        inference, _ = self._trace(layer, args, kwargs, batch, training=False)
-        training, structure = self._trace(layer, args, kwargs, batch, training=True)
+        results = [self._trace(layer, args, kwargs, batch, mode) for mode in (False, True)]
+        if not all(tensors_of(result, {}) for _, result in results):
+            return _constants(layer, [result for _, result in results], batch)
+        inference, training = (keras.Function(x, tensors_of(y, {})) for x, y in results)
+        structure = results[1][1]
         in_mode = modes(inference, training)
         tensors = tensors_of(args, kwargs)
         masks = [tensor for tensor in training.inputs[len(tensors) :]]
@@ -198,9 +211,9 @@ class Writer:
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         return Written(model, structure, carried)
 
-    def _trace(self, layer, args, kwargs, batch, training) -> tuple[keras.Function, Any]:
-        """The graph that a layer's `call` makes of symbolic tensors and their masks, and its
-        whole result."""
+    def _trace(self, layer, args, kwargs, batch, training) -> tuple[list, Any]:
+        """Symbolic tensors like those of a call, and their masks, and what a layer makes of
+        them."""
 
         def call(part, proceed, args, kwargs):
             if part is layer:
@@ -227,7 +240,17 @@ class Writer:
             result = layer.call(*args, **kwargs)
         if noted:
             raise NotAGraphError(f"its call changes {noted[0]}")
-        return keras.Function([*inputs, *masks], tensors_of(result, {})), result
+        return [*inputs, *masks], result
+
+
+def _constants(layer: keras.Layer, results: list, probe: int | None) -> Constants:
+    """What stands for a call whose result is not symbolic."""
+    if layer.weights:
+        raise NotAGraphError("what it gives follows from its weights and from no input")
+    arrays = [x for x in keras.tree.flatten(results) if keras.ops.is_tensor(x)]
+    if not same(*results) or any(x.shape[:1] == (probe,) for x in arrays):
+        raise NotAGraphError("it gives constants that differ with the mode or the batch size")
+    return Constants(results[0])
 
 
 def _input(like: keras.KerasTensor, batch: int | None) -> keras.KerasTensor:

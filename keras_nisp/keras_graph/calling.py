@@ -17,7 +17,7 @@ from keras.src.layers.layer import CallContext
 from keras.src.models import functional
 
 from keras_nisp.errors import reason_of
-from keras_nisp.keras_graph.keras_layers import takes_training
+from keras_nisp.keras_graph.keras_layers import is_of_keras, takes_training
 from keras_nisp.keras_graph.keras_models import structured_inputs
 
 
@@ -161,17 +161,25 @@ def called(operation: keras.Operation, args: tuple, kwargs: dict) -> Any:
 
 
 def with_known_sizes(operation: keras.Operation, args: tuple, kwargs: dict, outputs: Any) -> Any:
-    """The outputs of a symbolic call, with sizes that follow from those of its inputs although
-    Keras leaves them open, such as those that an EinsumDense was not told."""
+    """The outputs of a symbolic call, with the sizes that they will have: Keras leaves some open
+    that follow from those of the inputs, such as those that an EinsumDense was not told, and
+    layers of others may say wrong ones."""
     given, made = _symbolic((args, kwargs)), _symbolic(outputs)
-    if not any(None in tensor.shape[1:] for tensor in made):
+    is_layer = isinstance(operation, keras.Layer)
+    told = not is_layer or is_of_keras(type(operation))
+    is_open = [any(None in tensor.shape[1:] for tensor in tensors) for tensors in (given, made)]
+    if not made or (told and is_open != [False, True]):
         return outputs
-    if any(None in tensor.shape[1:] for tensor in given):
+    try:
+        computed = _symbolic(
+            compute_output_spec(operation if is_layer else operation.call, *args, **kwargs)
+        )
+    except Exception:  # whatever code of users raises on what is not there yet
         return outputs
-    compute = operation if isinstance(operation, keras.Layer) else operation.call
-    computed = _symbolic(compute_output_spec(compute, *args, **kwargs))
-    for tensor, known in zip(made, computed, strict=True):
-        tensor._shape = (*tensor.shape[:1], *known.shape[1:])
+    for tensor, known in zip(made, computed, strict=False):
+        if len(tensor.shape) == len(known.shape):
+            sizes = zip(known.shape[1:], tensor.shape[1:], strict=True)
+            tensor._shape = (*tensor.shape[:1], *(n if n is not None else m for n, m in sizes))
     return outputs
 
 

@@ -280,15 +280,7 @@ def layer_config(layer: keras.Operation) -> dict:
         except NotImplementedError:
             if not isinstance(layer, keras.Layer):
                 return _settings(layer)
-            # Keras cannot write down a layer without `get_config` that was given a dtype policy.
-            recorded = getattr(layer, "_auto_config", None)
-            if recorded is None:
-                raise
-            named = {"name": layer.name, "dtype": layer.dtype_policy.name}
-            given = {k: v for k, v in recorded.config.items() if k not in named}
-            if any(not isinstance(v, (int, float, str, type(None))) for v in given.values()):
-                raise
-            return {**given, **named}
+            return _config_of_arguments(layer)
         except OSError:  # in a shell, where there is no source that Keras' warning could show
             return _config_without_lambdas(layer)
 
@@ -305,6 +297,23 @@ def _config_without_lambdas(layer: keras.Operation) -> dict:
     finally:
         for attributes, key, value in held:
             attributes[key] = value
+
+
+def _config_of_arguments(layer: keras.Layer) -> dict:
+    """A config for copies of a layer that Keras cannot write down, because it was given an
+    initializer or a dtype policy: the arguments of its constructor that Keras noted, or else its
+    attributes of their names."""
+    kind, recorded = type(layer), getattr(layer, "_auto_config", None)
+    noted = recorded.config if recorded is not None else {}
+    config = {"name": layer.name, "dtype": layer.dtype_policy.name, "trainable": layer.trainable}
+    for name, parameter in constructor_parameters(kind).items():
+        if name in config or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        value = noted.get(name, getattr(layer, name, getattr(layer, f"_{name}", layer)))
+        if isinstance(value, keras.Layer):
+            raise NotImplementedError(f"no attribute of the layer says what `{name}` was.")
+        config[name] = value
+    return _taken(kind, config)
 
 
 def _settings(operation: keras.Operation) -> dict:
