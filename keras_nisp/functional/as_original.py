@@ -168,7 +168,8 @@ def _set(config: Any, leaf: Leaf, number: int) -> None:
 
 
 def _check_shapes(original: keras.Model, before: Shapes, after: Shapes, made: Shapes) -> None:
-    for path, shape in after.items():
+    smaller_first = sorted(after.items(), key=lambda item: item[1] == before[item[0]])
+    for path, shape in smaller_first:
         if made.get(path) != shape:
             raise ConversionError(
                 f"A {type(original).__name__} cannot have the widths of `small`: '{path}' has the "
