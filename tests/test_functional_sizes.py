@@ -228,6 +228,51 @@ def test_layers_that_give_constants():
     np.testing.assert_allclose(written(x), model(x), atol=1e-6)
 
 
+class Rotations(layers.Layer):
+    """Keeps frequencies as a weight that is not trained, and gives angles for each sample."""
+
+    def build(self, shape):
+        self.frequencies = self.add_weight(shape=(shape[-1],), trainable=False, name="frequencies")
+
+    def call(self, x):
+        steps = ops.arange(ops.shape(x)[1], dtype="float32")
+        angles = ops.expand_dims(steps, 1) * self.frequencies
+        return ops.broadcast_to(ops.cos(angles)[None], ops.shape(x))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+class Shifted(layers.Layer):
+    """Uses such a weight beside what is symbolic."""
+
+    def build(self, shape):
+        self.shift = self.add_weight(shape=(shape[-1],), trainable=False, name="shift")
+        self.dense = layers.Dense(shape[-1], name="dense")
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x) + ops.flip(x * self.shift, -1)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_that_are_never_trained_become_constants(frozen):
+    rotations, shifted = Rotations(name="rotations"), Shifted(name="shifted")
+    kind = parts_of(shifted, rotations)
+    kind.row = staticmethod(lambda x, shifted, rotations: shifted(x) * rotations(x))
+    row = kind(name="row")
+    model = randomise(around(row))
+    row.trainable = not frozen
+    written = kn.as_functional(model)
+    assert isinstance(written.get_layer("row"), keras.Model)
+    assert written.count_params() == model.count_params() - 8
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("float32")
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:.*does not come back from a `.keras` file")
 @pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
 def test_layers_without_a_config():

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.tracing import InputShape
 from keras_nisp.errors import reason_of, warn
 from keras_nisp.functional.equivalence import check_same
@@ -75,6 +76,7 @@ def as_functional(
             written, kept = _write_subclassed(model, inputs, input_shape)
     if written is not model:
         _warn_of_what_is_lost(model, written)
+    kept = [part for part in kept if rule_of(part.layer).warns]  # others are followed as they are
     if verbose and kept:
         print(_told(model, kept, input_shape is None and keras_models.is_open(written)))
     return written
@@ -132,7 +134,7 @@ def _reason(model: keras.Model, kept: dict[int, Kept]) -> str:
     parts = [
         f"'{part.layer.name}' ({type(part.layer).__name__}) in it cannot be either: {part.reason}"
         for part in kept.values()
-        if part.layer is not model
+        if part.layer is not model and rule_of(part.layer).warns
     ]
     return "; ".join([kept[id(model)].reason, *parts[:MOST_NAMED]])
 

@@ -185,10 +185,7 @@ def one_graph(
             kwargs |= _held_mode(operation, mode)
         if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
-        if probe is not None:
-            args, kwargs = keras.tree.map_structure(
-                lambda x: for_any_batch(x, probe), (args, kwargs)
-            )
+        args, kwargs = keras.tree.map_structure(lambda x: _constant(x, probe), (args, kwargs))
         return calling.called(operation, args, kwargs)
 
     inputs = [
@@ -209,6 +206,13 @@ def _held_mode(operation: keras.Layer, mode: str) -> dict:
         "of Keras before 3.16 do not keep"
         + (": freeze it by `trainable = False`" if mode == OFF else "")
     )
+
+
+def _constant(value: Any, probe: int | None) -> Any:
+    """What stands for an argument: for a variable that no layer holds, the value that it has."""
+    if isinstance(value, keras.Variable):
+        value = keras.ops.convert_to_numpy(value)
+    return value if probe is None else for_any_batch(value, probe)
 
 
 def for_any_batch(value: Any, probe: int) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_nisp.channels.registry import registered
-from keras_nisp.errors import reason_of
+from keras_nisp.errors import ReasonError, reason_of
 from keras_nisp.functional.call_graphs import NotAGraphError, for_any_batch, modes, one_graph, same
 from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
 from keras_nisp.keras_graph import calling, copying, keras_layers, keras_models, walking
@@ -20,6 +20,10 @@ from keras_nisp.keras_graph.wrappers import is_wrapper
 
 PROBE = 13  # batch size at which a call is traced that does not take an open one
 Shapes = tuple[tuple[int | None, ...], ...]  # of a model's inputs, with the batch axis
+
+
+class NeedsBatchError(ReasonError):
+    """A call that can be converted at a batch size alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +56,15 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """A composite whose result follows from the sizes of its arguments: positions, a mask."""
+    """A composite whose result follows from the sizes of its arguments: positions, a mask.
+
+    Attributes:
+        structure: the result.
+        has_rows: whether it has a row for each sample of the batch at which it was traced.
+    """
 
     structure: Any
+    has_rows: bool
 
     def __call__(self, args, kwargs):
         return self.structure
@@ -123,7 +133,11 @@ class Writer:
 
             def visit(node, args, kwargs):
                 nonlocal changed
-                written = self.call(node.operation, args, kwargs)
+                try:
+                    written = self.call(node.operation, args, kwargs)
+                except NeedsBatchError as error:
+                    written = None
+                    self.kept[id(node.operation)] = Kept(node.operation, reason_of(error))
                 if written is None:
                     return calling.called(node.operation, args, kwargs)
                 changed = True
@@ -156,6 +170,8 @@ class Writer:
             written = self.graph(operation, tuple(tuple(tensor.shape) for tensor in tensors))
             return functools.partial(written, *args, **kwargs) if written is not operation else None
         converted = self.composite(operation, *described) if _is_composite(operation) else None
+        if probe is None and isinstance(converted, Constants) and converted.has_rows:
+            raise NeedsBatchError("it gives constants for each sample")
         return converted and functools.partial(converted, args, kwargs)
 
     def composite(self, layer: keras.Layer, args, kwargs) -> Written | Constants | None:
@@ -245,12 +261,12 @@ class Writer:
 
 def _constants(layer: keras.Layer, results: list, probe: int | None) -> Constants:
     """What stands for a call whose result is not symbolic."""
-    if layer.weights:
+    if _trained(layer):
         raise NotAGraphError("what it gives follows from its weights and from no input")
+    if not same(*results):
+        raise NotAGraphError("it does something else in training: it gives other constants there")
     arrays = [x for x in keras.tree.flatten(results) if keras.ops.is_tensor(x)]
-    if not same(*results) or any(x.shape[:1] == (probe,) for x in arrays):
-        raise NotAGraphError("it gives constants that differ with the mode or the batch size")
-    return Constants(results[0])
+    return Constants(results[0], any(tuple(x.shape[:1]) == (probe,) for x in arrays))
 
 
 def _input(like: keras.KerasTensor, batch: int | None) -> keras.KerasTensor:
@@ -276,11 +292,18 @@ def _index(value, values: list) -> int | None:
     return next((i for i, x in enumerate(values) if x is value), None)
 
 
+def _trained(layer: keras.Layer) -> list[keras.Variable]:
+    """The weights of a layer for which no constant may stand."""
+    fixed = {id(weight) for weight in keras_layers.fixed_weights(layer)}
+    return [weight for weight in layer.weights if id(weight) not in fixed]
+
+
 def _check_weights(model: keras.Model, layer: keras.Layer) -> None:
+    trained = {id(weight) for weight in _trained(layer)}
     for kind in ("weights", "trainable_weights"):
         own = {id(weight): weight.path for weight in getattr(layer, kind)}
         others = {id(weight): weight.path for weight in getattr(model, kind)}
-        missing = [path for key, path in own.items() if key not in others]
+        missing = [path for key, path in own.items() if key in trained and key not in others]
         added = [path for key, path in others.items() if key not in own]
         if missing:
             name = missing[0].rpartition("/")[2]

@@ -14,6 +14,7 @@ from keras.src.saving.serialization_lib import SafeModeScope
 from keras_nisp.errors import warn
 from keras_nisp.keras_graph import layer_state
 from keras_nisp.keras_graph.arguments import as_written, constructor_parameters
+from keras_nisp.keras_graph.calling import called
 from keras_nisp.keras_graph.keras_layers import is_of_keras
 from keras_nisp.keras_graph.keras_models import body, is_graph, structured_inputs
 from keras_nisp.keras_graph.model_class import of_class
@@ -49,7 +50,7 @@ def clone_model(
     def visit(node, args, kwargs):
         args, kwargs = arguments(node, args, kwargs)
         args, kwargs = as_written(node.operation, len(node.arguments.args), args, kwargs)
-        return clone(node.operation)(*args, **kwargs)
+        return called(clone(node.operation), args, kwargs)
 
     outputs = replay(model, inputs, visit)
     return of_class(model, structured_inputs(model, inputs), outputs)
@@ -310,10 +311,16 @@ def _config_of_arguments(layer: keras.Layer) -> dict:
         if name in config or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         value = noted.get(name, getattr(layer, name, getattr(layer, f"_{name}", layer)))
-        if isinstance(value, keras.Layer):
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, keras.Layer) or not all(map(_is_setting, parts)):
             raise NotImplementedError(f"no attribute of the layer says what `{name}` was.")
         config[name] = value
     return _taken(kind, config)
+
+
+def _is_setting(value: Any) -> bool:
+    plain = isinstance(value, (bool, int, float, str, type(None), types.FunctionType))
+    return plain or hasattr(value, "get_config")
 
 
 def _settings(operation: keras.Operation) -> dict:

@@ -44,6 +44,11 @@ def takes_training(layer: keras.Operation) -> bool:
     return getattr(layer, "_call_has_training_arg", False)
 
 
+def fixed_weights(layer: keras.Layer) -> list[keras.Variable]:
+    """The weights of a layer and its parts that were made not to be trained, frozen or not."""
+    return [v for part in layer._flatten_layers() for v in part._non_trainable_variables]
+
+
 def projection(attention: keras.Layer, which: str) -> Any:
     """The layer inside an attention layer that makes its queries, keys, values or gates, or its
     output; `None` if there is none."""
