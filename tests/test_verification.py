@@ -374,3 +374,18 @@ def test_prune_compares_on_the_data_that_there_are(capsys):
     kn.prune(model, kn.NISP(x), ratio=0.5)
     (line,) = capsys.readouterr().out.strip().split("\n")
     assert "; not repaired: pass `calibration`, or call `recalibrate`; then fine-tune" in line
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_operations_on_half_precision_are_as_inexact_as_layers(dtype):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((64, 16), dtype=dtype)
+    query, key = (layers.Dense(512, name=name, dtype=dtype)(inputs) for name in ("query", "key"))
+    x = ops.einsum("btd,bsd->bts", query, key)
+    model = keras.Model(inputs, layers.Dense(4, dtype=dtype)(x))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.4)
+    small = kn.rebuild(model, plan)
+    result = kn.verify(small, model, plan)
+    assert result.ok, result
+    small.get_layer("key").kernel.assign(1.2 * small.get_layer("key").kernel)
+    assert not kn.verify(small, model, plan).ok

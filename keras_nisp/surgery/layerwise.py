@@ -163,7 +163,7 @@ class Layerwise:
             self._note(call, np.inf, f"does not take what it takes in the original: {reason}")
             return None
         found = _largest(wanted, outputs)
-        limit = self._limit(step)
+        limit = self._limit(step, wanted)
         if self.tolerance is None and limit < found.relative < np.inf:
             rounding = 10 * _amplification(step, values, outputs), limit * _excess(original, wanted)
             limit = max(limit, min(max(rounding), LARGEST_TOLERANCE))
@@ -175,10 +175,12 @@ class Layerwise:
         self._note(call, found.relative, problem, limit)
         return outputs
 
-    def _limit(self, step: Step) -> float:
+    def _limit(self, step: Step, wanted: list) -> float:
         if self.tolerance is not None:
             return self.tolerance
-        half = "16" in getattr(step.operation, "compute_dtype", "")
+        # Operations have no precision of their own.
+        dtypes = [x.dtype.name for x in wanted if _is_float(x)]
+        half = any("16" in name for name in (getattr(step.operation, "compute_dtype", ""), *dtypes))
         return LARGEST_TOLERANCE if half else LAYER_TOLERANCE
 
     def _note(self, call: Call, relative: float, problem: str = "", limit=LAYER_TOLERANCE) -> None:
