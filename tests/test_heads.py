@@ -239,3 +239,54 @@ def test_products_of_attention_count_as_flops():
     projections = LENGTH * 8 * 2 * (3 + 3 + 5 + 5)
     wanted = LENGTH * 8 + projections + LENGTH * LENGTH * 2 * (3 + 5)
     assert kn.profile(keras.Model(inputs, x)).total.flops == wanted
+
+
+def laid_out(x, mode):
+    """Attention of Dense layers, whose channels are laid out as heads: as most people write it."""
+    heads, dim = 4, WIDTH // 4
+    shape = (-1, LENGTH, heads, dim)
+    if mode == "one kernel":
+        x = ops.reshape(layers.Dense(3 * WIDTH, name="qkv")(x), (-1, LENGTH, 3, heads, dim))
+        x = ops.transpose(x, (0, 2, 3, 1, 4))
+        query, key, value = x[:, 0], x[:, 1], x[:, 2]
+    elif mode == "split":
+        x = ops.split(layers.Dense(3 * WIDTH, name="qkv")(x), 3, axis=-1)
+        query, key, value = (ops.transpose(ops.reshape(t, shape), (0, 2, 1, 3)) for t in x)
+    else:
+        made = [layers.Dense(WIDTH, name=name)(x) for name in ("query", "key", "value")]
+        query, key, value = (layers.Reshape(shape[1:])(t) for t in made)
+        query, key, value = (layers.Permute((2, 1, 3))(t) for t in (query, key, value))
+    scores = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) * dim**-0.5)
+    y = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+    return layers.Dense(WIDTH, name="output")(ops.reshape(y, (-1, LENGTH, WIDTH)))
+
+
+@pytest.mark.parametrize("mode", ["layers", "split", "one kernel"])
+def test_heads_of_dense_layers(mode, data, tmp_path):
+    inputs = keras.Input((LENGTH, 6))
+    x = layers.Dense(WIDTH, name="stream")(inputs)
+    x = x + laid_out(layers.LayerNormalization()(x), mode)
+    model = randomise(keras.Model(inputs, layers.Dense(3, name="head")(x)))
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    kept = {row.layer: row.kept for row in plan.creators}
+    wanted = {"query": 4, "key": 4, "value": 4} if mode == "layers" else {"qkv": 12}
+    assert {name: kept[name] for name in wanted} == wanted  # 2 of 4 channels in 2 of 4 heads
+    scores = [score for group in plan.groups for score in group.scores]
+    assert np.isfinite(scores).all()
+    assert min(scores) >= 0
+    small = kn.rebuild(model, plan)
+    assert kn.verify(small, model, plan, data, tolerance=1e-5).ok
+    plan.save(tmp_path / "plan.json")
+    assert kn.rebuild(model, kn.Plan.load(tmp_path / "plan.json")).count_params() == (
+        small.count_params()
+    )
+
+
+def test_what_is_laid_out_and_no_attention_has_no_heads(data):
+    inputs = keras.Input((LENGTH, 6))
+    x = layers.Reshape((LENGTH, 4, 4))(layers.Dense(16, name="made")(inputs))
+    x = layers.Reshape((LENGTH, 16))(ops.relu(x))
+    model = randomise(keras.Model(inputs, layers.Dense(3)(x)))
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    assert plan.creators[0].kept == 8
+    assert plan.groups[0].units == 4

@@ -145,6 +145,7 @@ class ChannelMap:
         creators: the layers that create channels, in the order of the walk.
         groups: the coupled groups, in the order of the walk.
         count: number of units.
+        units: by name.
         products, factors: pairs of a unit that stands for several others, a channel inside a head,
             and of one of them: it goes with any of them. Groups hold those others alone.
         input_shapes: sizes (without batch) for which FLOPs are counted.
@@ -163,7 +164,7 @@ class ChannelMap:
         model_inputs: dict[int, list[Traced]],
     ) -> None:
         solution = tracer.solve()
-        units = solution.units
+        self.units = units = solution.units
         self.model = model
         self.calls = calls
         self.inputs = inputs
@@ -203,6 +204,10 @@ class ChannelMap:
         free[self.products] = False
         np.logical_or.at(free, self.products, free[self.factors])
         return free
+
+    def are_free(self, names: np.ndarray) -> bool:
+        """Whether any channels of these names, as the trace gave them, may be removed."""
+        return bool(self.free[self.units[names]].any())
 
     def deciding(self, units: np.ndarray) -> np.ndarray:
         """The units that decide whether these stay: of products their factors.

@@ -27,6 +27,7 @@ class Grids:
         self.factors: dict[int, tuple[int, ...]] = {}
         self.known: dict[tuple[int, ...], int] = {}
         self.again: list[tuple[int, tuple[int, ...]]] = []  # further factors of a product
+        self.met: list[np.ndarray] = []  # heads: products of tensors have them for each alone
 
     def product(self, columns: list[np.ndarray]) -> np.ndarray:
         """The names of products of arrays that broadcast to each other, element by element."""
@@ -37,18 +38,19 @@ class Grids:
             self.known[row], self.factors[name] = name, row
         return np.array([self.known[row] for row in rows], int).reshape(laid[0].shape)
 
-    def laid_out(self, names: np.ndarray) -> dict[int, np.ndarray] | None:
+    def laid_out(self, names: np.ndarray, split: bool = False) -> dict[int, np.ndarray] | None:
         """What lies along each axis of an array that varies along several.
 
         Args:
             names: the array; compact.
+            split: whether to make products of names that are none.
 
         Returns:
             For each of these axes names, of which those of an element are products; `None` if
             the names are none.
         """
         columns = self._columns(names)
-        if columns is None:
+        if columns is None or (len(columns) < 2 and not split):
             return None
         varying = [axis for axis, size in enumerate(names.shape) if size > 1]
         parts: dict[int, list[np.ndarray]] = {axis: [] for axis in varying}
@@ -69,7 +71,7 @@ class Grids:
     def _columns(self, names: np.ndarray) -> list[np.ndarray] | None:
         """The factors of each element, first factors first."""
         rows = [self._leaves(name) for name in names.ravel().tolist()]
-        if len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
+        if any(len(row) != len(rows[0]) for row in rows):
             return None
         return [np.array(column).reshape(names.shape) for column in zip(*rows, strict=True)]
 
@@ -122,7 +124,8 @@ class Grids:
             labels = _components(count, pairs)
             more = [pair for block in blocks for pair in _implied(labels, *block)]
             if not more:
-                return _solution(labels, blocks, fixed, made)
+                met = np.concatenate([np.zeros(0, int), *self.met])
+                return _solution(labels, blocks, fixed, made, met)
             pairs += more
 
 
@@ -166,23 +169,16 @@ def _implied(labels: np.ndarray, names: np.ndarray, rows: np.ndarray) -> list:
     return found
 
 
-def _solution(labels: np.ndarray, blocks: list, fixed: np.ndarray, made: np.ndarray) -> Solution:
+def _solution(
+    labels: np.ndarray, blocks: list, fixed: np.ndarray, made: np.ndarray, met: np.ndarray
+) -> Solution:
     defined: dict[int, tuple[int, ...]] = {}
     held: list[int] = []
     for names, rows in blocks:
         for unit, row in zip(labels[names].tolist(), labels[rows].tolist(), strict=True):
             if defined.setdefault(unit, tuple(row)) != tuple(row):
                 held += [unit, *row]  # as many factors as in the other place, or others
-    created = np.zeros(labels.max() + 1, bool)
-    created[labels[made]] = True
-    # Groups of heads go with the keys that they read, not single heads in all of them.
-    inner = [
-        factor
-        for row in defined.values()
-        if any(created[list(row)])
-        for factor in row
-        if not created[factor] and factor not in defined
-    ]
+    inner = _inner(labels, defined, made, met)
     leaves: dict[int, tuple[int, ...]] = {}
 
     def expand(unit: int, above: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -217,6 +213,23 @@ def _solution(labels: np.ndarray, blocks: list, fixed: np.ndarray, made: np.ndar
     reasons = (np.unique(held), SEVERAL_WAYS), (np.unique(inner), INSIDE)
     blocked = [(new[into[found]], why) for found, why in reasons if len(found)]
     return Solution(units, pairs, blocked)
+
+
+def _inner(labels: np.ndarray, defined: dict, made: np.ndarray, met: np.ndarray) -> list[int]:
+    """Factors that stay, although nothing fixes them.
+
+    Groups of heads go with the keys that they read, not single heads in all of them. Where a
+    layer lays its channels out along several axes, those along the last go, and heads.
+    """
+    created, heads = np.zeros((2, labels.max() + 1), bool)
+    created[labels[made]] = True
+    heads[labels[met]] = True
+    inner = []
+    for row in defined.values():
+        known = created if created[list(row)].any() else heads
+        last = () if known is created else row[-1:]
+        inner += [f for f in row if not known[f] and f not in defined and f not in last]
+    return inner
 
 
 def compact(names: np.ndarray) -> np.ndarray:

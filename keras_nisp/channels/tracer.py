@@ -1,6 +1,7 @@
 """Collects what a trace finds, call by call: names, joins, what is fixed, bindings."""
 
 import math
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
@@ -13,12 +14,22 @@ from keras_nisp.channels.rule import Barrier, meaningful
 from keras_nisp.errors import RuleError
 from keras_nisp.keras_graph import walking
 
+Place = tuple[int, int]  # number of a call, and of one of its outputs
+
 
 class Tracer:
-    """Collects names, joins, fixed names and bindings during the walk."""
+    """Collects names, joins, fixed names and bindings during the walk.
 
-    def __init__(self, samples: int = 1):
-        self.samples = samples
+    Args:
+        samples: how many go through a layer at once where it is tried out.
+        split: outputs whose channels, laid out along several axes, are to be told apart along each
+            of them.
+    """
+
+    def __init__(self, samples: int = 1, split: Iterable[Place] = ()):
+        self.samples, self.split = samples, set(split)
+        self.joined: list[Place] = []  # outputs whose channels became one along an axis
+        self.outer: dict[Place, list[np.ndarray]] = {}  # of those told apart, all but the last axis
         self.count = 0
         self.grids = Grids(self.fresh)
         self.first: list[np.ndarray] = []
@@ -63,19 +74,30 @@ class Tracer:
         except ValueError:
             self.fixed += [(np.unique(tensor.names), reason) for tensor in (first, second)]
 
-    def traced(self, names: np.ndarray, shape: tuple[int, ...], batch: int = 1) -> Traced:
+    def traced(
+        self,
+        names: np.ndarray,
+        shape: tuple[int, ...],
+        batch: int = 1,
+        place: Place | None = None,
+    ) -> Traced:
         """A tensor with these names, which is a box after any removal.
 
         Names that vary along several axes must be products, of what lies along each of them. Others
         (a Dense layer reshaped to a feature map) would leave holes: positions that share the last
-        of these axes become one channel.
+        of these axes become one channel, unless they are to be told apart at this `place`.
         """
         names = compact(names)
         varying = [axis for axis, size in enumerate(names.shape) if size > 1]
         if len(varying) < 2:
             return Traced(names, shape, batch)
-        if (lines := self.grids.laid_out(names)) is not None:
+        split = place in self.split
+        if (lines := self.grids.laid_out(names, split)) is not None:
+            if place is not None and split:
+                self.outer[place] = [lines[axis] for axis in varying[:-1]]
             return Traced(names, shape, batch, lines)
+        if place is not None:
+            self.joined.append(place)
         rows = np.moveaxis(names, varying[-1], -1)
         laid = [-1 if axis == varying[-1] else 1 for axis in range(names.ndim)]
         rows = rows.reshape(-1, rows.shape[-1])
@@ -111,12 +133,20 @@ class Tracer:
             elif both[0] is not both[1]:
                 self.join(*both)
 
-    def call(self, site: walking.Site, args: tuple, kwargs: dict, whole_groups=None) -> Call:
+    def call(
+        self,
+        site: walking.Site,
+        args: tuple,
+        kwargs: dict,
+        whole_groups: Callable | None = None,
+        number: int | None = None,
+    ) -> Call:
         """Names what one call gives.
 
         Args:
             site, args, kwargs: from the walk.
             whole_groups: whether a call loses whole groups.
+            number: of the call, in the order of the walk.
         """
         kwargs = meaningful(kwargs)
         flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
@@ -126,8 +156,10 @@ class Tracer:
         call.samples = self.samples
         call.whole_groups = whole_groups is not None and whole_groups(call)
         names = _trace_call(call, args, kwargs)
+        places = [None if number is None else (number, index) for index in range(len(shapes))]
         call.outputs = [
-            self.traced(n, shape, call.batch) for n, shape in zip(names, shapes, strict=True)
+            self.traced(n, shape, call.batch, place)
+            for n, shape, place in zip(names, shapes, places, strict=True)
         ]
         return call
 

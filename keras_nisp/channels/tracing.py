@@ -11,7 +11,7 @@ from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap, Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import Barrier, Rule
-from keras_nisp.channels.tracer import Tracer
+from keras_nisp.channels.tracer import Place, Tracer
 from keras_nisp.errors import RuleError, UnknownLayerWarning, warn
 from keras_nisp.keras_graph import keras_models, walking
 from keras_nisp.keras_graph.keras_layers import check_shared
@@ -72,7 +72,23 @@ def trace_quietly(
 ) -> ChannelMap:
     """`trace` without the warning of layers that have no rule, for what comes after a plan."""
     keras_models.check_model(model)
-    tracer = Tracer(keras_models.batch_size(model) or 1)
+    tracer, channel_map = _traced(model, input_shape, whole_groups)
+    if tracer.joined:
+        # A layer's channels are laid out along several axes. Are these heads, of attention?
+        tracer, apart = _traced(model, input_shape, whole_groups, tracer.joined)
+        heads = [n for n, lines in tracer.outer.items() if any(apart.are_free(x) for x in lines)]
+        if heads:
+            channel_map = _traced(model, input_shape, whole_groups, heads)[1]
+    return channel_map
+
+
+def _traced(
+    model: keras.Model,
+    input_shape: InputShape | None,
+    whole_groups: WholeGroups,
+    split: Iterable[Place] = (),
+) -> tuple[Tracer, ChannelMap]:
+    tracer = Tracer(keras_models.batch_size(model) or 1, split)
     calls: list[Call] = []
     model_inputs: dict[int, list[Traced]] = {}
     wanted = (whole_groups,) if isinstance(whole_groups, str) else tuple(whole_groups)
@@ -82,7 +98,7 @@ def trace_quietly(
         return any(_is_grouped(call, len(calls), entry) for entry in wanted)
 
     def visit(site, args, kwargs):
-        calls.append(tracer.call(site, args, kwargs, whole))
+        calls.append(tracer.call(site, args, kwargs, whole, len(calls)))
         return calls[-1].outputs
 
     def enter(nested, values):
@@ -109,7 +125,7 @@ def trace_quietly(
     _check_grouped(model, calls, wanted)
     channel_map = ChannelMap(model, tracer, calls, inputs, outputs, model_inputs)
     channel_map.assumed = assumed
-    return channel_map
+    return tracer, channel_map
 
 
 def _is_grouped(call: Call, index: int, entry: str | int) -> bool:

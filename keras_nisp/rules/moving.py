@@ -113,11 +113,14 @@ class Split(Movement):
 
 @register_operations("unstack")
 class Unstack(Movement):
-    """Along an axis without channels."""
+    """Along an axis without channels, or one of several with them, which then stay."""
 
     def trace(self, call, x):
         if varies(x, call.layer.axis):
-            return call.fix_all("which takes channels apart")
+            if not x.lines:
+                return call.fix_all("which takes channels apart")
+            axis = call.layer.axis % (x.rank + 1) - 1
+            call.fix(x.line(axis), f"is taken apart by '{call.path}'")
         return move(call, (x,), {})
 
 
