@@ -54,7 +54,9 @@ def test_what_is_left_is_a_box(seed):
     count = solution.units.max() + 1
     for _ in range(5):
         keep = rng.random(count) < 0.6
-        keep[solution.units[np.concatenate([np.zeros(0, int), *(n for n, _ in tracer.fixed)])]] = True
+        keep[solution.units[np.concatenate([np.zeros(0, int), *(n for n, _ in tracer.fixed)])]] = (
+            True
+        )
         for units, _ in solution.held:
             keep[units] = True
         products, factors = solution.products, solution.factors

@@ -51,14 +51,15 @@ def alibi(query, key, value, mask):
     return ops.einsum("buqk,bkuh->bquh", scores, value)
 
 
-def block(x, attend=scores_by_einsum, pairs=4, turn=False, norm=False, flat=False, repeat=True):
-    def project(heads, name):
+def block(
+    x, attend=scores_by_einsum, pairs=4, turn=False, norm=False, flat=False, repeat=True, name=""
+):
+    def project(heads, part):
         shape = (LENGTH, heads, DIM)
-        return layers.EinsumDense("bqm,muh->bquh", shape, bias_axes="uh", name=name)
+        made = layers.EinsumDense("bqm,muh->bquh", shape, bias_axes="uh", name=f"{part}{name}")
+        return made(x)
 
-    query, key, value = (
-        project(heads, name)(x) for heads, name in ((4, "query"), (pairs, "key"), (pairs, "value"))
-    )
+    query, key, value = project(4, "query"), project(pairs, "key"), project(pairs, "value")
     if norm:
         query, key = layers.RMSNormalization()(query), layers.RMSNormalization()(key)
     if turn:
@@ -69,7 +70,9 @@ def block(x, attend=scores_by_einsum, pairs=4, turn=False, norm=False, flat=Fals
     y = attend(query, key, value, mask if attend is scores_by_matmul else mask > 0)
     if flat:
         return layers.Dense(WIDTH, name="output")(ops.reshape(y, (-1, LENGTH, 4 * DIM)))
-    return layers.EinsumDense("bquh,uhm->bqm", (LENGTH, WIDTH), bias_axes="m", name="output")(y)
+    return layers.EinsumDense(
+        "bquh,uhm->bqm", (LENGTH, WIDTH), bias_axes="m", name=f"output{name}"
+    )(y)
 
 
 def network(**settings):
@@ -290,3 +293,27 @@ def test_what_is_laid_out_and_no_attention_has_no_heads(data):
     plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
     assert plan.creators[0].kept == 8
     assert plan.groups[0].units == 4
+
+
+@pytest.mark.skipif(not hasattr(layers, "ReversibleEmbedding"), reason="of Keras 3.14")
+def test_residual_stream_of_a_language_model_with_tied_embeddings(rng, tmp_path):
+    tokens = inputs = keras.Input((LENGTH,), dtype="int32")
+    embedding = layers.ReversibleEmbedding(20, WIDTH, name="tokens")
+    x = embedding(tokens) * WIDTH**0.5
+    for index in range(2):
+        x = x + block(layers.RMSNormalization()(x), fused, pairs=2, turn=True, name=index)
+        y = layers.RMSNormalization()(x)
+        y = layers.Dense(24, activation="silu")(y) * layers.Dense(24)(y)
+        x = x + layers.Dense(WIDTH)(y)
+    model = keras.Model(inputs, embedding(layers.RMSNormalization()(x), reverse=True))
+    randomise(model)
+    data = rng.integers(0, 20, (16, LENGTH))
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert small.get_layer("tokens").embeddings.shape == (20, WIDTH // 2)
+    assert small.output_shape == model.output_shape
+    assert small.count_params() < 0.35 * model.count_params()
+    assert kn.verify(small, model, plan, data, tolerance=1e-5).ok
+    small.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(loaded(data), small(data))
