@@ -317,3 +317,16 @@ def test_residual_stream_of_a_language_model_with_tied_embeddings(rng, tmp_path)
     small.save(tmp_path / "small.keras")
     loaded = keras.saving.load_model(tmp_path / "small.keras")
     np.testing.assert_array_equal(loaded(data), small(data))
+
+
+def test_slices_of_one_channel_of_all_heads(data):
+    inputs = keras.Input((LENGTH, 6))
+    x = layers.EinsumDense("bqm,muh->bquh", (LENGTH, 4, 4), name="made")(inputs)
+    first, second = ops.split(x[..., :2], 2, axis=-1)
+    x = x + ops.concatenate([-second, first, x[..., 2:]], axis=-1)
+    x = layers.EinsumDense("bquh,uhm->bqm", (LENGTH, 5))(x * first)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    kept = {row.layer: row.kept for row in plan.creators}
+    assert (kept["made:heads"], kept["made"]) == (2, 3)
+    assert kn.verify(kn.rebuild(model, plan), model, plan, data, tolerance=1e-5).ok

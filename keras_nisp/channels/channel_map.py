@@ -38,7 +38,7 @@ class Traced:
         shape: the tensor's shape without the batch axis.
         batch: how many entries of the batch axis one sample takes: more than one where
             positions were moved into it (windows, time steps).
-        lines: if names vary along several axes, what lies along each of them.
+        lines: of names that are products, what lies along each axis along which they vary.
     """
 
     names: np.ndarray
@@ -402,8 +402,7 @@ def _in_units(tensor: Traced, units: np.ndarray) -> None:
     """Puts units in the place of a tensor's names."""
     tensor.names = compact(units[tensor.names])
     varying = [axis for axis, size in enumerate(tensor.names.shape) if size > 1]
-    several = len(varying) > 1
-    tensor.lines = {axis: units[tensor.lines[axis]] for axis in varying} if several else {}
+    tensor.lines = {axis: units[tensor.lines[axis]] for axis in varying if axis in tensor.lines}
 
 
 def reasons_by_unit(held: Iterable[tuple[np.ndarray, str]]) -> dict[int, list[str]]:

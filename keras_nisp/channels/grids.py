@@ -27,6 +27,7 @@ class Grids:
         self.factors: dict[int, tuple[int, ...]] = {}
         self.known: dict[tuple[int, ...], int] = {}
         self.again: list[tuple[int, tuple[int, ...]]] = []  # further factors of a product
+        self.alone: list[np.ndarray] = []  # what tensors hold nothing without
         self.met: list[np.ndarray] = []  # heads: products of tensors have them for each alone
 
     def product(self, columns: list[np.ndarray]) -> np.ndarray:
@@ -39,7 +40,7 @@ class Grids:
         return np.array([self.known[row] for row in rows], int).reshape(laid[0].shape)
 
     def laid_out(self, names: np.ndarray, split: bool = False) -> dict[int, np.ndarray] | None:
-        """What lies along each axis of an array that varies along several.
+        """What lies along each axis along which an array varies.
 
         Args:
             names: the array; compact.
@@ -47,8 +48,10 @@ class Grids:
 
         Returns:
             For each of these axes names, of which those of an element are products; `None` if
-            the names are none.
+            the names are no products.
         """
+        if names.ravel()[0] not in self.factors and not split:
+            return None
         columns = self._columns(names)
         if columns is None or (len(columns) < 2 and not split):
             return None
@@ -59,8 +62,10 @@ class Grids:
             axes = [axis for axis in varying if column.shape[axis] > 1]
             if len(axes) > 1:
                 columns = self._split(column, axes) + columns
+            elif axes:
+                parts[axes[0]].append(column)
             else:
-                parts[axes[0] if axes else varying[-1]].append(column)
+                self.alone.append(column.ravel())  # one channel of all heads
         if not all(parts.values()):
             return None  # an axis along which the same element lies at other places
         return {

@@ -89,13 +89,15 @@ class Tracer:
         """
         names = compact(names)
         varying = [axis for axis, size in enumerate(names.shape) if size > 1]
-        if len(varying) < 2:
+        if not varying:
             return Traced(names, shape, batch)
-        split = place in self.split
+        split = len(varying) > 1 and place in self.split
         if (lines := self.grids.laid_out(names, split)) is not None:
             if place is not None and split:
                 self.outer[place] = [lines[axis] for axis in varying[:-1]]
             return Traced(names, shape, batch, lines)
+        if len(varying) < 2:
+            return Traced(names, shape, batch)
         if place is not None:
             self.joined.append(place)
         rows = np.moveaxis(names, varying[-1], -1)
@@ -176,6 +178,7 @@ class Tracer:
     def solve(self) -> Solution:
         """The unit of every name, and which of them are products."""
         nothing = np.zeros(0, int)
+        self.fixed += [(names, "is alone in a tensor") for names in self.grids.alone]
         fixed, made = ([names for names, _ in self.fixed], [names for _, names in self.creators])
         arrays = (self.first, self.second, fixed, made)
         flat = (np.concatenate([nothing, *map(np.ravel, each)]) for each in arrays)
