@@ -9,14 +9,16 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Traced
 from keras_nisp.channels.registry import register_kinds
-from keras_nisp.channels.rule import Rule
+from keras_nisp.channels.rule import Rule, Width
 from keras_nisp.keras_graph import calling, copying, keras_layers
 
 LENGTH = 3  # of the sequences on which layers are tried
@@ -26,7 +28,7 @@ SAME, SAME_HALF = 1e-4, 3e-2
 class _LastAxis(Rule):
     """Weights lie along the last axis of the input, which is that of the output, too."""
 
-    def trace(self, call, x, **settings):
+    def trace(self, call: Call, x: Traced, **settings: Any) -> list[np.ndarray] | np.ndarray:
         if any(isinstance(value, Traced) for value in keras.tree.flatten(settings)):
             return call.fix_all("which is called with several tensors")
         held = x.names.shape[-1] > 1
@@ -37,46 +39,64 @@ class _LastAxis(Rule):
             call.bind(variable, own={axis: x.line(-1)} if held else {})
         return x.names
 
-    def resize(self, call, config, width):
+    def resize(self, call: Call, config: dict, width: Width) -> dict:
         x = call.inputs[0]
         key = _width_key(call.layer) if x.names.shape[-1] > 1 else None
         return {**config, key: width(x.line(-1))} if key else config
 
 
 class ChannelWise(_LastAxis):
-    """Each channel of the last axis alone, with weights along it: a scale and an offset, a table
-    that is added by position.
+    """The rule of layers that treat each channel of the last axis alone, with weights along it.
 
-    `keras_nisp.register_rule(MyLayer)(keras_nisp.ChannelWise)` says so of a class. Importance is
-    multiplied by the size of what the layer multiplies by.
+    A scale and an offset, say, or a table that is added by position. Importance is multiplied by
+    the size of what the layer multiplies by. Layers that do so are recognised by numbers; this
+    says so of a class.
+
+    Example:
+
+    >>> class Shift(keras.layers.Layer):
+    ...     def build(self, input_shape):
+    ...         self.shift = self.add_weight(shape=(input_shape[-1],), name="shift")
+    ...     def call(self, x):
+    ...         return x + self.shift
+    >>> rule = register_rule(Shift)(ChannelWise)
     """
 
-    def absolute(self, call, x, **settings):
+    def absolute(self, call: Call, x: tf.Tensor, **settings: Any) -> tf.Tensor:
         zero, one, two = (call.infer(n * tf.ones_like(x), **settings) for n in (0, 1, 2))
         affine = np.allclose(two - zero, 2 * (one - zero), rtol=1e-4, atol=1e-6)
         return x * tf.cast(tf.abs(one - zero), x.dtype) if affine else x
 
 
 class ChannelNorm(_LastAxis):
-    """Each position over its deviation along the last axis, or over its root mean square, times
-    a vector, perhaps with an offset.
+    """The rule of norms over the last axis, times a vector, perhaps with an offset.
 
-    `keras_nisp.register_rule(MyNorm)(keras_nisp.ChannelNorm)` says so of a class. Statistics are
-    taken over the channels that are kept; importance is multiplied by the size of the vector.
+    Each position is divided by its deviation or by its root mean square. Statistics are taken over
+    the channels that are kept; importance is multiplied by the size of the vector. Layers that do
+    so are recognised by numbers; this says so of a class.
+
+    Example:
+
+    >>> class Norm(keras.layers.Layer):
+    ...     def build(self, input_shape):
+    ...         self.scale = self.add_weight(shape=(input_shape[-1],), name="scale")
+    ...     def call(self, x):
+    ...         return keras.ops.rms_normalization(x, self.scale)
+    >>> rule = register_rule(Norm)(ChannelNorm)
     """
 
     mixes_channels = True
 
-    def trace(self, call, x, **settings):
+    def trace(self, call: Call, x: Traced, **settings: Any) -> list[np.ndarray] | np.ndarray:
         call.mixes_channels = x.names.shape[-1] > 1
         _norm(call.layer)  # while numbers can be looked at
         return super().trace(call, x, **settings)
 
-    def absolute(self, call, x, **settings):
+    def absolute(self, call: Call, x: tf.Tensor, **settings: Any) -> tf.Tensor:
         _, scale, _ = _norm(call.layer)
         return x * np.abs(scale).astype("float32")
 
-    def masked(self, call, keep, x, **settings):
+    def masked(self, call: Call, keep: list[tf.Tensor], x: tf.Tensor, **settings: Any) -> tf.Tensor:
         """The layer itself, of what has the same statistics over all channels."""
         centred = _norm(call.layer)[0]
         dtype, x = x.dtype, tf.cast(x, tf.float32)
