@@ -21,6 +21,7 @@ from functools import partial
 import keras
 import numpy as np
 from keras_hub import models as hub
+from results import Rows
 
 import keras_nisp as kn
 
@@ -280,40 +281,44 @@ BACKBONES: dict[str, Callable[[], keras.Model]] = {
     ),
 }
 
-# Lengths of open axes besides that of tokens, by the name of the input.
-LENGTHS = {"encoder_features": 2 * LENGTH, "encoder_input_values": 1280, "images": 1}
+# Shapes of what is no row of tokens, where the model leaves them open, by the name of the input.
+SHAPES = {
+    "encoder_features": (2 * LENGTH, 8),
+    "encoder_input_values": (1280, 1),
+    "images": (1, 16, 16, 3),
+    "pixel_values": (1, 16, 48),
+    "pixel_position_ids": (1, 16, 2),
+    "vision_indices": (4,),
+}
 
 
 def with_head(backbone: keras.Model, name: str) -> keras.Model:
-    """A model with ten logits for each token, or for each pair of embeddings."""
+    """A model with ten logits for each token, or with what the backbone gives for pairs."""
     outputs = backbone.output
-    if not isinstance(outputs, dict):
-        features = outputs
-    elif "vision_logits" in outputs or "vision_embeddings" in outputs:
-        features = list(outputs.values())
-        return keras.Model(backbone.input, features, name=name)
-    else:
-        key = next(k for k in ("decoder_sequence_output", "sequence_output") if k in outputs)
-        features = outputs[key]
-    return keras.Model(backbone.input, keras.layers.Dense(10, name="head")(features), name=name)
+    if isinstance(outputs, dict):
+        given = [outputs.get(key) for key in ("decoder_sequence_output", "sequence_output")]
+        outputs = next((x for x in given if x is not None), list(outputs.values()))
+    if not isinstance(outputs, list):
+        outputs = keras.layers.Dense(10, name="logits_of_tokens")(outputs)
+    return keras.Model(backbone.input, outputs, name=name)
 
 
-def samples(model: keras.Model, count: int = SAMPLES) -> dict[str, np.ndarray]:
+def samples(model: keras.Model) -> dict[str, np.ndarray]:
     """Random tokens, padding at the end of half the samples, images and sounds."""
     rng = np.random.default_rng(0)
+    names = [tensor.name for tensor in keras.tree.flatten(model.input)]
 
-    def drawn(name: str, tensor) -> np.ndarray:
-        known = next((size for key, size in LENGTHS.items() if key in name), LENGTH)
-        if name == "encoder_padding_mask" and "encoder_input_values" in model.input:
-            known = LENGTHS["encoder_input_values"]
-        sizes = [*tensor.shape[1:]]
-        if None in sizes:
-            sizes[sizes.index(None)] = known if name not in TAKES_NONE else 0
-        shape = (count, *(LENGTH if n is None else n for n in sizes))
+    def drawn(tensor) -> np.ndarray:
+        shape, name = tuple(tensor.shape[1:]), tensor.name
+        if None in shape:
+            shape = SHAPES.get(name, (LENGTH,) * len(shape))
+        if name == "encoder_padding_mask" and "encoder_input_values" in names:
+            shape = SHAPES["encoder_input_values"][:1]
+        shape = (SAMPLES, *shape)
         if "mask" in name and "vision" not in name:
             values = np.ones(shape)
-            values[: count // 2, -LENGTH // 4 :] = 0
-        elif "position" in name or "indices" in name or "segment" in name or "mask" in name:
+            values[: SAMPLES // 2, -LENGTH // 4 :] = 0
+        elif any(part in name for part in ("position_ids", "indices", "segment", "mask")):
             values = np.zeros(shape)
         elif "token" in name:
             values = rng.integers(1, VOCABULARY, shape)
@@ -321,85 +326,66 @@ def samples(model: keras.Model, count: int = SAMPLES) -> dict[str, np.ndarray]:
             values = rng.normal(size=shape)
         return values.astype(keras.backend.standardize_dtype(tensor.dtype))
 
-    return {name: drawn(name, tensor) for name, tensor in model.input.items()}
+    return keras.tree.map_structure(drawn, model.input)
 
 
-TAKES_NONE: tuple[str, ...] = ()
-
-
-def check(name: str) -> dict:
+def check(name: str, verbose: bool = False) -> dict:
     """Prunes one backbone; its errors are part of the result."""
     keras.utils.set_random_seed(0)
     row: dict = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        started = time.perf_counter()
+        started = time.process_time()
         try:
-            _prune(name, row)
+            _prune(name, row, verbose)
         except Exception as error:  # a benchmark of what fails, too
-            row["error"] = f"{row.pop('doing')}: {type(error).__name__}: {_line(error)}"
-            if VERBOSE:
+            said = " ".join(str(error).split("Arguments received by")[0].split())[:300]
+            row["error"] = f"{row['doing']}: {type(error).__name__}: {said}"
+            if verbose:
                 traceback.print_exc()
-        row["cpu"] = round(time.perf_counter() - started, 1)
-    row.pop("doing", None)
+        row["cpu_seconds"] = round(time.process_time() - started, 1)
+    del row["doing"]
     held = [str(w.message) for w in caught if issubclass(w.category, kn.UnknownLayerWarning)]
     row["without_rule"] = sorted({k for text in held for k in re.findall(r"' \((\w+)\)", text)})
-    if VERBOSE:
+    if verbose:
         print(*dict.fromkeys(str(w.message) for w in caught), sep="\n")
+    keras.backend.clear_session()
     return row
 
 
-def _prune(name: str, row: dict) -> None:
+def _prune(name: str, row: dict, verbose: bool) -> None:
     row["doing"] = "build"
     model = with_head(BACKBONES[name](), name)
     data = samples(model)
     model(data)
     row["doing"] = "as_functional"
     shapes = [tuple(x.shape[1:]) for x in keras.tree.flatten(data)]
-    written = kn.as_functional(
-        model, input_shape=shapes if len(shapes) > 1 else shapes[0], verbose=int(VERBOSE)
-    )
-    row["converted"] = written is not model
-    row["doing"] = "prune"
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        small = kn.prune(written, kn.Magnitude(), ratio=0.5, calibration=data, compensate=None)
-    if VERBOSE:
-        print(said.getvalue())
-    found = re.search(r"verified[^;]*", said.getvalue())
-    row["verified"] = found.group() if found else "no"
+        graph = kn.as_functional(model, input_shape=shapes if len(shapes) > 1 else shapes[0])
+        row["doing"] = "prune"
+        small = kn.prune(graph, kn.Magnitude(), ratio=0.5, calibration=data, compensate=None)
+    text = said.getvalue()
+    if verbose:
+        print(text)
+    row["kept"] = re.findall(r"^  ('.*)$", text, re.MULTILINE)
+    found = re.search(r"verified: outputs differ by (\S+)", text)
+    row["difference"] = float(found.group(1)) if found else None
     row["parameters"] = [model.count_params(), small.count_params()]
     row["left"] = round(small.count_params() / model.count_params(), 3)
 
 
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split("Arguments received by")[0].split())
-    return text[:300]
-
-
-VERBOSE = False
-
-
-def show(rows: list[dict]) -> None:
-    for row in rows:
-        left = f"{row['left']:.0%}" if "left" in row else "-"
-        reason = row.get("error") or row.get("verified")
-        without = f"; without rule: {', '.join(row['without_rule'])}" * bool(row["without_rule"])
-        print(f"{row['model']:14} {left:>5} {row['cpu']:5.1f} s  {reason}{without}")
-
-
 def main():
-    global VERBOSE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(BACKBONES), metavar="NAME")
-    parser.add_argument("--verbose", action="store_true", help="warnings and tracebacks")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="without keeping the results")
     args = parser.parse_args()
-    VERBOSE = args.verbose
-    rows = []
-    for name in args.models:
-        rows.append({"model": name, **check(name)})
-        show(rows[-1:])
-        keras.backend.clear_session()
+    if args.models:
+        for name in args.models:
+            print({"model": name, **check(name, verbose=True)}, flush=True)
+        return
+    rows = Rows("keras_hub_language", args)
+    for name in BACKBONES:
+        rows.once({"model": name}, check, name)
 
 
 if __name__ == "__main__":

@@ -273,6 +273,36 @@ def test_weights_that_are_never_trained_become_constants(frozen):
     np.testing.assert_allclose(written(x), model(x), atol=1e-6)
 
 
+class Products(layers.Layer):
+    """Multiplies by a weight of its own, and by the kernel of a layer that it does not call."""
+
+    def build(self, shape):
+        self.first = self.add_weight(shape=(shape[-1], 8), name="first")
+        self.second = layers.EinsumDense("...d,df->...f", (4,), name="second")
+        self.second.build((*shape[:-1], 8))
+
+    def call(self, x):
+        return ops.matmul(ops.relu(x @ self.first), self.second.kernel)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_products_with_weights_are_dense_layers(tmp_path):
+    model = randomise(around(Products(name="products")))
+    written = kn.as_functional(model)
+    inner = written.get_layer("products")
+    assert [inner.get_layer(name).units for name in ("first", "second")] == [8, 4]
+    assert {id(w) for w in written.weights} == {id(w) for w in model.weights}
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("float32")
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+    small = kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.get_layer("products").get_layer("first").units == 4
+    written.save(tmp_path / "written.keras")
+    again = keras.saving.load_model(tmp_path / "written.keras")
+    np.testing.assert_array_equal(again(x), written(x))
+
+
 @pytest.mark.filterwarnings("ignore:.*does not come back from a `.keras` file")
 @pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
 def test_layers_without_a_config():

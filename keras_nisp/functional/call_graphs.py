@@ -14,7 +14,7 @@ from keras_nisp.channels.registry import rule_of
 from keras_nisp.errors import ReasonError
 from keras_nisp.keras_graph import calling, copying, keras_layers, walking
 
-RESHAPE = keras_layers.operation_class("reshape")
+RESHAPE, MATMUL = map(keras_layers.operation_class, ("reshape", "matmul"))
 FOLLOWS, ON, OFF = "as the model is", "in training", "in inference"
 
 
@@ -176,6 +176,8 @@ def one_graph(
         NotAGraphError: Keras does not keep a mode in which a call always is.
     """
 
+    products: dict[int, keras.Layer] = {}
+
     def visit(node, args, kwargs):
         operation, mode = node.operation, found[id(node)]
         if _is_silent(operation) and mode == OFF:
@@ -185,6 +187,9 @@ def one_graph(
             kwargs |= _held_mode(operation, mode)
         if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
+        if isinstance(operation, MATMUL) and _is_kernel(args[1]):
+            dense = products.setdefault(id(args[1]), keras_layers.dense_of(args[1]))
+            return dense(args[0])
         args, kwargs = keras.tree.map_structure(lambda x: _constant(x, probe), (args, kwargs))
         return calling.called(operation, args, kwargs)
 
@@ -206,6 +211,11 @@ def _held_mode(operation: keras.Layer, mode: str) -> dict:
         "of Keras before 3.16 do not keep"
         + (": freeze it by `trainable = False`" if mode == OFF else "")
     )
+
+
+def _is_kernel(value: Any) -> bool:
+    """Whether what is multiplied by is a weight as a Dense layer has it."""
+    return isinstance(value, keras.Variable) and len(value.shape) == 2 and value.trainable
 
 
 def _constant(value: Any, probe: int | None) -> Any:
