@@ -21,11 +21,13 @@ from nets import (
 )
 
 import keras_nisp as kn
+from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph.recording import recorded
 from keras_nisp.recovery import carrier, compensation, refit
-from keras_nisp.recovery.pair import Pair
+from keras_nisp.recovery.batch_statistics import BatchStatistics
+from keras_nisp.recovery.pair import Pair, Reader
 
 TINY = 1e-9
 
@@ -153,6 +155,38 @@ def test_where_a_constant_cannot_go_into_a_bias(normalised, rng):
     wide, narrow = (np.asarray(net.get_layer("a")(x), np.float64) for net in (model, small))
     best = np.linalg.lstsq(narrow, wide @ model.get_layer("b").kernel.numpy(), rcond=None)[0]
     np.testing.assert_allclose(small.get_layer("b").kernel, best, atol=1e-3)
+
+
+@pytest.mark.parametrize("net", [plain, channels_first, transposed, one_dimensional])
+def test_targets_are_what_a_convolution_gives(net, monkeypatch):
+    """As what it reads, times its kernel: the former costs nothing."""
+    model, x = fitted(randomise(net()), 100)
+    for plan in (
+        kn.plan_pruning(model, kn.Random(), ratio=0.5),
+        kn.plan_merging(model, ratio=0.5, clustering="even"),
+    ):
+        given = repaired(model, plan, x, compensate="linear").get_weights()
+        with monkeypatch.context() as patch:
+            patch.setattr(Reader, "gives_product", False)
+            computed = repaired(model, plan, x, compensate="linear").get_weights()
+        for got, want in zip(given, computed, strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+
+
+def test_statistics_on_some_positions(rng):
+    """Without more than is asked for they are exact; otherwise the same ones in both networks."""
+    bn = layers.BatchNormalization()
+    bn.build((None, 20, 20, 6))
+    known = rule_of(bn).normalisation(bn)
+    x = (rng.normal(size=(50, 20, 20, 6)) * [1, 2, 3, 4, 5, 6] + 10).astype("float32")
+    whole, some, fewer = (BatchStatistics(bn, known, most) for most in (400, 40, 40))
+    for start in (0, 30):
+        for statistics, channels in ((whole, 6), (some, 6), (fewer, 3)):
+            statistics.add(tf.constant(x[start : start + 30, ..., :channels]))
+    mean, variance = x.mean((0, 1, 2), np.float64), x.var((0, 1, 2), np.float64)
+    np.testing.assert_allclose(whole.result, (mean, variance), rtol=1e-5)
+    np.testing.assert_allclose(some.result, (mean, variance), rtol=0.15)
+    np.testing.assert_allclose(fewer.result, np.array(some.result)[:, :3], rtol=1e-6)
 
 
 # What can be made up for in part ------------------------------------------------------

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from keras_nisp.kernels import regression
 from keras_nisp.kernels.elimination import Elimination
-from keras_nisp.kernels.regression import LEAST_VARIANCE, Moments
+from keras_nisp.kernels.regression import LEAST_VARIANCE, STRENGTHS, Moments
 
 RIDGE = 1e-3
 
@@ -75,3 +76,34 @@ def test_nothing_was_seen():
     )
     np.testing.assert_array_equal(coefficients, [[1], [0]])
     np.testing.assert_array_equal(constant, [0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_fit_in_blocks_with_the_best_strength(dtype, monkeypatch):
+    """Half of the second moments is taken; the strength is that of all with the least error."""
+    monkeypatch.setattr(regression, "BLOCK", 3)
+    rng = np.random.default_rng(5)
+    x = (rng.normal(size=(60, 20)) @ rng.normal(size=(20, 20)) + 5).astype(dtype)
+    y = (x @ rng.normal(size=(20, 2)) + 20 * rng.normal(size=(60, 2))).astype(dtype)
+    moments = Moments(20, 2, dtype=dtype)
+    for fold in (0, 1):
+        moments.add(x[fold::2], y[fold::2], fold)
+    change, constant = moments.fit(np.zeros((20, 2)), True, None)
+    z, wanted = (values - values.mean(0) for values in (x.astype(float), y.astype(float)))
+    energy = (z**2).sum(0)
+    scale = (energy + LEAST_VARIANCE * energy.mean()) ** -0.5
+
+    def solved(part, share, strength):
+        scaled = z[part] * scale
+        matrix = scaled.T @ scaled + (share * strength + moments.rounding) * np.eye(20)
+        return scale[:, None] * np.linalg.solve(matrix, scaled.T @ wanted[part])
+
+    halves, whole = (slice(0, None, 2), slice(1, None, 2)), slice(None)
+    errors = [
+        ((wanted[halves[1]] - z[halves[1]] @ solved(halves[0], 0.5, strength)) ** 2).sum()
+        for strength in STRENGTHS
+    ]
+    best = STRENGTHS[int(np.argmin(errors))]
+    assert best not in (STRENGTHS[0], STRENGTHS[-1])
+    np.testing.assert_allclose(change, solved(whole, 1, best), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(constant, y.mean(0) - x.mean(0) @ change, rtol=1e-3, atol=1e-3)

@@ -106,7 +106,8 @@ class KernelEdge:
             x, z: what it reads in the original and in the present network.
             mask: which time steps of that count.
         """
-        table = self.looked_at.some(tuple(x.shape), self.share, self.rng)
+        shape = tuple(x.shape)
+        table = self.looked_at.table(shape)[self.looked_at.some(shape, self.share, self.rng)]
         old = self.groups(self.looked_at(x, table))
         new = old if z is x else self.groups(self.looked_at(z, table))
         if mask is not None:

@@ -64,14 +64,14 @@ def read_axis(call: Call, plain: PlainKernel, rank: int) -> int | None:
     return rank - 1 if plain.inside else input_axis(call, plain, rank)
 
 
+def is_linear(call: Call) -> bool:
+    """Whether a call has no activation."""
+    return getattr(call.layer, "activation", None) in (None, keras.activations.linear)
+
+
 def absorbed(channel_map: ChannelMap) -> set[Traced]:
     """Tensors whose missing constant the next normalisation absorbs."""
-    linear = {
-        tensor
-        for call in channel_map.calls
-        if getattr(call.layer, "activation", None) in (None, keras.activations.linear)
-        for tensor in call.outputs
-    }
+    linear = {t for call in channel_map.calls if is_linear(call) for t in call.outputs}
     normalised = {
         tensor
         for call in channel_map.calls

@@ -1,7 +1,8 @@
 """Ridge regression of what a kernel is to give on what it reads, from sums over batches."""
 
+import functools
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +10,7 @@ import tensorflow as tf
 STRENGTHS = [10.0**power for power in range(-6, 2)]  # of the ridge, over a feature's variance
 MOST_TARGETS = 64  # by which a strength is chosen
 FOLDS = 2
+BLOCK = 256  # of the features, whose products with those before it are not taken twice
 LEAST_VARIANCE = 0.01  # of a feature, over the mean: what varies less is shrunk more
 CONSTANT = 1e-10  # of a mean square: a smaller variance is the rounding of a constant
 
@@ -40,6 +42,7 @@ class Moments:
         self.sums = np.zeros((folds, features)), np.zeros((folds, targets))
         size = features if products else 0
         self.gram, self.products = np.zeros((folds, size, size)), np.zeros((folds, size, targets))
+        self.blocks = [slice(start, start + BLOCK) for start in range(0, size, BLOCK)]
         self.dtype = dtype
 
     def add(self, features: tf.Tensor, targets: tf.Tensor, fold: int = 0) -> None:
@@ -57,8 +60,11 @@ class Moments:
         for sums, values in zip(self.sums, (features, targets), strict=True):
             sums[fold] += tf.reduce_sum(values, 0)
         if self.gram.size:
-            self.gram[fold] += tf.matmul(features, features, transpose_a=True)
             self.products[fold] += tf.matmul(features, targets, transpose_a=True)
+            for block in self.blocks:  # what lies above them is the same
+                rest = features[:, block.start :]
+                product = tf.matmul(rest, features[:, block], transpose_a=True)
+                self.gram[fold, block.start :, block] += np.asarray(product)
 
     def fit(
         self, base: np.ndarray, constant: bool, ridge: float | None
@@ -78,8 +84,8 @@ class Moments:
             gram, products, scale = self.normal_equations(base, constant)
             if ridge is None:
                 ridge = self._held_out(gram, products)
-            gram, products = gram.sum(0), products.sum(0)
-            change = scale[:, None] * _solve(gram, products, ridge + self.rounding)
+            solved = _solve(gram.sum(0), products.sum(0), ridge + self.rounding)
+            change = scale[:, None] * np.asarray(solved)
         if not constant:
             return change, np.zeros(base.shape[1])
         means = self.means()
@@ -103,6 +109,7 @@ class Moments:
         """What the change of coefficients solves, of each fold.
 
         Features are scaled so that all variances are 1 over the folds; constant ones are nothing.
+        The sums themselves become that, to save memory: this is for once.
 
         Args:
             base: the coefficients without data.
@@ -115,57 +122,53 @@ class Moments:
         """
         assert self.origin is not None
         gram, products, (x, y) = self.gram, self.products, self.sums
+        for block in self.blocks:
+            gram[:, block, block.stop :] = gram[:, block.stop :, block].swapaxes(1, 2)
         origin = [values.astype(np.float64) for values in self.origin]
-        if kept is None or kept.all():
-            gram, products = gram.copy(), products.copy()
-        else:
+        if kept is not None and not kept.all():
             gram, products, x = gram[:, kept][:, :, kept], products[:, kept], x[:, kept]
             origin[0] = origin[0][kept]
         middle = [sums.sum(0) / self.count.sum() for sums in (x, y)]
         centre, target = middle if constant else (-origin[0], -origin[1])
         for fold, n in enumerate(self.count):
-            shifted = n * centre - x[fold]
-            gram[fold] += np.outer(shifted, centre) - np.outer(centre, x[fold])
-            products[fold] += np.outer(shifted, target) - np.outer(centre, y[fold])
-        variance = np.diagonal(gram.sum(0))
+            left = np.stack([n * centre - x[fold], -centre], 1)
+            gram[fold] += np.asarray(tf.matmul(left, [centre, x[fold]]))
+            products[fold] += tf.matmul(left, [target, y[fold]]) - tf.matmul(gram[fold], base)
+        variance = np.einsum("fii->i", gram)
         square = self.count.sum() * (origin[0] + middle[0]) ** 2
         varies = variance > CONSTANT * (variance + square)
         # A feature that hardly varies here may vary elsewhere: it must not be made much of.
         least = LEAST_VARIANCE * variance.mean()
         scale = np.where(varies, np.where(varies, variance + least, 1) ** -0.5, 0)
-        products -= gram @ base
         products *= scale[:, None]
-        gram *= scale[:, None]
-        gram *= scale
+        gram *= np.outer(scale, scale)
         return gram, products, scale
 
-    def _held_out(self, gram, products) -> float:
+    def _held_out(self, gram: np.ndarray, products: np.ndarray) -> float:
         """The strength with which one fold predicts some targets of the other best."""
         if not self.count.all():
             return STRENGTHS[len(STRENGTHS) // 2]  # of one sample nothing can be held out
         some = products[:, :, :: math.ceil(products.shape[2] / MOST_TARGETS)]
         share = self.count[0] / self.count.sum()
-        errors: dict[int, float] = {}
+        gram, some = (tf.constant(products, self.dtype) for products in (gram, some))
+        # Far below the rounding, all strengths are the same.
+        least = max(int(np.searchsorted(STRENGTHS[:-1], self.rounding)) - 1, 0)
 
+        @functools.cache
         def error(index: int) -> float:
-            if index not in errors:
-                change = _solve(gram[0], some[0], share * STRENGTHS[index] + self.rounding)
-                fit = np.vdot(change, gram[1] @ change)
-                errors[index] = fit - 2 * np.vdot(change, some[1])
-            return errors[index]
+            if not least <= index < len(STRENGTHS):
+                return math.inf
+            change = _solve(gram[0], some[0], share * STRENGTHS[index] + self.rounding)
+            return float(tf.reduce_sum(change * (tf.matmul(gram[1], change) - 2 * some[1])))
 
         # The error has one valley: from the middle, down.
-        best = len(STRENGTHS) // 2
-        while (lower := _neighbour(best, error)) != best:
-            best = lower
+        best = max(len(STRENGTHS) // 2, least)
+        step = 1 if error(best + 1) < error(best) else -1
+        while error(best + step) < error(best):
+            best += step
         return STRENGTHS[best]
 
 
-def _neighbour(index: int, error: Callable[[int], float]) -> int:
-    """Which of a strength and those beside it has the least error."""
-    return min(range(max(index - 1, 0), min(index + 2, len(STRENGTHS))), key=error)
-
-
-def _solve(gram: np.ndarray, products: np.ndarray, strength: float) -> np.ndarray:
-    factor = tf.linalg.cholesky(gram + strength * np.eye(len(gram)))
-    return np.asarray(tf.linalg.cholesky_solve(factor, products))
+def _solve(gram: Any, products: Any, strength: float) -> tf.Tensor:
+    ridged = tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) + tf.cast(strength, gram.dtype))
+    return tf.linalg.cholesky_solve(tf.linalg.cholesky(ridged), products)

@@ -61,12 +61,11 @@ class KernelRows:
         return self.tables[shape[1:]]
 
     def some(self, shape: tuple[int, ...], share: Share, rng: np.random.Generator) -> np.ndarray:
-        """A share of the rows of the table, drawn."""
-        table = self.table(shape)
+        """Which rows of the table to look at: a share of them, drawn."""
+        count = len(self.table(shape))
         if share == 1:
-            return table
-        count = math.ceil(share * len(table))
-        return table[np.sort(rng.choice(len(table), count, replace=False))]
+            return np.arange(count)
+        return np.sort(rng.choice(count, math.ceil(share * count), replace=False))
 
     def __call__(self, x: tf.Tensor, table: np.ndarray) -> tf.Tensor:
         """`(samples, rows of the table, taps, channels)` of a batch."""

@@ -45,14 +45,15 @@ class Carrier:
         """What the next call is given, batch by batch."""
         return map(self.steps[self.done].fill, self._batches())
 
-    def step(self) -> None:
-        """Runs the next call."""
+    def run(self) -> Iterator[list[tf.Tensor]]:
+        """Runs the next call, and gives its outputs batch by batch; it is done with the last."""
         step, results = self.steps[self.done], []
         ending = [token for token in self.values if self.last.get(token, 0) <= self.done]
         for index, values in enumerate(self._batches()):
             results.append(step.run(values))
             for token in ending:
                 self.values[token][index] = None
+            yield results[-1]
         for token in ending:
             del self.values[token]
         for index, column in enumerate(zip(*results, strict=True)):
@@ -60,6 +61,11 @@ class Carrier:
             if token in self.last:
                 self.values[token] = list(column)
         self.done += 1
+
+    def step(self) -> None:
+        """Runs the next call."""
+        for _ in self.run():
+            pass
 
     def _batches(self) -> Iterator[dict[Token, tf.Tensor]]:
         for index in range(len(next(iter(self.values.values())))):

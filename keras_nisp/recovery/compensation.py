@@ -1,7 +1,9 @@
 """The remaining channels make up for the removed ones: by their mean, or linearly."""
 
+import functools
 import math
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,7 +23,8 @@ from keras_nisp.recovery.refit import Refit
 COMPENSATIONS = ("auto", "linear", "mean", None)
 MOST_SAMPLES = 1024
 MOST_MEMORY = 1 << 30  # bytes of activations that the walk carries along
-BATCH_MEMORY = 1 << 27  # bytes of a batch of them
+MOST_POSITIONS = 1 << 15  # of all samples, for statistics: more of the same say little new
+BATCH_MEMORY = 1 << 28  # bytes of a batch of them
 
 
 def check_compensation(compensate: Any, possible: bool, needed: str) -> None:
@@ -78,31 +81,29 @@ def compensate_for_removed(
 
 
 def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -> dict:
-    """Fits the kernels that are called several times. Gives the others, by call."""
+    """Fits the kernels that are called several times. Gives what fits the others, by call."""
     calls = Counter(call.layer for call in pair.large.calls)
     shared: dict[int, Refit] = {}
     by_call: dict[Any, list[Refit]] = {}
+    single: dict[Any, list[Callable[[], Refit]]] = {}
     into = absorbed(pair.large)
     for reader in pair.readers:
         free = reader.plain.gives and reader.call.outputs[0] in into
         constant = reader.bias_binding is not None or free
-        once = calls[reader.call.layer] == 1
-        if reader.plain.inside and not once:
-            continue  # what is read inside is not noted in all calls
-        fit = None if once else shared.get(id(reader.plain.kernel))
-        if fit is None:
-            positions = len(samples) * reader.binding.positions  # over all calls
-            fit = Refit(reader, positions, constant, **settings)
-        else:
+        positions = len(samples) * reader.binding.positions  # over all calls
+        make = functools.partial(Refit, reader, positions, constant, **settings)
+        if calls[reader.call.layer] == 1:
+            single.setdefault(reader.call, []).append(make)
+        elif not reader.plain.inside:  # what is read inside is not noted in all calls
+            key = id(reader.plain.kernel)
+            fit = shared[key] = shared.get(key) or make()
             fit.constant = fit.constant and constant
-        if not once:
-            shared[id(reader.plain.kernel)] = fit
-        by_call.setdefault(reader.call, []).append(fit)
+            by_call.setdefault(reader.call, []).append(fit)
     if shared:
 
         def on_read(call, index, tensor):
             for fit in by_call.get(call, ()):
-                if id(fit.reader.plain.kernel) in shared and fit.reader.plain.argument == index:
+                if fit.reader.plain.argument == index:
                     fit.add(call, tensor, fit.reader.kept(tensor))
             return tensor
 
@@ -110,33 +111,38 @@ def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -
             run(pair.large, inputs, on_read)
         for fit in shared.values():
             fit.assign()
-    return {call: fits for call, fits in by_call.items() if calls[call.layer] == 1}
+    return single
 
 
 def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, verbose: int) -> None:
     counts = [len(call.outputs) for call in pair.large.calls]
     original = Carrier(recorded(pair.large.model, counts), samples, batch_size)
     twin = Carrier(pair.twins, samples, batch_size)
+    most = math.ceil(MOST_POSITIONS / len(samples))
     statistics: dict[keras.Layer, tuple[BatchStatistics, BatchStatistics]] = {}
     progress = Progress(len(pair.twins), verbose, "layer")
     for call, other in zip(pair.large.calls, pair.twins, strict=True):
-        for fit in fits.get(call, ()):
+        run = original.run()
+        for make in fits.get(call, ()):
+            fit = make()
             plain, made = fit.reader.plain, fit.reader.made
-            given = (original.read(plain, plain.argument), twin.read(made, plain.argument))
-            for x, z in zip(*given, strict=True):
-                fit.add(call, x, z)
+            given = [original.read(plain, plain.argument), twin.read(made, plain.argument)]
+            if fit.by_output:
+                given.append(outputs[0] for outputs in run)
+            for tensors in zip(*given, strict=True):
+                fit.add(call, *tensors)
             fit.assign()
         both = call.layer, other.operation
         known, made = (rule_of(layer).normalisation(layer) for layer in both)
         if known is not None and made is not None:
             if call.layer not in statistics:
-                large = BatchStatistics(call.layer, known)
-                statistics[call.layer] = large, BatchStatistics(other.operation, made)
+                large = BatchStatistics(call.layer, known, most)
+                statistics[call.layer] = large, BatchStatistics(other.operation, made, most)
             for one, carrier in zip(statistics[call.layer], (original, twin), strict=True):
                 for args, kwargs in carrier.arguments():
                     one.add(*args, **kwargs)
             keep_ratio(*statistics[call.layer], pair)
-        original.step()
+        deque(run, 0)  # if nothing has run it
         twin.step()
         progress.update(twin.done)
 
@@ -147,5 +153,6 @@ def _some(pair: Pair, samples: Samples) -> tuple[Samples, int]:
     widths = np.ones_like(pair.unit_map.keep), pair.unit_map.keep
     needed = sum(memory(pair.large, keep, samples) for keep in widths)
     count = max(1, min(MOST_SAMPLES, MOST_MEMORY // needed))
-    batch_size = int(np.clip(BATCH_MEMORY // needed, 1, MOST_SAMPLES))
-    return samples.every(math.ceil(len(samples) / count)), batch_size
+    some = samples.every(math.ceil(len(samples) / count))
+    batches = math.ceil(len(some) / max(1, BATCH_MEMORY // needed))
+    return some, math.ceil(len(some) / batches)

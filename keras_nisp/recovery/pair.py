@@ -15,7 +15,7 @@ from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import PlainKernel
 from keras_nisp.channels.unit_map import DROPPED, UnitMap, segment_sum
 from keras_nisp.keras_graph.recording import Step, recorded
-from keras_nisp.kernels.reading import inner_reads, plain_reads, read_axis
+from keras_nisp.kernels.reading import inner_reads, is_linear, plain_reads, read_axis
 from keras_nisp.plans.plan_fit import check_result
 
 
@@ -71,6 +71,21 @@ class Reader:
         """Of a tensor that it reads, batch axis counted, along which channels lie; `None` if there
         is none."""
         return read_axis(self.call, self.plain, rank)
+
+    @property
+    def gives_product(self) -> bool:
+        """Whether the call's output is, at each position, the kernel's product with what it reads
+        there, and the bias."""
+        plain = self.plain
+        plainly = plain.gives and plain.window is not None and plain.groups == 1
+        return plainly and is_linear(self.call) and (plain.bias is None) == (self.bias() is None)
+
+    def product(self, output: tf.Tensor) -> tf.Tensor:
+        """What the kernel gives at the outputs of the twin, of what the call gives in the
+        original: `(..., outputs)` both."""
+        bias = self.bias()
+        kept = self.unit_map.own(output, len(output.shape) - 1, self.call.outputs[0].names.ravel())
+        return kept if bias is None else kept - tf.cast(bias, kept.dtype)
 
     @property
     def width(self) -> int:

@@ -42,6 +42,7 @@ class Refit:
         fits = taps * width <= MOST_FEATURES and enough
         self.linearly = linearly and (fits or width <= MOST_FEATURES)
         self.by_tap = fits or not self.linearly
+        self.by_output = self.by_tap and reader.gives_product
         features = taps * width if self.by_tap else width
         self.share = share_of(positions, features, ROWS, MOST_VALUES)
         self.rows = self._rows(self.by_tap)
@@ -59,14 +60,22 @@ class Refit:
 
     # Data ---------------------------------------------------------------------------
 
-    def add(self, call: Call, x: tf.Tensor, z: tf.Tensor) -> None:
-        """Takes in a batch: what the layer reads in the original, and what its twin reads."""
+    def add(self, call: Call, x: tf.Tensor, z: tf.Tensor, y: tf.Tensor | None = None) -> None:
+        """Takes in a batch.
+
+        Args:
+            call: of the layer in the original.
+            x, z: what the layer reads there, and what its twin reads.
+            y: what it gives there, if `by_output`.
+        """
         for values in (x, z):
             check_finite(values, f"What enters layer '{call.path}' is")
-        table, mask = self.rows.some(tuple(x.shape), self.share, self.rng), mask_of(x)
-        rows = [self.rows(values, table) for values in (x, z)]
-        seen = None  # what is masked does not count later either
-        if mask is not None:
+        shape, mask = tuple(x.shape), mask_of(x)
+        chosen = self.rows.some(shape, self.share, self.rng)
+        table = self.rows.table(shape)[chosen]
+        old = self.rows(x, table) if y is None else self.rows(y, chosen[:, None])
+        rows, seen = (old, self.rows(z, table)), None
+        if mask is not None:  # what is masked does not count later either
             seen = tf.reduce_any(self.rows(spread_mask(mask, x), table) > 0, (2, 3))
         for fold in range(FOLDS):
             part = np.arange(fold, len(x), FOLDS)
@@ -74,18 +83,20 @@ class Refit:
             if seen is not None:
                 counts = tf.gather(seen, part)
                 old, new = tf.boolean_mask(old, counts), tf.boolean_mask(new, counts)
-            self._add(fold, old, new)
+            self._add(fold, old, new, given=y is not None)
 
-    def _add(self, fold: int, x: tf.Tensor, z: tf.Tensor) -> None:
-        """Takes in `(..., taps, channels)` of the original and the twin."""
+    def _add(self, fold: int, x: tf.Tensor, z: tf.Tensor, given: bool) -> None:
+        """Takes in `(..., taps, channels)` of what the kernel reads in the original (or gives
+        there, at one tap) and of what it reads in the twin."""
         rows = [tf.reshape(values, (-1, *values.shape[-2:])) for values in (x, z)]
         split = [tf.split(values, len(self.moments), -1) for values in (*rows, self.weights)]
         for moments, *both, weights in zip(self.moments, *split, strict=True):
             old, new = (tf.cast(tf.reshape(a, (len(a), -1)), self.dtype) for a in both)
-            if self.by_tap:
-                old = tf.matmul(
-                    old, tf.cast(tf.reshape(weights, (-1, weights.shape[-1])), self.dtype)
-                )
+            if given:
+                old = self.reader.product(old)
+            elif self.by_tap:
+                weights = tf.reshape(weights, (-1, weights.shape[-1]))
+                old = tf.matmul(old, tf.cast(weights, self.dtype))
             moments.add(new, old, fold)
 
     # Result -------------------------------------------------------------------------
