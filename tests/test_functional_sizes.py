@@ -273,6 +273,63 @@ def test_weights_that_are_never_trained_become_constants(frozen):
     np.testing.assert_allclose(written(x), model(x), atol=1e-6)
 
 
+class Tokens(layers.Layer):
+    """Looks its positions up by indices that it keeps, as layers of keras-hub do."""
+
+    def build(self, shape):
+        self.positions = layers.Embedding(shape[1], 4, name="positions")
+        self.positions.build((1, shape[1]))
+        self.steps = self.add_weight(
+            shape=(1, shape[1]), dtype="int32", trainable=False, initializer="zeros", name="steps"
+        )
+        self.steps.assign(ops.arange(shape[1])[None])
+
+    def call(self, x):
+        return x + self.positions(self.steps)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_indices_that_a_layer_keeps():
+    layer = Tokens(name="tokens")
+    model = around(layer)
+    written = kn.as_functional(model)
+    assert isinstance(written.get_layer("tokens"), keras.Model)
+    assert {id(w) for w in model.trainable_weights} == {id(w) for w in written.trainable_weights}
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("float32")
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+    small = kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.get_layer("tokens").get_layer("positions").output_dim == 2
+
+
+class Twice(layers.Layer):
+    """Can be written out in one of its calls alone."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4, name="dense")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, by_value=False):
+        return self.dense(x) * (ops.convert_to_tensor(float(x[0, 0, 0])) if by_value else 2.0)
+
+    def compute_output_spec(self, x, by_value=False):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not come back from a `.keras` file")
+def test_layer_that_is_written_out_in_some_calls():
+    twice, inputs = Twice(name="twice"), keras.Input((6, 4))
+    model = keras.Model(inputs, twice(inputs) + twice(inputs, by_value=True))
+    written = kn.as_functional(model)
+    assert {"twice", "twice_2"} < {layer.name for layer in written.layers}
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("float32")
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+
+
 class Products(layers.Layer):
     """Multiplies by a weight of its own, and by the kernel of a layer that it does not call."""
 

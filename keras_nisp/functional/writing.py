@@ -188,9 +188,10 @@ class Writer:
         written, kept = self.noted(self._written, layer, args, kwargs)
         variants[place] = described, written, kept
         self.kept |= kept
-        others = sum(other is not None for _, other, _ in variants[:place])
-        if isinstance(written, Written) and others:  # called with other shapes or settings, too
-            written.model.name += f"_{others + 1}"
+        models = [other.model for _, other, _ in variants if isinstance(other, Written)]
+        stays = any(other is None for _, other, _ in variants)  # in another call, under its name
+        for number, model in enumerate(models, start=1 + stays):
+            model.name = layer.name if number == 1 else f"{layer.name}_{number}"
         return written
 
     def _written(self, layer, args, kwargs) -> Written | Constants | None:
@@ -234,6 +235,8 @@ class Writer:
         def call(part, proceed, args, kwargs):
             if part is layer:
                 return proceed(part, *args, **kwargs)
+            if isinstance(part, keras.layers.Embedding) and len(args) == 1:
+                args = (_for_each_sample(args[0], inputs[0]),)
             written = self.call(part, args, kwargs, batch)
             if written is None:
                 return calling.with_known_sizes(part, args, kwargs, proceed(part, *args, **kwargs))
@@ -257,6 +260,21 @@ class Writer:
         if noted:
             raise NotAGraphError(f"its call changes {noted[0]}")
         return [*inputs, *masks], result
+
+
+def _for_each_sample(indices: Any, like: keras.KerasTensor) -> Any:
+    """Constant indices as a symbolic tensor, so that what is looked up shows in the graph: one row
+    of them for each sample."""
+    if is_tensor(indices) or not like.shape:
+        return indices
+    indices = keras.ops.convert_to_tensor(indices)
+    if len(indices.shape) == 1:
+        indices = indices[None]
+    if len(indices.shape) != 2 or indices.shape[0] != 1:
+        return indices
+    zeros = keras.ops.zeros_like(like, dtype=indices.dtype)
+    zeros = keras.ops.sum(zeros, axis=tuple(range(1, len(like.shape))), keepdims=True)
+    return keras.ops.add(indices, keras.ops.reshape(zeros, (-1, 1)))
 
 
 def _constants(layer: keras.Layer, results: list, probe: int | None) -> Constants:
