@@ -150,3 +150,10 @@ def test_a_kind_is_a_rule_that_holds(layer, kind, monkeypatch):
     layer = layer()
     monkeypatch.setitem(registry._RULES, type(layer), kind())  # as `register_rule` does
     check_rule(layer, (5, 8))
+
+
+def test_as_functional_has_nothing_to_say_of_layers_that_are_recognised(capsys):
+    model = network()
+    assert kn.as_functional(model) is model
+    said = capsys.readouterr()
+    assert not said.out + said.err
