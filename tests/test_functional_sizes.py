@@ -116,6 +116,27 @@ def test_open_lengths_without_a_size_are_told(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_sizes_that_do_not_fit_and_quantized_models():
+    model = decoder_only()
+    for wrong in ((6,), [(6,)], [(6,), (6, 8)], [(6,), 6], [(6,), (0,)]):
+        with pytest.raises(ValueError, match=r"\{'padding': \(None,\), 'words': \(None,\)\}"):
+            kn.as_functional(model, input_shape=wrong)
+
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.dense = layers.Dense(4, name="dense")
+
+        def call(self, x):
+            return self.dense(x)
+
+    net = Net()
+    net(np.ones((1, 8)))
+    net.quantize("int8")
+    with pytest.raises(TypeError, match=r"'net' was quantized by Keras"):
+        kn.as_functional(net, keras.Input((8,)))
+
+
 def test_nested_models_are_converted_at_the_sizes_of_their_call():
     inner = decoder_only()
     words, padding = (keras.Input((6,), dtype="int32", name=n) for n in ("words", "padding"))

@@ -110,6 +110,7 @@ def _write_subclassed(
             "`keras.Input((224, 224, 3))`: the shape of what it is called with. "
             f"Received: inputs={inputs!r}"
         )
+    keras_models.check_not_quantized(model)
     shapes = _known_shapes(input_shape, flat)
     writer = Writer(_open_sizes(flat, shapes))
     written, kept = writer.noted(writer.composite, model, (inputs,), {})
@@ -203,15 +204,18 @@ def _known_shapes(input_shape: InputShape | None, tensors: list) -> Shapes:
     several = len(tensors) > 1 or keras.tree.is_nested(input_shape[0])
     shapes: list[Any] = list(input_shape) if several else [input_shape]
     declared = [shape[1:] for shape in own]
-    fits = [len(shape) for shape in shapes] == [len(shape) for shape in declared] and all(
+    fits = [keras.tree.is_nested(shape) and len(shape) for shape in shapes] == [
+        len(shape) for shape in declared
+    ] and all(
         isinstance(size, int) and size > 0 and known in (None, size)
         for shape, sizes in zip(declared, shapes, strict=True)
         for known, size in zip(shape, sizes, strict=True)
     )
     if not fits:
         raise ValueError(
-            f"Expected `input_shape` to fit inputs of the shapes {declared} (without the batch "
-            f"axis). Received: input_shape={input_shape!r}"
+            "Expected `input_shape` to fit the inputs (without the batch axis): "
+            f"{dict(zip(map(keras_models.source_name, tensors), declared, strict=True))}. "
+            f"Received: input_shape={input_shape!r}"
         )
     return tuple((shape[0], *map(int, sizes)) for shape, sizes in zip(own, shapes, strict=True))
 

@@ -35,6 +35,11 @@ def check_model(model: Any) -> None:
             f"Model '{model.name}' is not built: its weights do not exist yet. Start it "
             "with `keras.Input(shape=...)` or call `model.build(input_shape)` first."
         )
+    check_not_quantized(model)
+
+
+def check_not_quantized(model: keras.Model) -> None:
+    """Raises if Keras has quantized any layer of a model."""
     for layer in all_layers(model):
         if mode := getattr(layer, "quantization_mode", None):
             raise TypeError(
