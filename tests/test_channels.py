@@ -239,3 +239,17 @@ def test_a_walk_leaves_nothing_alive():
         assert all(tensor() is None for tensor in seen)
     finally:
         gc.enable()
+
+
+def test_shapes_by_the_names_of_inputs():
+    inputs = [keras.Input((None, 4), name=name) for name in ("short", "long")]
+    pooled = [layers.GlobalAveragePooling1D()(layers.Dense(8)(x)) for x in inputs]
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()(pooled)))
+    by_name = {"long": (9, 4), "short": (5, 4)}
+    assert kn.profile(model, by_name) == kn.profile(model, [(5, 4), (9, 4)])
+    assert kn.plan_pruning(model, kn.Magnitude(), ratio=0.5, input_shape=by_name).input_shapes == (
+        (5, 4),
+        (9, 4),
+    )
+    with pytest.raises(ValueError, match=r"each of the inputs \['short', 'long'\]"):
+        kn.trace(model, {"long": (9, 4)})

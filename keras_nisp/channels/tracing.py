@@ -1,7 +1,7 @@
 """`trace(model)`: walks the graph once and gives every channel a name."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -21,9 +21,11 @@ MOST_NAMED = 8  # layers in a warning
 ASSUMED_SIZES = {1: 128, 2: 128, 3: 224, 4: 32}
 
 # Arguments that many functions take: the shape of one sample without the batch axis, or a list of
-# them for several inputs; names or patterns of grouped convolutions, or indices of their calls;
-# names, patterns or objects of layers.
-InputShape = Sequence[int | None] | Sequence[Sequence[int | None]]
+# them for several inputs, or a dict by the inputs' names; names or patterns of grouped
+# convolutions, or indices of their calls; names, patterns or objects of layers.
+InputShape = (
+    Sequence[int | None] | Sequence[Sequence[int | None]] | Mapping[str, Sequence[int | None]]
+)
 WholeGroups = str | Iterable[str | int]
 Layers = str | keras.Layer | Iterable[str | keras.Layer]
 
@@ -37,8 +39,9 @@ def trace(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        input_shape: shape of one sample (or a list of shapes, for several inputs), for
-            models that leave their input size open; FLOPs are counted for it.
+        input_shape: shape of one sample (or a list of shapes, or a dict by the inputs' names,
+            for several inputs), for models that leave their input size open; FLOPs are counted
+            for it.
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
             whole, with the channels that enter them; by default every group loses as many
             channels.
@@ -151,8 +154,7 @@ def _traced_inputs(model, input_shape, tracer) -> tuple[list[Traced], tuple[str,
     tensors = keras_models.body(model).inputs
     shapes = [None] * len(tensors)
     if input_shape is not None:
-        several = len(tensors) > 1 or isinstance(input_shape[0], (tuple, list))
-        shapes = list(input_shape) if several else [input_shape]
+        shapes = keras_models.listed_shapes(input_shape, tensors)
         if len(shapes) != len(tensors):
             raise ValueError(
                 f"Expected `input_shape` to give {len(tensors)} shapes, one for each "

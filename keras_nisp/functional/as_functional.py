@@ -201,8 +201,7 @@ def _known_shapes(input_shape: InputShape | None, tensors: list) -> Shapes:
     own = tuple(tuple(tensor.shape) for tensor in tensors)
     if input_shape is None:
         return own
-    several = len(tensors) > 1 or keras.tree.is_nested(input_shape[0])
-    shapes: list[Any] = list(input_shape) if several else [input_shape]
+    shapes = keras_models.listed_shapes(input_shape, tensors)
     declared = [shape[1:] for shape in own]
     fits = [keras.tree.is_nested(shape) and len(shape) for shape in shapes] == [
         len(shape) for shape in declared

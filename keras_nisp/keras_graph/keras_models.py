@@ -1,6 +1,7 @@
 """What Keras knows of its models: graph, layers, inputs and outputs."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -91,6 +92,21 @@ def is_open(model: keras.Model) -> bool:
 def is_optional(tensor: keras.KerasTensor) -> bool:
     """Whether a model's input may be left out."""
     return bool(getattr(tensor._keras_history.operation, "optional", False))
+
+
+def listed_shapes(shapes: Any, tensors: list) -> list:
+    """Shapes in the order of symbolic inputs, as users give them: one, a list, or a dict by the
+    inputs' names."""
+    if isinstance(shapes, Mapping):
+        names = [source_name(tensor) for tensor in tensors]
+        if set(names) != set(shapes):
+            raise ValueError(
+                f"Expected `input_shape` to give a shape for each of the inputs {names}. Received: "
+                f"input_shape={shapes!r}"
+            )
+        return [shapes[name] for name in names]
+    several = len(tensors) > 1 or isinstance(shapes[0], (tuple, list))
+    return list(shapes) if several else [shapes]
 
 
 def source_name(tensor: keras.KerasTensor) -> str:

@@ -283,8 +283,9 @@ def _content(model, quantization, calibration, input_shape) -> bytes:
 
 
 def _random_data(model, input_shape) -> Any:
-    shapes = [tensor.shape[1:] for tensor in keras_models.body(model).inputs]
+    inputs = keras_models.body(model).inputs
+    shapes = [tensor.shape[1:] for tensor in inputs]
     if input_shape is not None:
-        shapes = input_shape if isinstance(input_shape[0], (tuple, list)) else [input_shape]
+        shapes = keras_models.listed_shapes(input_shape, inputs)
     shapes = [tuple(ASSUMED_SIZE if n is None else n for n in shape) for shape in shapes]
     return random_samples(model, shapes, SAMPLES)
