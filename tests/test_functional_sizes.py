@@ -249,6 +249,23 @@ def test_layers_that_give_constants():
     np.testing.assert_allclose(written(x), model(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, "batch"])
+def test_constants_beside_what_is_symbolic(rows):
+    """Such as an empty cache; with a row for each sample no graph has it."""
+
+    class Cached(layers.Layer):
+        def call(self, x):
+            return x * 2.0, ops.ones((ops.shape(x)[0] if rows == "batch" else 1, 4))
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape), keras.KerasTensor((None, 4))
+
+    cached, inputs = Cached(name="cached"), keras.Input((6, 4))
+    model = keras.Model(inputs, layers.Dense(2)(cached(inputs)[0]))
+    written = kn.as_functional(model)
+    assert (written is model) == (rows == "batch")
+
+
 class Rotations(layers.Layer):
     """Keeps frequencies as a weight that is not trained, and gives angles for each sample."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import reason_of
-from keras_nisp.functional.call_graphs import NotAGraphError
+from keras_nisp.functional.call_graphs import NotAGraphError, same
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.masks import mask_of, set_mask, with_own_mask
 
@@ -37,7 +37,9 @@ def filled(args, kwargs, values) -> tuple[tuple, dict]:
     )
 
 
-def check_same(model: keras.Model, layer: keras.Layer, args, kwargs, sizes=()) -> None:
+def check_same(
+    model: keras.Model, layer: keras.Layer, args, kwargs, sizes=(), structure: Any = None
+) -> None:
     """Raises unless a model gives what a layer gives, on random samples.
 
     Outputs, Keras masks, losses and changes of weights, in inference and in training. Neither
@@ -48,12 +50,21 @@ def check_same(model: keras.Model, layer: keras.Layer, args, kwargs, sizes=()) -
         layer: the original.
         args, kwargs: of its call, symbolic.
         sizes: to be tried first for open axes.
+        structure: of what the layer gives, if that is not what the model gives: with constants
+            for what depends on no input.
     """
     kwargs = {key: value for key, value in kwargs.items() if key != "training"}
 
     def original(training, values):
         given = filled(args, kwargs, values[: len(tensors_of(args, kwargs))])
-        return calling.call_in_mode(layer, training, *given[0], **given[1])
+        result = calling.call_in_mode(layer, training, *given[0], **given[1])
+        if structure is None:
+            return result
+        pairs = list(zip(keras.tree.flatten(result), keras.tree.flatten(structure), strict=True))
+        for value, known in pairs:
+            if not isinstance(known, keras.KerasTensor) and not same(value, known):
+                raise NotAGraphError("it gives other constants at another batch size")
+        return [value for value, known in pairs if isinstance(known, keras.KerasTensor)]
 
     def written(training, values):
         return calling.call_in_mode(model, training, keras_models.structured_inputs(model, values))

@@ -224,7 +224,7 @@ class Writer:
         inputs, outputs = one_graph(training, in_mode, batches, batch)
         model = keras.Model(_single(inputs), outputs, name=layer.name)
         _check_weights(model, layer)
-        check_same(model, layer, args, kwargs, self.sizes)
+        check_same(model, layer, args, kwargs, self.sizes, structure)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         return Written(model, structure, carried)
 
@@ -298,7 +298,7 @@ def _opened(value: Any, probe: int | None) -> Any:
         return value
     if not is_tensor(value):
         return for_any_batch(value, probe)
-    if not value.shape or value.shape[0] is None or value.shape[0] % probe:
+    if tuple(value.shape[:1]) != (probe,):
         return value
     opened = keras.Input(batch_shape=(None, *value.shape[1:]), dtype=value.dtype)
     if mask_of(value) is not None:
