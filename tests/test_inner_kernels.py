@@ -64,7 +64,21 @@ def self_attention(kind, **settings):
     return lambda x: attention(x, x)
 
 
+def by_einsum(x, heads=2, size=3, width=4):
+    """Attention as keras-hub writes it."""
+    length = x.shape[1]
+    query, key, value = (
+        layers.EinsumDense("btm,mhc->bthc", (length, heads, size), bias_axes="hc", name=name)(x)
+        for name in ("query", "key", "value")
+    )
+    scores = keras.ops.softmax(keras.ops.einsum("bqhc,bkhc->bhqk", query, key))
+    x = keras.ops.einsum("bhqk,bkhc->bqhc", scores, value)
+    output = layers.EinsumDense("bqhc,hcm->bqm", (length, width), bias_axes="m", name="output")
+    return output(x)
+
+
 READERS = {
+    "einsum": lambda: by_einsum,
     "attention": lambda: self_attention(layers.MultiHeadAttention, num_heads=2, key_dim=3),
     "unbiased": lambda: self_attention(
         layers.MultiHeadAttention, num_heads=2, key_dim=3, use_bias=False
@@ -140,6 +154,28 @@ def heads_alike():
         dense.kernel.assign(kernel)
         dense.bias.assign(bias)
     return model
+
+
+def test_a_head_of_einsum_is_made_up_for_by_another():
+    inputs = keras.Input((7, 4))
+    outputs = layers.Dense(2, name="head")(layers.ReLU()(by_einsum(inputs)))
+    model = randomise(keras.Model(inputs, outputs))
+    for name in ("query", "key", "value"):
+        for weight in model.get_layer(name).weights:
+            twice(weight, -2) if name == "value" else alike(weight)
+    x, other = (example_inputs(model, 200, seed=seed) for seed in (1, 2))
+    plan = kn.plan_pruning(model, every_second("query:heads"), ratios={"query:heads": 0.5})
+    before, after = refitted(model, plan, x, ridge=TINY)
+    assert after.get_layer("output").kernel.shape == (1, 3, 4)
+    assert error(model, after, other) < 1e-7
+    assert error(model, before, other) > 1e-3
+
+
+def alike(weight):
+    """The second head of a kernel or bias becomes the first one."""
+    value = weight.numpy()
+    value[..., 1, :] = value[..., 0, :]
+    weight.assign(value)
 
 
 def test_a_head_is_made_up_for_by_another():

@@ -85,12 +85,24 @@ class EinsumDense(Rule):
         return {**config, "output_shape": tuple(shape)}
 
     def plain_kernels(self, layer):
-        """A matrix only: one of more axes reads, or creates, several."""
-        bias = layer.bias
-        if len(layer.kernel.shape) != 2 or (bias is not None and len(bias.shape) != 1):
+        """A kernel whose axes that it reads are all added up: not one that each head has alone."""
+        inputs, output = layer.equation.replace(" ", "").split("->")
+        tensor, kernel = inputs.split(",")
+        read = "".join(letter for letter in kernel if letter in tensor)
+        made = [letter for letter in kernel if letter not in tensor]
+        biased = [letter for letter in output if letter in (layer.bias_axes or "")]
+        if any(letter in output for letter in read) or (layer.bias is not None and biased != made):
             return []
-        tensor, kernel = layer.equation.split("->")[0].replace(" ", "").split(",")
-        return [PlainKernel(layer.kernel, bias, 0 if kernel[0] in tensor else 1)]
+        axes = tuple(kernel.index(letter) for letter in read)
+        if len(axes) == 1:
+            return [PlainKernel(layer.kernel, layer.bias, axes[0], gives=len(made) == 1)]
+        others = "".join(letter for letter in tensor if letter not in read)
+
+        def flat(x):
+            x = tf.einsum(f"{tensor}->{others}{read}", x)
+            return tf.reshape(x, (*x.shape[: -len(axes)], -1))
+
+        return [PlainKernel(layer.kernel, layer.bias, axes, inside=flat, gives=False)]
 
     def absolute(self, call, x):
         return tf.einsum(call.layer.equation, x, absolute(call.layer.kernel))
