@@ -74,7 +74,7 @@ def by_einsum(x, heads=2, size=3, width=4):
     scores = keras.ops.softmax(keras.ops.einsum("bqhc,bkhc->bhqk", query, key))
     x = keras.ops.einsum("bhqk,bkhc->bqhc", scores, value)
     output = layers.EinsumDense("bqhc,hcm->bqm", (length, width), bias_axes="m", name="output")
-    return output(x)
+    return output(x, training=False)
 
 
 READERS = {

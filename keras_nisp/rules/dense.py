@@ -98,7 +98,7 @@ class EinsumDense(Rule):
             return [PlainKernel(layer.kernel, layer.bias, axes[0], gives=len(made) == 1)]
         others = "".join(letter for letter in tensor if letter not in read)
 
-        def flat(x):
+        def flat(x, training=None):
             x = tf.einsum(f"{tensor}->{others}{read}", x)
             return tf.reshape(x, (*x.shape[: -len(axes)], -1))
 
