@@ -278,7 +278,7 @@ def layer_config(layer: keras.Operation) -> dict:
         try:
             config = layer.get_config()
             return _without_builds(config) if {"layer", "cell"} & set(config) else config
-        except NotImplementedError:
+        except (NotImplementedError, AttributeError):  # it names what the layer does not have
             if not isinstance(layer, keras.Layer):
                 return _settings(layer)
             return _config_of_arguments(layer)
