@@ -292,3 +292,26 @@ def test_threads_do_not_meet():
     assert len(seen) == 2
     assert not any(isinstance(layer, (Slow, Halving, Block)) for layer in written)
     assert keras.Layer.__call__ is original
+
+
+class Frames(layers.Layer):
+    """Adds what it has learnt of places to each frame; frames are samples to it, films are not."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.places = layers.Embedding(6, 8, name="places")
+        self.inner = layers.Dense(8, activation="relu", name="inner")
+
+    def call(self, films, frames):
+        return self.inner(frames + self.places(np.arange(6)))
+
+
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+def test_lookups_where_the_first_axis_is_not_that_of_samples():
+    films = keras.Input((4, 6, 8))
+    frames = ops.reshape(layers.Dense(8, name="first")(films), (-1, 6, 8))
+    x = ops.reshape(Frames(name="frames")(films, frames), (-1, 4, 6, 8))
+    model = randomise(keras.Model(films, layers.Dense(2, name="head")(x)))
+    written = kn.as_functional(model, verbose=0)
+    x = np.random.default_rng(0).normal(size=(3, 4, 6, 8)).astype("float32")
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)

@@ -85,19 +85,21 @@ def as_functional(
 def _write_graph(model: keras.Model, input_shape) -> tuple[keras.Model, list[Kept]]:
     own = keras_models.body(model).inputs
     shapes = _known_shapes(input_shape, own)
-    writer = Writer(_open_sizes(own, shapes))
-    written = writer.graph(model, shapes)
-    if written is not model:
-        arguments = (keras_models.structured_inputs(model, _inputs(own, shapes)),)
+    arguments = (keras_models.structured_inputs(model, _inputs(own, shapes)),)
+    faults: list[Exception] = []
+    for lookups in (True, False):
+        writer = Writer(_open_sizes(own, shapes), lookups)
+        written = writer.graph(model, shapes)
         try:
-            check_same(written, model, arguments, {}, writer.sizes)
-        except Exception as error:
-            raise ValueError(
-                f"Model '{model.name}' cannot be converted to a functional graph: "
-                f"{reason_of(error)}. (A layer that is not of Keras may give other shapes than it "
-                "says.)"
-            ) from error
-    return written, list(writer.kept.values())
+            if written is not model:
+                check_same(written, model, arguments, {}, writer.sizes)
+            return written, list(writer.kept.values())
+        except Exception as error:  # whatever code of users raises
+            faults.append(error)
+    raise ValueError(
+        f"Model '{model.name}' cannot be converted to a functional graph: {reason_of(faults[-1])}. "
+        "(A layer that is not of Keras may give other shapes than it says.)"
+    ) from faults[-1]
 
 
 def _write_subclassed(

@@ -83,13 +83,15 @@ class Writer:
 
     Args:
         sizes: which open axes may have.
+        lookups: whether constant indices become a row for each sample, so that what is looked up
+            shows in the graph. Wrong where a layer's first axis is not that of samples.
 
     Attributes:
         kept: the layers that could not be converted, by their `id`.
     """
 
-    def __init__(self, sizes: list[int]):
-        self.sizes = sizes
+    def __init__(self, sizes: list[int], lookups: bool = True):
+        self.sizes, self.lookups = sizes, lookups
         self.models: dict[tuple, tuple] = {}
         self.composites: dict[int, list[tuple]] = {}
         self.kept: dict[int, Kept] = {}
@@ -195,11 +197,12 @@ class Writer:
         return written
 
     def _written(self, layer, args, kwargs) -> Written | Constants | None:
-        """With an open batch size if that will do; else with one that is then opened."""
-        for batch in (None, PROBE):
+        """With an open batch size if that will do; else with one that is then opened; else
+        without `_for_each_sample`."""
+        for batch, lookups in ((None, True), (PROBE, True), (PROBE, False)):
             self.kept = {}
             try:
-                return self._write(layer, args, kwargs, batch)
+                return self._write(layer, args, kwargs, batch, lookups and self.lookups)
             except NotAGraphError as error:
                 reason = reason_of(error)
                 break
@@ -208,11 +211,12 @@ class Writer:
         self.kept[id(layer)] = Kept(layer, reason)
         return None
 
-    def _write(self, layer, args, kwargs, batch) -> Written | Constants:
+    def _write(self, layer, args, kwargs, batch, lookups) -> Written | Constants:
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
         if not layer.built:
             _build(layer, args, kwargs)
-        results = [self._trace(layer, args, kwargs, batch, mode) for mode in (False, True)]
+        given = layer, args, kwargs, batch, lookups
+        results = [self._trace(*given, training) for training in (False, True)]
         if not all(tensors_of(result, {}) for _, result in results):
             return _constants(layer, [result for _, result in results], batch)
         inference, training = (keras.Function(x, tensors_of(y, {})) for x, y in results)
@@ -228,14 +232,14 @@ class Writer:
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         return Written(model, structure, carried)
 
-    def _trace(self, layer, args, kwargs, batch, training) -> tuple[list, Any]:
+    def _trace(self, layer, args, kwargs, batch, lookups, training) -> tuple[list, Any]:
         """Symbolic tensors like those of a call, and their masks, and what a layer makes of
         them."""
 
         def call(part, proceed, args, kwargs):
             if part is layer:
                 return proceed(part, *args, **kwargs)
-            if isinstance(part, keras.layers.Embedding) and len(args) == 1:
+            if lookups and isinstance(part, keras.layers.Embedding) and len(args) == 1:
                 args = (_for_each_sample(args[0], inputs[0]),)
             written = self.call(part, args, kwargs, batch)
             if written is None:
