@@ -392,11 +392,11 @@ FAST = {
     "dense": (lambda: layers.Dense(6, activation="relu"), (8,)),
     "convolution": (lambda: layers.Conv2D(6, 3, padding="same"), (7, 6, 8)),
     "normalisation": (layers.LayerNormalization, (5, 8)),
-    "attention": (lambda: layers.MultiHeadAttention(4, 3), ATTENTION),
     "sum": (layers.Add, [(5, 8), (5, 8)]),
     "embedding": (lambda: layers.Embedding(2, 8), (5,), "int32"),
 }
 SLOW = {
+    "attention": (lambda: layers.MultiHeadAttention(4, 3), ATTENTION),
     "dense on sequences": (lambda: layers.Dense(6), (5, 8)),
     "conv1d": (lambda: layers.Conv1D(6, 3, padding="causal"), (9, 8)),
     "channels first": (lambda: layers.Conv1D(6, 3, **FIRST), (8, 9)),

@@ -262,6 +262,7 @@ def test_every_importance_has_a_name(importance, files, run):
     assert (code, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_latency_is_measured(tmp_path, run, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no table of this machine's user
     layers = [keras.layers.Conv2D(128, 3, activation="relu") for _ in range(2)]
@@ -350,6 +351,7 @@ def test_labels_and_warm_up(files, run):
     assert (files / "net/1/assets.extra/tf_serving_warmup_requests").exists()
 
 
+@pytest.mark.slow
 def test_teaching(files, run):
     """As by the function: closer to the original than without, and said so."""
     settings = ("--importance", "magnitude", "--ratio", "0.5", "--plan", files / "plan.json")

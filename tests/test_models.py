@@ -162,7 +162,7 @@ def test_five_eighths(depth, percent, shortcut):
 # Surgery ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", networks(*ALIKE))
+@pytest.mark.parametrize("name", networks(*ALIKE, "mobilenet"))
 def test_pruned_against_the_oracle(name):
     model = randomise(ALL[name]())
     plan = kn.plan_pruning(model, kn.NISP(example_inputs(model, 64)), ratio=0.4)

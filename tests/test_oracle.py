@@ -134,11 +134,12 @@ APPLICATIONS = {
         [1, 1, 2, 1], [16, 32, 48, 64], **settings
     ),
 }
+LEFT_TO_SLOW = ("NASNet", "MobileNetV3Small", "EfficientNet")
 
 
 @pytest.mark.parametrize(
     "name",
-    [slow(name) if name in ("NASNet", "MobileNetV3Small") else name for name in APPLICATIONS],
+    [slow(name) if name in LEFT_TO_SLOW else name for name in APPLICATIONS],
 )
 def test_applications(name):
     """A fast part of benchmarks/zoo.py."""

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from nets import example_inputs, grouped, nested, plain, randomise, residual, shared
+from slow import first_is_fast
 
 import keras_nisp as kn
 from keras_nisp.damage.distance import Distance
@@ -270,7 +271,7 @@ def test_what_is_not_finite_changes_nothing():
         np.testing.assert_array_equal(value, old)
 
 
-@pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", first_is_fast("mixed_float16", "float64", "mixed_bfloat16"))
 def test_precisions(policy):
     with dtype_policy(policy):
         model = classifier()

@@ -1,8 +1,5 @@
 """The chain of docs/command_line.md, run as it stands there, on smaller data."""
 
-import json
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -55,60 +52,17 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-# All commands in one process, which imports TensorFlow once.
-ONE_PROCESS = """
-import contextlib, io, json, runpy, sys
-from keras_nisp_cli import main
-sys.path.insert(0, sys.argv[1])
-printed = []
-for words in json.load(sys.stdin):
-    python, *sys.argv = words if words[0] == "python" else (None, *words)
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__") if python else main.main()
-        except SystemExit as stop:
-            assert not stop.code, (words, stop.code)
-    printed.append(output.getvalue())
-print(json.dumps(printed))
-"""
-
-
-def in_one_process(chain, folder, data_dir, *more) -> list[str]:
-    """What each command prints, in a process that runs all of them."""
-    examples = ROOT / "examples"
-    commands = []
-    for command in chain:
-        words = [data_dir if word == "DATA" else word for word in shlex.split(command)]
-        if words[0] == "python":
-            words = ["python", str(examples / Path(words[1]).name), *words[2:], *more]
-        commands.append(words)
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_PROCESS, str(examples)],
-        cwd=folder,
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(
-    scope="module", params=["one process", pytest.param("one each", marks=pytest.mark.slow)]
-)
-def outputs(request, transcript, data_dir, tmp_path_factory):
+@pytest.fixture(scope="module")
+def outputs(transcript, data_dir, tmp_path_factory):
     """What each command printed, and the folder in which they ran."""
-    folder = tmp_path_factory.mktemp("chain")
-    training = ("--epochs", "4", "--batch-size", "8")
-    if request.param == "one process":
-        return in_one_process(transcript.CHAIN, folder, str(data_dir), *training), folder
-    printed = []
+    folder, printed = tmp_path_factory.mktemp("chain"), []
     for command in transcript.CHAIN:
-        more = training if command.startswith("python") else ()
+        more = ("--epochs", "4", "--batch-size", "8") if command.startswith("python") else ()
         printed.append(transcript.run(command, folder, str(data_dir), *more))
     return printed, folder
 
 
+@pytest.mark.slow  # test_cli.py has each command
 @pytest.mark.filterwarnings("ignore")  # of tensorflow-datasets while it writes
 def test_the_chain_runs(outputs):
     printed, folder = outputs

@@ -115,12 +115,11 @@ def paths_with_errors(model, index, rng):
     [
         (image, False),
         (channels_first, False),
-        (sequence, False),
         (plain, True),
         (nested, False),
         (shared, False),
         *(pytest.param(net, True, marks=pytest.mark.slow) for net in (image, sequence)),
-        pytest.param(plain, False, marks=pytest.mark.slow),
+        *(pytest.param(net, False, marks=pytest.mark.slow) for net in (plain, sequence)),
     ],
     ids=lambda x: getattr(x, "__name__", x),
 )
