@@ -108,6 +108,32 @@ class OneWidth(Affine):
             raise ValueError("only 16 will do")
 
 
+class ResponseNorm(layers.Layer):
+    """As in ConvNeXt V2: on images each channel by what all have; on sequences they are alone."""
+
+    def build(self, shape):
+        self.gamma = self.add_weight(name="gamma", shape=(shape[-1],), initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=(shape[-1],))
+
+    def call(self, x):
+        size = ops.sqrt(ops.sum(ops.square(x), axis=(1, 2), keepdims=True) + 1e-6)
+        share = size / (ops.mean(size, axis=-1, keepdims=True) + 1e-6)
+        return self.gamma * x * share + self.beta + x
+
+
+class LongSequences(Affine):
+    """Mixes channels where there are more than three positions."""
+
+    def call(self, x):
+        x = super().call(x)
+        return x if x.shape[1] <= 3 else x / (1 + ops.mean(ops.abs(x), -1, keepdims=True))
+
+
+class OfImages(Affine):
+    def call(self, x):
+        return x * self.scale[None, None, None] + self.shift
+
+
 def network():
     inputs = keras.Input((7, 6))
     x = layers.Dense(16, name="stream")(inputs)
@@ -133,6 +159,27 @@ def test_what_is_no_such_layer_stays_without_a_rule(layer):
     layer = layer()
     layer(np.ones((1, 3, 16), "float32"))
     assert rule_for(layer, (None,)).does == "fixes"
+
+
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(ResponseNorm, (7, 7, 16)), (lambda: LongSequences(16), (7, 16))]
+)
+def test_layers_are_tried_on_what_they_are_called_on(layer, shape):
+    inputs = keras.Input((*shape[:-1], 4))
+    x = layer()(layers.Dense(16, activation="relu", name="made")(inputs))
+    x = layers.Flatten()(x)
+    model = randomise(keras.Model(inputs, [layers.Dense(2)(x), layers.Dense(2)(x)]))
+    assert not kn.trace(model).free.any()
+
+
+def test_layers_of_images_are_recognised():
+    inputs = keras.Input((None, None, 3))
+    x = OfImages(8)(layers.Conv2D(8, 3, name="made")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling2D()(x))))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert plan.creators[0].kept == 4
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import itertools
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +14,6 @@ from keras_nisp.keras_graph import keras_layers
 RuleClass = TypeVar("RuleClass", bound=type[Rule])
 _RULES: dict[type, Rule] = {}
 _KINDS: list[Callable[[keras.Layer], Rule | None]] = []
-_RECOGNISED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def register_rule(*classes: type) -> Callable[[RuleClass], RuleClass]:
@@ -91,9 +89,7 @@ def register_kinds(recognise: Callable[[keras.Layer], Rule | None]) -> Callable:
 def _recognised(layer: keras.Operation) -> Rule | None:
     if not isinstance(layer, keras.Layer) or not layer.built or isinstance(layer, keras.Model):
         return None
-    if layer not in _RECOGNISED:
-        _RECOGNISED[layer] = next((rule for find in _KINDS if (rule := find(layer))), None)
-    return _RECOGNISED[layer]
+    return next((rule for find in _KINDS if (rule := find(layer))), None)
 
 
 def is_registered(cls: type) -> bool:

@@ -84,6 +84,17 @@ def low_rank_kernel(layer: keras.Operation, value: Any) -> tuple | None:
     return None
 
 
+def called_on(layer: keras.Layer) -> list[tuple[int | None, ...]]:
+    """The shapes of the first tensors on which a layer is called, as far as Keras has noted them:
+    those of its calls in graphs, or else that for which it was built."""
+    nodes = [node.input_tensors for node in layer._inbound_nodes if node.input_tensors]
+    if nodes:
+        return list(dict.fromkeys(tuple(tensors[0].shape) for tensors in nodes))
+    config = layer.get_build_config() or {}
+    shape = config.get("input_shape")
+    return [tuple(shape)] if isinstance(shape, (tuple, list)) and shape else []
+
+
 def parts(layer: keras.Layer) -> list[keras.Layer]:
     """The layers that a layer holds."""
     return list(layer._flatten_layers(include_self=False))

@@ -1,8 +1,8 @@
 """Kinds of layers that are known by what they compute, whatever their class.
 
-`recognised` tries layers with weights of their own by numbers: a norm over the last axis, whose
-scale and offset are vectors, or a layer in which each channel is alone (a scale, a table that is
-added by position). Users may say so of a class: `register_rule(MyNorm)(ChannelNorm)`.
+`recognised` tries layers with weights of their own by numbers, on tensors of the shapes on which
+they are called: a norm over the last axis, whose scale and offset are vectors, or a layer in which
+each channel is alone (a scale, a table that is added by position). Users may say so of a class: `register_rule(MyNorm)(ChannelNorm)`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from keras_nisp.channels.registry import register_kinds
 from keras_nisp.channels.rule import Rule, Width
 from keras_nisp.keras_graph import calling, copying, keras_layers
 
-LENGTH = 3  # of the sequences on which layers are tried
+LENGTH = 5  # of axes that are open
 SAME, SAME_HALF = 1e-4, 3e-2
 
 
@@ -114,6 +114,8 @@ class ChannelNorm(_LastAxis):
         return tf.cast((whole - offset) * root + offset, dtype)
 
 
+Shape = tuple[int, ...]
+_KINDS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _WIDTH_KEYS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _CENTRED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -121,18 +123,35 @@ _CENTRED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 @register_kinds
 def recognised(layer: keras.Layer) -> Rule | None:
     """The rule of a layer that computes what one of these kinds does; `None` if it does not."""
-    weights = layer.weights
-    if not weights or keras_layers.parts(layer) or not _alike(weights):
+    if not layer.weights or keras_layers.parts(layer) or not _alike(layer.weights):
         return None
+    known = _KINDS.setdefault(layer, {})
+    shapes = _shapes(layer)
+    for shape in shapes:
+        if shape not in known:
+            known[shape] = _kind(layer, shape)
+    kinds = {known[shape] for shape in shapes}
+    kind = kinds.pop()
+    return kind() if kind is not None and not kinds else None
+
+
+def _shapes(layer: keras.Layer) -> list[Shape]:
+    """Of what a layer is called on, with sizes for open axes."""
+    width = layer.weights[0].shape[-1]
+    shapes = keras_layers.called_on(layer) or [(None, LENGTH, width)]
+    return [(shape[0] or 2, *(LENGTH if n is None else n for n in shape[1:])) for shape in shapes]
+
+
+def _kind(layer: keras.Layer, shape: Shape) -> type[_LastAxis] | None:
     with contextlib.suppress(Exception), warnings.catch_warnings():  # whatever users' code raises
         warnings.simplefilter("ignore")
-        trial = _Trial(layer)
+        trial = _Trial(layer, shape)
         if not trial.weights_are_alone() or _width_key(layer) is None:
             return None
         if trial.is_channel_wise():
-            return ChannelWise()
+            return ChannelWise
         if trial.is_norm():
-            return ChannelNorm()
+            return ChannelNorm
     return None
 
 
@@ -143,13 +162,13 @@ def _alike(weights: list) -> bool:
 
 
 class _Trial:
-    """A layer, tried by numbers."""
+    """A layer, tried by numbers on a tensor of this shape."""
 
-    def __init__(self, layer: keras.Layer) -> None:
+    def __init__(self, layer: keras.Layer, shape: Shape) -> None:
         self.layer, self.rng = layer, np.random.default_rng(0)
         self.width = layer.weights[0].shape[-1]
         self.same = SAME_HALF if "16" in layer.compute_dtype else SAME
-        self.x = self.rng.standard_normal((2, LENGTH, self.width)).astype("float32")
+        self.x = self.rng.standard_normal(shape).astype("float32")
         self.y = self.run(self.x)
         if self.y.shape != self.x.shape or not np.isfinite(self.y).all():
             raise ValueError("its output has another shape than its input")
@@ -199,7 +218,8 @@ class _Trial:
             return False
         told = np.abs(wanted) > 0.1 * np.abs(wanted).max()
         factors = np.divide(small - offset, wanted, out=np.ones_like(wanted), where=told)
-        each = [row[seen] for row, seen in zip(factors[0], told[0], strict=True)]
+        flat = (values.reshape(-1, self.width) for values in (factors, told))
+        each = [row[seen] for row, seen in zip(*flat, strict=True)]
         return all(self.is_same(row, np.full_like(row, row.mean())) for row in each if len(row))
 
 
@@ -210,11 +230,11 @@ def _normalised(x: np.ndarray, centred: bool) -> np.ndarray:
 
 def _norm(layer: keras.Layer) -> tuple[bool, np.ndarray, np.ndarray]:
     """Whether a norm takes the mean off, by what it multiplies, and what it adds."""
-    width, dtype = layer.weights[0].shape[-1], layer.compute_dtype
+    width, dtype, shape = layer.weights[0].shape[-1], layer.compute_dtype, _shapes(layer)[0]
 
     def run(x):
-        y = calling.infer(layer, tf.constant(np.broadcast_to(x, (1, LENGTH, width)), dtype))
-        return np.asarray(tf.cast(y, tf.float32))[0, 0]
+        y = calling.infer(layer, tf.constant(np.broadcast_to(x, shape), dtype))
+        return np.asarray(tf.cast(y, tf.float32)).reshape(-1, width)[0]
 
     with tf.init_scope():
         if layer not in _CENTRED:
@@ -238,7 +258,7 @@ def _width_key(layer: keras.Layer) -> str | None:
 
 
 def _find_width_key(layer: keras.Layer) -> str | None:
-    width = layer.weights[0].shape[-1]
+    width, shape = layer.weights[0].shape[-1], _shapes(layer)[0]
     wanted = [(*variable.shape[:-1], width + 1) for variable in layer.weights]
     config = copying.layer_config(layer)
     keys = [key for key, value in config.items() if value == width and type(value) is int]
@@ -246,7 +266,7 @@ def _find_width_key(layer: keras.Layer) -> str | None:
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             copy = copying.copy_layer(layer, **({key: width + 1} if key else {}))
-            calling.infer(copy, tf.zeros((1, LENGTH, width + 1), layer.compute_dtype))
+            calling.infer(copy, tf.zeros((*shape[:-1], width + 1), layer.compute_dtype))
             if [tuple(variable.shape) for variable in copy.weights] == wanted:
                 return key
     return None
