@@ -129,6 +129,34 @@ def test_classes_that_compute_something_else():
         kn.as_original(pruned, model)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Stack(keras.Model):
+    """Its widths are in a tuple; it takes no more than twelve in any place."""
+
+    def __init__(self, widths=(8, 6), **kwargs):
+        if max(widths) > 12:
+            raise ValueError("too wide")
+        x = inputs = keras.Input((4,))
+        for index, width in enumerate(widths):
+            x = layers.Dense(width, activation="relu", name=f"hidden{index}")(x)
+        super().__init__(inputs, layers.Dense(2, name="head")(x), **kwargs)
+        self.widths = tuple(widths)
+
+    def get_config(self):
+        return {"name": self.name, "widths": self.widths}
+
+
+def test_widths_in_a_tuple_and_what_a_class_refuses():
+    model = randomise(Stack())
+    found = kn.as_original(
+        kn.prune(model, kn.Magnitude(), ratios={"hidden1": 0.5}, verbose=0), model
+    )
+    assert found.widths == (8, 3)
+    pruned = kn.prune(model, kn.Magnitude(), ratios={"hidden0": 0.5}, verbose=0)
+    with pytest.raises(kn.ConversionError, match=r"hidden0.*Not tried.*too wide"):
+        kn.as_original(pruned, model)
+
+
 def test_other_models():
     model = randomise(Backbone())
     with pytest.raises(kn.ConversionError, match=r"smaller\. Received other"):

@@ -1,6 +1,7 @@
 """`as_original`: a smaller functional graph as a model of the original's own class."""
 
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from keras_nisp.functional.equivalence import check_same
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.layer_state import carry_assets, weights_by_path
 
+MOST_NAMED = 3  # refusals in an error
+_LOCK = threading.RLock()  # `compile` of a class is put aside for a moment
 Shapes = dict[str, tuple[int, ...]]
 Leaf = tuple[Any, ...]  # keys that lead to a number in a config
 
@@ -65,8 +68,9 @@ def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
             raise TypeError(f"Expected `{name}` to be a keras.Model. Received: {model!r}")
     paths = _common_paths(small, original)
     before, after = ({path: _shapes(net)[path] for path in paths} for net in (original, small))
-    config = _smaller(original, before, after)
-    _check_shapes(original, before, after, _shapes_by(config, type(original)))
+    config, refused = _smaller(original, before, after)
+    made = _shapes_by(config, type(original))
+    _check_shapes(original, before, after, made, refused)
     new = type(original).from_config(config)
     values = weights_by_path(small)
     for path, variable in weights_by_path(new).items():
@@ -99,30 +103,41 @@ def _shapes(model: keras.Model) -> Shapes:
 
 def _shapes_by(config: dict, kind: Any) -> Shapes:
     """Of a model with this config, without making its weights."""
-    own = vars(kind).get("compile")  # by some constructors, and optimizers make variables
-    kind.compile = lambda *args, **kwargs: None
-    try:
-        with calling.without_memory():
-            return _shapes(kind.from_config(copy.deepcopy(config)))
-    finally:
-        if own is None:
-            del kind.compile
-        else:
-            kind.compile = own
+    with _LOCK:
+        own = vars(kind).get("compile")  # by some constructors, and optimizers make variables
+        kind.compile = lambda *args, **kwargs: None
+        try:
+            with calling.without_memory():
+                return _shapes(kind.from_config(copy.deepcopy(config)))
+        finally:
+            if own is None:
+                del kind.compile
+            else:
+                kind.compile = own
 
 
-def _smaller(original: keras.Model, before: Shapes, after: Shapes) -> dict:
+def _smaller(original: keras.Model, before: Shapes, after: Shapes) -> tuple[dict, list[str]]:
     """The config whose numbers give the new shapes, if these are products of such numbers.
 
     The logarithm of an axis is then a sum of theirs, and the change of all axes a linear system.
+
+    Returns:
+        The config, and what could not be tried: numbers that the class does not take twice as
+        large, with what it says.
     """
-    config = original.get_config()
+    config, refused = _editable(original.get_config()), []
     axes = [(path, axis) for path, shape in before.items() for axis in range(len(shape))]
     change = np.log2([after[path][axis] / before[path][axis] for path, axis in axes])
     followed = {}
     for leaf, number in _numbers(config):
-        doubled = _doubled(original, config, leaf, number)
-        if doubled is not None and doubled.keys() >= before.keys():
+        larger = copy.deepcopy(config)
+        _set(larger, leaf, 2 * number)
+        try:
+            doubled = _shapes_by(larger, type(original))
+        except Exception as error:  # whatever a class raises whose numbers do not fit together
+            refused.append(f"`{leaf[-1]}` ({reason_of(error)})")
+            continue
+        if doubled.keys() >= before.keys():
             factor = np.log2([doubled[path][axis] / before[path][axis] for path, axis in axes])
             if factor.any():
                 followed[leaf] = factor
@@ -134,27 +149,24 @@ def _smaller(original: keras.Model, before: Shapes, after: Shapes) -> dict:
         powers, _ = nnls(system, -change)
         for leaf, power in zip(followed, powers, strict=True):
             _set(config, leaf, round(_get(config, leaf) / 2**power))
-    return config
+    return config, refused
+
+
+def _editable(config: Any) -> Any:
+    """A copy in which no number is in a tuple."""
+    if isinstance(config, dict):
+        return {key: _editable(value) for key, value in config.items()}
+    return [*map(_editable, config)] if isinstance(config, (list, tuple)) else config
 
 
 def _numbers(config: Any, before: Leaf = ()) -> Iterator[tuple[Leaf, int]]:
     """The whole numbers above 1 in a config, with the keys that lead to them."""
     items = config.items() if isinstance(config, dict) else enumerate(config)
     for key, value in items:
-        if isinstance(value, (dict, list, tuple)):
+        if isinstance(value, (dict, list)):
             yield from _numbers(value, (*before, key))
         elif isinstance(value, int) and not isinstance(value, bool) and value > 1:
             yield (*before, key), value
-
-
-def _doubled(original: keras.Model, config: dict, leaf: Leaf, number: int) -> Shapes | None:
-    """The shapes of all weights where one number is twice as large; `None` if that is no model."""
-    config = copy.deepcopy(config)
-    try:
-        _set(config, leaf, 2 * number)
-        return _shapes_by(config, type(original))
-    except Exception:  # whatever a class raises whose numbers do not fit together
-        return None
 
 
 def _get(config: Any, leaf: Leaf) -> Any:
@@ -167,7 +179,14 @@ def _set(config: Any, leaf: Leaf, number: int) -> None:
     _get(config, leaf[:-1])[leaf[-1]] = number
 
 
-def _check_shapes(original: keras.Model, before: Shapes, after: Shapes, made: Shapes) -> None:
+def _check_shapes(
+    original: keras.Model, before: Shapes, after: Shapes, made: Shapes, refused: list[str]
+) -> None:
+    tried = (
+        f" (Not tried, as the class refuses them: {'; '.join(refused[:MOST_NAMED])}.)"
+        if refused
+        else ""
+    )
     smaller_first = sorted(after.items(), key=lambda item: item[1] == before[item[0]])
     for path, shape in smaller_first:
         if made.get(path) != shape:
@@ -176,7 +195,7 @@ def _check_shapes(original: keras.Model, before: Shapes, after: Shapes, made: Sh
                 f"shape {before[path]} there, {shape} here, and {made.get(path)} at the "
                 "hyperparameters that come closest. Blocks that have one number in common must "
                 "lose equally much: prune with allocation='uniform', or by `ratios` what has a "
-                "hyperparameter of its own."
+                f"hyperparameter of its own.{tried}"
             )
 
 

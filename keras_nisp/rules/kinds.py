@@ -2,7 +2,8 @@
 
 `recognised` tries layers with weights of their own by numbers, on tensors of the shapes on which
 they are called: a norm over the last axis, whose scale and offset are vectors, or a layer in which
-each channel is alone (a scale, a table that is added by position). Users may say so of a class: `register_rule(MyNorm)(ChannelNorm)`.
+each channel is alone (a scale, a table that is added by position). Users may say so of a class:
+`register_rule(MyNorm)(ChannelNorm)`.
 """
 
 import contextlib
