@@ -210,6 +210,19 @@ def randomise(model, seed=0):
     return model
 
 
+def by_einsum(x, heads=2, size=3, width=4):
+    """Attention as keras-hub writes it."""
+    length = x.shape[1]
+    query, key, value = (
+        layers.EinsumDense("btm,mhc->bthc", (length, heads, size), bias_axes="hc", name=name)(x)
+        for name in ("query", "key", "value")
+    )
+    scores = keras.ops.softmax(keras.ops.einsum("bqhc,bkhc->bhqk", query, key))
+    x = keras.ops.einsum("bhqk,bkhc->bqhc", scores, value)
+    output = layers.EinsumDense("bqhc,hcm->bqm", (length, width), bias_axes="m", name="output")
+    return output(x, training=False)
+
+
 def random_plan(model, seed=0, low=0.3, high=0.6, **kwargs):
     """A random share of every group, at random."""
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 from nets import (
+    by_einsum,
     channels_first,
     example_inputs,
     grouped,
@@ -37,7 +38,7 @@ def damaged(model, x):
 
 
 def without(channel_map, units):
-    return ~channel_map.seen(np.asarray(units))
+    return ~channel_map.removing(np.asarray(units))
 
 
 def widths(plan):
@@ -106,8 +107,15 @@ def attention(mixed=1.0):
     return model
 
 
+def einsum_attention():
+    inputs = keras.Input((7, 8))
+    x = layers.Dense(6, activation="relu")(by_einsum(inputs, heads=8, size=4, width=8))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
 @pytest.mark.parametrize(
-    "net", [plain, grouped, transposed, shared, channels_first, separable, attention]
+    "net",
+    [plain, grouped, transposed, shared, channels_first, separable, attention, einsum_attention],
 )
 def test_predicted_damages_order_like_measured_ones(net):
     from scipy.stats import spearmanr

@@ -59,7 +59,7 @@ def test_what_is_left_is_a_box(seed):
         )
         for units, _ in solution.held:
             keep[units] = True
-        products, factors = solution.products, solution.factors
+        products, factors = solution.products.units, solution.products.factors
         for product in np.unique(products):  # what is fixed holds its factors
             fixed = np.isin(product, solution.units[[n for x, _ in tracer.fixed for n in x]])
             keep[factors[products == product]] |= fixed

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from nets import example_inputs, randomise
+from nets import by_einsum, example_inputs, randomise
 
 import keras_nisp as kn
 from keras_nisp.keras_graph import calling
@@ -62,19 +62,6 @@ def behind(layer, shape=(7, 3), width=6, ends=None):
 def self_attention(kind, **settings):
     attention = kind(name="attention", **settings)
     return lambda x: attention(x, x)
-
-
-def by_einsum(x, heads=2, size=3, width=4):
-    """Attention as keras-hub writes it."""
-    length = x.shape[1]
-    query, key, value = (
-        layers.EinsumDense("btm,mhc->bthc", (length, heads, size), bias_axes="hc", name=name)(x)
-        for name in ("query", "key", "value")
-    )
-    scores = keras.ops.softmax(keras.ops.einsum("bqhc,bkhc->bhqk", query, key))
-    x = keras.ops.einsum("bhqk,bkhc->bqhc", scores, value)
-    output = layers.EinsumDense("bqhc,hcm->bqm", (length, width), bias_axes="m", name="output")
-    return output(x, training=False)
 
 
 READERS = {

@@ -606,3 +606,18 @@ def test_published_settings_collapse():
     assert paper.collapses
     code = plan.check(156_200, 0.03, 0.9, 3e-3, weight_decay=1e-4, preset="reference")
     assert np.log(code.vectors[-1]) == pytest.approx(-14, abs=0.3)
+
+
+def test_units_of_which_a_tensor_holds_other_parts_are_never_merged():
+    """A shuffle joins channels 0 and 3, 1 and 4: of these, 1 and 3 are no twins."""
+    inputs = keras.Input((7, 7, 3))
+    x = layers.Conv2D(6, 3, name="conv")(inputs)
+    shuffled = keras.ops.transpose(keras.ops.reshape(x, (-1, 5, 5, 2, 3)), (0, 1, 2, 4, 3))
+    shuffled = layers.Conv2D(4, 1, name="whole")(keras.ops.reshape(shuffled, (-1, 5, 5, 6)))
+    part = keras.ops.take(x, np.array([1, 3]), axis=-1)
+    pooled = [layers.GlobalAveragePooling2D()(tensor) for tensor in (shuffled, part)]
+    model = randomise(keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(pooled))))
+    plan = kn.plan_merging(model, ratio=0.5, clustering="even")
+    assert {row.layer: row.kept for row in plan.creators} == {"conv": 6, "whole": 2, "dense": 3}
+    small = kn.rebuild(model, plan, force=True, verbose=0)
+    assert kn.verify(small, model, plan).ok

@@ -113,7 +113,7 @@ def plan_merging(
 
 def _obstacles(channel_map: ChannelMap) -> dict[int, list[str]]:
     """For every unit that cannot be merged, why."""
-    inside = np.union1d(channel_map.products, channel_map.factors)
+    inside = np.union1d(channel_map.products.units, channel_map.products.factors)
     obstacles = [(inside, "channels inside of heads are never merged")]
     for call in channel_map.calls:
         if call.mixes_channels or call.sums_channels:

@@ -42,7 +42,7 @@ class Call:
         constants: bindings of constant arrays among the arguments, by the position of the
             argument; see `bind_constant`.
         sources: which of the inputs kernels read as it comes in, by `id`; see `bind`.
-        products: what is multiplied without a kernel; see `multiply`.
+        multiplied: what is multiplied without a kernel; see `multiply`.
 
     For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
     which identifies the call in the graph, `whole_groups`, whether a grouped convolution loses
@@ -64,7 +64,7 @@ class Call:
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
     hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sources: dict[int, int] = dataclasses.field(default_factory=dict)
-    products: list[tuple[int, list[np.ndarray]]] = dataclasses.field(default_factory=list)
+    multiplied: list[tuple[int, list[np.ndarray]]] = dataclasses.field(default_factory=list)
     node: int | None = None
     whole_groups: bool = False
     samples: int = 1
@@ -163,7 +163,7 @@ class Call:
         """
         self.rule = barrier = Barrier(reason, unknown)
         self.mixes_channels = self.sums_channels = self.reads = False
-        self.constants, self.hidden, self.products = {}, {}, []
+        self.constants, self.hidden, self.multiplied = {}, {}, []
         return barrier.trace(self)
 
     def block(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
@@ -323,7 +323,7 @@ class Call:
             shape: the product of these sizes is the number of multiply-adds for one sample.
             lines: names along those of these axes that hold channels.
         """
-        self.products.append((math.prod(shape) * self.batch, list(lines)))
+        self.multiplied.append((math.prod(shape) * self.batch, list(lines)))
 
     def bind_constant(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
         """Says which names lie along the axes of a constant array among the arguments.

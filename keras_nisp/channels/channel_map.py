@@ -19,7 +19,7 @@ import tensorflow as tf
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from keras_nisp.channels.grids import compact
+from keras_nisp.channels.grids import compact, place_in
 from keras_nisp.keras_graph import calling, walking
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ class ChannelMap:
         groups: the coupled groups, in the order of the walk.
         count: number of units.
         units: by name.
-        products, factors: pairs of a unit that stands for several others, a channel inside a head,
-            and of one of them: it goes with any of them. Groups hold those others alone.
+        products: the units that stand for several others: a channel inside a head. Groups hold
+            those others alone.
         input_shapes: sizes (without batch) for which FLOPs are counted.
         unknown: which reasons to hold units are for want of a rule, and what has none.
         assumed: what was assumed of inputs whose size is open, as text.
@@ -176,24 +176,28 @@ class ChannelMap:
         self.count = int(units.max(initial=-1)) + 1
         self.bindings = tracer.bindings
         self.constants = [binding for call in calls for binding in call.constants.values()]
-        for binding in (*self.bindings.values(), *self.constants):
+        bindings = (*self.bindings.values(), *self.constants)
+        self._lines = [line for binding in bindings for line in binding.axes.values()]
+        # Parts of a split may take different ways although no kernel tells them apart.
+        self._lines += [tensor.names.ravel() for call in calls for tensor in call.outputs]
+        for binding in bindings:
             binding.axes = {axis: units[names] for axis, names in binding.axes.items()}
             binding.passed = [(n, [units[line] for line in lines]) for n, lines in binding.passed]
         for call in calls:
             call.hidden = {label: units[names] for label, names in call.hidden.items()}
-            call.products = [(n, [units[line] for line in lines]) for n, lines in call.products]
+            call.multiplied = [(n, [units[line] for line in lines]) for n, lines in call.multiplied]
         tensors = [t for call in calls for t in (*call.inputs, *call.outputs)]
         for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
             _in_units(tensor, units)
         self.creators = [Creator(path, units[names]) for path, names in tracer.creators]
-        self.products, self.factors = solution.products, solution.factors
+        self.products = products = solution.products
         held = [(units[names], why) for names, why in tracer.fixed]
         self.reasons = reasons_by_unit(
-            (np.concatenate([found.ravel(), self.deciding(found)]), why)
+            (np.concatenate([found.ravel(), products.deciding(found)]), why)
             for found, why in [*held, *solution.held]
         )
         self.unknown = tracer.unknown
-        made = [self.deciding(creator.units) for creator in self.creators]
+        made = [products.deciding(creator.units) for creator in self.creators]
         self.groups = _groups(made, self.free, self.count)
 
     @functools.cached_property
@@ -201,71 +205,17 @@ class ChannelMap:
         """Boolean per unit: whether it may be removed, alone or with a factor."""
         free = np.ones(self.count, bool)
         free[list(self.reasons)] = False
-        free[self.products] = False
-        np.logical_or.at(free, self.products, free[self.factors])
+        free[self.products.units] = False
+        np.logical_or.at(free, self.products.units, free[self.products.factors])
         return free
 
     def are_free(self, names: np.ndarray) -> bool:
         """Whether any channels of these names, as the trace gave them, may be removed."""
         return bool(self.free[self.units[names]].any())
 
-    def deciding(self, units: np.ndarray) -> np.ndarray:
-        """The units that decide whether these stay: of products their factors.
-
-        Returns:
-            1-D array, in the order in which they first occur.
-        """
-        units = np.ravel(units)
-        if len(self.products):
-            parts = [self._factors_of.get(unit, (unit,)) for unit in dict.fromkeys(units.tolist())]
-            units = np.array([factor for part in parts for factor in part], int)
-        return np.array(list(dict.fromkeys(units.tolist())), int)
-
-    @functools.cached_property
-    def _factors_of(self) -> dict[int, list[int]]:
-        factors: dict[int, list[int]] = {}
-        for product, factor in zip(self.products.tolist(), self.factors.tolist(), strict=True):
-            factors.setdefault(product, []).append(factor)
-        return factors
-
-    def factor_names(self, units: np.ndarray) -> list[np.ndarray]:
-        """Arrays of the units that decide whether these stay: each unit is there as long as what
-        lies in its place in each of the arrays."""
-        if not np.isin(units, self.products).any():
-            return [units]
-        rows = [self._factors_of.get(unit, (unit,)) for unit in units.ravel().tolist()]
-        most = max(map(len, rows))
-        columns = zip(*((*row, *row[-1:] * (most - len(row))) for row in rows), strict=True)
-        return [np.array(column).reshape(units.shape) for column in columns]
-
-    def with_factors(self, scores: np.ndarray) -> np.ndarray:
-        """Scores of units that decide: what a product has counts for each of its factors."""
-        if not len(self.products):
-            return scores
-        scores, given = scores.copy(), scores[self.products]
-        told = ~np.isnan(given)
-        whole = np.unique(self.factors[told])
-        scores[whole] = np.nan_to_num(scores[whole])
-        np.add.at(scores, self.factors[told], given[told])
-        scores[self.products] = np.nan
-        return scores
-
-    def with_products(self, removed: np.ndarray) -> np.ndarray:
-        """What is removed if these units are: products go with any of their factors.
-
-        Args:
-            removed: boolean per unit.
-        """
-        if not len(self.products):
-            return removed
-        removed = removed.copy()
-        removed[self.products] = False
-        np.logical_or.at(removed, self.products, removed[self.factors])
-        return removed
-
     def removing(self, units: np.ndarray) -> np.ndarray:
         """Boolean per unit: whether it goes if these do."""
-        return self.with_products(self.seen(units))
+        return self.products.gone(self.seen(units))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -310,16 +260,20 @@ class ChannelMap:
 
     @functools.cached_property
     def _signatures(self) -> np.ndarray:
-        """A number per unit that says in which tensors and along which axes it lies, how often."""
+        """A number per unit that says in which tensors and along which axes it lies, how often, and
+        by which of its names: a part of a tensor may hold the first half of one unit, and the
+        second of another."""
         rng = np.random.default_rng(0)
         signatures = np.zeros(self.count, np.uint64)
-        bindings = (*self.bindings.values(), *self.constants)
-        lines = [units for binding in bindings for units in binding.axes.values()]
-        # Parts of a split may take different ways although no kernel tells them apart.
-        lines += [tensor.names.ravel() for call in self.calls for tensor in call.outputs]
-        for units in lines:
-            np.add.at(signatures, units, rng.integers(2**63, dtype=np.uint64))
-        np.add.at(signatures, self.factors, signatures[self.products])
+        place = place_in(self.units)
+        for names in self._lines:
+            units = self.units[names]
+            salt = rng.integers(2**63, size=2, dtype=np.uint64)
+            number = place_in(units).astype(np.uint64) * salt[0] + place[names].astype(np.uint64)
+            number = (number ^ (number >> np.uint64(29)) ^ salt[1]) * np.uint64(0xBF58476D1CE4E5B9)
+            np.add.at(signatures, units, number ^ (number >> np.uint64(32)))
+        products = self.products
+        np.add.at(signatures, products.factors, signatures[products.units])
         return signatures
 
     def walk(self, inputs: list, visit: Callable) -> Any:
@@ -377,7 +331,7 @@ class ChannelMap:
         arrays += [units for call in calls for units in call.hidden.values()]
         arrays += [creator.units for creator in self.creators if creator.layer == path]
         units = np.concatenate([array.ravel() for array in arrays])
-        return np.unique(np.concatenate([units, self.deciding(units)]))
+        return np.unique(np.concatenate([units, self.products.deciding(units)]))
 
 
 def kept_of(count: int, lines: list[np.ndarray], keep: np.ndarray) -> int:

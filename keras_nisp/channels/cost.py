@@ -101,7 +101,7 @@ class CostModel:
 
 def products(call: Call, keep: np.ndarray) -> int:
     """What a call multiplies without a kernel, or looks up."""
-    return sum(kept_of(count, lines, keep) for count, lines in call.products)
+    return sum(kept_of(count, lines, keep) for count, lines in call.multiplied)
 
 
 def _output_bytes(call: Call, keep: np.ndarray) -> int:

@@ -5,6 +5,7 @@ has a name of its own, a *product*, that stands for its *factors*: the head and 
 decides is factors alone, so that a tensor stays a box after any removal.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -134,19 +135,81 @@ class Grids:
             pairs += more
 
 
+class Products:
+    """The units that stand for others, their factors: each goes with any of them.
+
+    Args:
+        units, factors: pairs of a unit that is a product and one of its factors, which are no
+            products.
+    """
+
+    def __init__(self, units: np.ndarray, factors: np.ndarray) -> None:
+        self.units, self.factors = units, factors
+        self.by_product: dict[int, list[int]] = {}
+        for product, factor in zip(units.tolist(), factors.tolist(), strict=True):
+            self.by_product.setdefault(product, []).append(factor)
+
+    def deciding(self, units: np.ndarray) -> np.ndarray:
+        """The units that decide whether these stay: of products their factors.
+
+        Returns:
+            1-D array, in the order in which they first occur.
+        """
+        units = np.ravel(units)
+        if self.by_product:
+            parts = [self.by_product.get(unit, (unit,)) for unit in dict.fromkeys(units.tolist())]
+            units = np.array([factor for part in parts for factor in part], int)
+        return np.array(list(dict.fromkeys(units.tolist())), int)
+
+    def columns(self, units: np.ndarray) -> list[np.ndarray]:
+        """Arrays of the units that decide whether these stay: each unit is there as long as what
+        lies in its place in each of the arrays."""
+        if not np.isin(units, self.units).any():
+            return [units]
+        rows = [self.by_product.get(unit, (unit,)) for unit in units.ravel().tolist()]
+        most = max(map(len, rows))
+        columns = zip(*((*row, *row[-1:] * (most - len(row))) for row in rows), strict=True)
+        return [np.array(column).reshape(units.shape) for column in columns]
+
+    def scores_of_factors(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of units that decide: what a product has counts for each of its factors."""
+        if not self.by_product:
+            return scores
+        scores, given = scores.copy(), scores[self.units]
+        told = ~np.isnan(given)
+        whole = np.unique(self.factors[told])
+        scores[whole] = np.nan_to_num(scores[whole])
+        np.add.at(scores, self.factors[told], given[told])
+        scores[self.units] = np.nan
+        return scores
+
+    def gone(self, removed: np.ndarray) -> np.ndarray:
+        """What is removed if these units are: products go with any of their factors.
+
+        Args:
+            removed: boolean per unit.
+        """
+        if not self.by_product:
+            return removed
+        removed = removed.copy()
+        removed[self.units] = False
+        np.logical_or.at(removed, self.units, removed[self.factors])
+        return removed
+
+
+@dataclasses.dataclass(frozen=True)
 class Solution:
     """Units, and which of them stand for others.
 
     Attributes:
         units: the unit of each name.
-        products, factors: pairs of a unit that is a product and one of its factors, which are no
-            products.
+        products: those that stand for others.
         held: pairs of an array of units that may not be removed, and the reason.
     """
 
-    def __init__(self, units: np.ndarray, pairs: np.ndarray, held: list) -> None:
-        self.units, self.held = units, held
-        self.products, self.factors = pairs
+    units: np.ndarray
+    products: Products
+    held: list[tuple[np.ndarray, str]]
 
 
 def _components(count: int, pairs: list) -> np.ndarray:
@@ -217,7 +280,7 @@ def _solution(
     pairs = new[np.array(rows, int).reshape(-1, 2).T]
     reasons = (np.unique(held), SEVERAL_WAYS), (np.unique(inner), INSIDE)
     blocked = [(new[into[found]], why) for found, why in reasons if len(found)]
-    return Solution(units, pairs, blocked)
+    return Solution(units, Products(*pairs), blocked)
 
 
 def _inner(labels: np.ndarray, defined: dict, made: np.ndarray, met: np.ndarray) -> list[int]:
@@ -235,6 +298,15 @@ def _inner(labels: np.ndarray, defined: dict, made: np.ndarray, met: np.ndarray)
         last = () if known is created else row[-1:]
         inner += [f for f in row if not known[f] and f not in defined and f not in last]
     return inner
+
+
+def place_in(units: np.ndarray) -> np.ndarray:
+    """For each element, how many of the same unit come before it."""
+    order = np.argsort(units, kind="stable")
+    counts = np.bincount(units)
+    places = np.empty(len(units), int)
+    places[order] = np.arange(len(units)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places
 
 
 def compact(names: np.ndarray) -> np.ndarray:

@@ -210,7 +210,7 @@ def _warn_of_unknown(channel_map: ChannelMap) -> None:
     """Names what holds channels for want of a rule that could be removed otherwise."""
     created = np.zeros(channel_map.count, bool)
     for creator in channel_map.creators:
-        created[channel_map.deciding(creator.units)] = True
+        created[channel_map.products.deciding(creator.units)] = True
     holding: set[str] = set()
     for unit in np.flatnonzero(created & ~channel_map.free).tolist():
         reasons = channel_map.reasons[unit]

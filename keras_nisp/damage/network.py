@@ -57,7 +57,7 @@ class DamagedNetwork:
         """Boolean per unit: whether it is read where its damage shows."""
         seen = np.zeros(self.channel_map.count, bool)
         for units in [e.units for e in self.kernels] + [e.units for e in self.inputs]:
-            seen[units] = True
+            seen[self.channel_map.products.deciding(units)] = True
         return seen
 
     def _batches(self, samples: Samples) -> Iterator[tuple[list, int]]:

@@ -151,12 +151,9 @@ def share_out(network: AbsoluteNetwork, shares: list) -> np.ndarray:
         Float64 array with one score per unit, scaled to a mean of 1 in each coupled
         group; NaN for units from which no path leads to a target, 0 for those that nothing reads.
     """
-    shares = [
-        (names, *rest)
-        for every, *rest in shares
-        for names in network.channel_map.factor_names(every)
-    ]
-    names = [names for e in network.edges for names in network.channel_map.factor_names(e.names)]
+    columns = network.channel_map.products.columns
+    shares = [(names, *rest) for every, *rest in shares for names in columns(every)]
+    names = [names for edge in network.edges for names in columns(edge.names)]
     names += [share[0] for share in shares]
     consumed = network.channel_map.seen(np.concatenate([array.ravel() for array in names]))
     sums = _sum_shares(network.channel_map, shares, network.samples)

@@ -143,7 +143,7 @@ def checked_scores(scores: Any, channel_map: ChannelMap, name: str) -> np.ndarra
             f"Expected importance '{name}' to give finite scores. Received infinity for channels "
             f"of {where}."
         )
-    scores = channel_map.with_factors(scores)
+    scores = channel_map.products.scores_of_factors(scores)
     _check_scored(scores, channel_map, name)
     return scores
 

@@ -64,7 +64,7 @@ def _some(
         kept = 1 - len(last) / len(group.units)
         count = round(len(group.units) * (1 - kept**share))
         removed[last[np.argsort(scores[last], kind="stable")[:count]]] = True
-    return channel_map.with_products(removed)
+    return channel_map.products.gone(removed)
 
 
 class _Flow(AbsoluteNetwork):

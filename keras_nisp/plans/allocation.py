@@ -84,7 +84,7 @@ class _Search:
         steps, removed = self.steps[group], self.removed.copy()
         end = int(steps.sizes[:done].sum())
         removed[steps.units[:end]], removed[steps.units[end:]] = True, False
-        return self.channel_map.with_products(removed)
+        return self.channel_map.products.gone(removed)
 
     def round(self, rounds_left: int) -> None:
         """Removes a share of what is still to be saved."""

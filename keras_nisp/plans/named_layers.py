@@ -81,7 +81,7 @@ def block_shares(channel_map: ChannelMap, widths: dict[str, int]) -> np.ndarray:
     for alone in (False, True):
         for creator in creators:
             free = creator.units[channel_map.free[creator.units]]
-            count, free = len(free), channel_map.deciding(free)
+            count, free = len(free), channel_map.products.deciding(free)
             free = free[channel_map.free[free]]
             if count and (len(np.unique(block_of[free])) == 1) == alone:
                 share = (len(creator.units) - widths[creator.layer]) / count

@@ -57,13 +57,14 @@ def _complete(into: np.ndarray, channel_map: ChannelMap) -> None:
     made = np.unique(np.concatenate([np.zeros(0, int), *(c.units for c in channel_map.creators)]))
     own = channel_map.seen(made)
     gone = ~own  # factors that no layer creates, if no product says otherwise
-    pairs = zip(channel_map.products, channel_map.factors, strict=True)
+    products = channel_map.products
+    pairs = zip(products.units, products.factors, strict=True)
     staying = [factor for product, factor in pairs if own[product] and into[product] != DROPPED]
     gone[staying] = False
-    whole = channel_map.factors[own[channel_map.products]]
+    whole = products.factors[own[products.units]]
     into[whole[gone[whole]]] = DROPPED
     removed = into == DROPPED
-    into[channel_map.with_products(removed)] = DROPPED
+    into[products.gone(removed)] = DROPPED
 
 
 def check_result(steps: list[Step], channel_map: ChannelMap, unit_map: UnitMap) -> None:

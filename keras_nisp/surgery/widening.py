@@ -130,7 +130,7 @@ def _factors(channel_map: ChannelMap, factor, exclude) -> np.ndarray:
             for index, group in enumerate(channel_map.groups):
                 if stay[group.units].any():
                     factors[index] = 1
-    inside = channel_map.seen(channel_map.factors)  # heads, and channels inside of them
+    inside = channel_map.seen(channel_map.products.factors)  # heads, and channels inside of them
     for index, group in enumerate(channel_map.groups):
         if inside[group.units].any():
             factors[index] = 1
