@@ -12,8 +12,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -84,15 +82,9 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one)))
         return
-    from results import load_rows, save_results
+    from results import measure_apart
 
-    rows = {row["model"]: row for row in load_rows("keras_hub_large")}
-    for name in args.models:
-        command = [sys.executable, __file__, "--one", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows[name] = json.loads(done.stdout.splitlines()[-1])
-        print(rows[name], flush=True)
-        save_results("keras_hub_large", {"rows": list(rows.values())})
+    measure_apart("keras_hub_large", __file__, args.models)
 
 
 if __name__ == "__main__":

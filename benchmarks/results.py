@@ -5,6 +5,8 @@ import datetime
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
@@ -50,6 +52,23 @@ def rows_by_task(experiment: str, tasks: Iterable[str]) -> dict[str, list[dict]]
     """The rows of an experiment, by task, for those of the tasks on which it was run."""
     found = {task: load_rows(f"{experiment}_{task}") for task in tasks}
     return {task: rows for task, rows in found.items() if rows}
+
+
+def measure_apart(name: str, script: str, models: Iterable[str]) -> None:
+    """Measures models in processes of their own, and keeps their rows in `results/<name>.json`.
+
+    Args:
+        name: of the benchmark.
+        script: `script --one MODEL` prints the row of a model, as JSON, in its last line.
+        models: their names.
+    """
+    rows = {row["model"]: row for row in load_rows(name)}
+    for model in models:
+        command = [sys.executable, script, "--one", model]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows[model] = json.loads(done.stdout.splitlines()[-1])
+        print(rows[model], flush=True)
+        save_results(name, {"rows": list(rows.values())})
 
 
 class Rows:

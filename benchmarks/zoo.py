@@ -65,7 +65,7 @@ def build(name: str):
 
 
 def build_backbone(name: str):
-    """A backbone of keras-hub, written out, with ten logits on its last output."""
+    """A backbone of keras-hub, converted, with ten logits on its last output."""
     from keras_hub_backbones import BACKBONES
 
     declare_layers()

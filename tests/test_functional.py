@@ -1,4 +1,4 @@
-"""`as_functional`: what it writes out, what it leaves, and what it refuses."""
+"""`as_functional`: what it converts, what it leaves, and what it refuses."""
 
 import threading
 
@@ -254,7 +254,7 @@ def test_error_for_a_subclassed_model_says_how_to_go_on():
 
 
 def test_threads_do_not_meet():
-    """Calls are intercepted in the thread that writes a model out, and in no other."""
+    """Calls are intercepted in the thread that converts a model, and in no other."""
     original = keras.Layer.__call__
     inside, finished, seen = threading.Event(), threading.Event(), []
 

@@ -342,7 +342,7 @@ def test_indices_that_a_layer_keeps():
 
 
 class Twice(layers.Layer):
-    """Can be written out in one of its calls alone."""
+    """Can be converted in one of its calls only."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -224,7 +224,7 @@ def _warn_of_unknown(channel_map: ChannelMap) -> None:
     advice = "Write activations in operations of `keras.ops`, or give layers such as `LeakyReLU()`."
     if kinds:
         advice = (
-            "Write the model out in layers and operations of Keras with "
+            "Convert the model to layers and operations of Keras with "
             "`keras_nisp.as_functional`, or register a rule with "
             f"`@keras_nisp.register_rule({kinds[0]})`."
         )

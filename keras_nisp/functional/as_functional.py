@@ -9,8 +9,15 @@ import keras
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.tracing import InputShape
 from keras_nisp.errors import reason_of, warn
+from keras_nisp.functional.converting import (
+    Constants,
+    Converted,
+    Converter,
+    Kept,
+    Shapes,
+    is_tensor,
+)
 from keras_nisp.functional.equivalence import check_same
-from keras_nisp.functional.writing import Constants, Kept, Shapes, Writer, Written, is_tensor
 from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.keras_graph.loading import loading_fault
 
@@ -26,21 +33,22 @@ def as_functional(
     input_shape: InputShape | None = None,
     verbose: int = 1,
 ) -> keras.Model:
-    """Writes a model out as a functional graph of layers whose channels can be followed.
+    """Converts a model to a functional graph of layers whose channels can be followed.
 
     A subclassed model becomes a functional one, and every custom layer that is made of other
-    layers and operations becomes a nested functional model of its name. What cannot be written
-    out stays as it is: layers with weights of their own, with code that needs values, or that
+    layers and operations becomes a nested functional model of its name. What cannot be converted
+    stays as it is: layers with weights of their own, with code that needs values, or that
     do something else in training.
 
     Args:
         model: any Keras model. It is not changed; the result shares its layers and weights.
         inputs: for a subclassed model: `keras.Input` (or a structure of them) like what it is
             called with.
-        input_shape: shape of one sample (or a list of them, in the order of `model.inputs`), for
-            models that leave sizes open. The result is checked at these sizes. It leaves them
-            open as well, unless some layer can be converted only where they are known, such as
-            one that makes a mask for them: then it takes inputs of these sizes alone.
+        input_shape: shape of one sample (or a list of them, in the order of `model.inputs`, or a
+            dict by the inputs' names), for models that leave sizes open. The result is checked at
+            these sizes. It leaves them open as well, unless some layer can be converted only where
+            they are known, such as one that makes a mask for them: then it takes inputs of these
+            sizes alone.
         verbose: 1 prints which layers stay as they are and why, one line for each kind; 0 nothing.
 
     Returns:
@@ -71,38 +79,40 @@ def as_functional(
         warnings.filterwarnings("ignore", message=".*destroy the mask information")
         if keras_models.is_graph(model):
             keras_models.check_model(model)
-            written, kept = _write_graph(model, input_shape)
+            converted, kept = _convert_graph(model, input_shape)
         else:
-            written, kept = _write_subclassed(model, inputs, input_shape)
-    if written is not model:
-        _warn_of_what_is_lost(model, written)
+            converted, kept = _convert_subclassed(model, inputs, input_shape)
+    if converted is not model:
+        _warn_of_what_is_lost(model, converted)
     kept = [part for part in kept if rule_of(part.layer).warns]  # others are followed as they are
     if verbose and kept:
-        print(_told(model, kept, input_shape is None and keras_models.is_open(written)))
-    return written
+        print(_told(model, kept, input_shape is None and keras_models.is_open(converted)))
+    return converted
 
 
-def _write_graph(model: keras.Model, input_shape) -> tuple[keras.Model, list[Kept]]:
+def _convert_graph(model: keras.Model, input_shape) -> tuple[keras.Model, list[Kept]]:
     own = keras_models.body(model).inputs
     shapes = _known_shapes(input_shape, own)
     arguments = (keras_models.structured_inputs(model, _inputs(own, shapes)),)
     faults: list[Exception] = []
     for lookups in (True, False):
-        writer = Writer(_open_sizes(own, shapes), lookups)
-        written = writer.graph(model, shapes)
+        converter = Converter(_open_sizes(own, shapes), lookups)
+        converted = converter.graph(model, shapes)
         try:
-            if written is not model:
-                check_same(written, model, arguments, {}, writer.sizes)
-            return written, list(writer.kept.values())
+            if converted is not model:
+                check_same(converted, model, arguments, {}, converter.sizes)
+            return converted, list(converter.kept.values())
         except Exception as error:  # whatever code of users raises
             faults.append(error)
+        if not converter.looked_up:
+            break  # it would be the same again
     raise ValueError(
         f"Model '{model.name}' cannot be converted to a functional graph: {reason_of(faults[-1])}. "
         "(A layer that is not of Keras may give other shapes than it says.)"
     ) from faults[-1]
 
 
-def _write_subclassed(
+def _convert_subclassed(
     model: keras.Model, inputs: Any, input_shape
 ) -> tuple[keras.Model, list[Kept]]:
     flat = keras.tree.flatten(inputs)
@@ -114,22 +124,22 @@ def _write_subclassed(
         )
     keras_models.check_not_quantized(model)
     shapes = _known_shapes(input_shape, flat)
-    writer = Writer(_open_sizes(flat, shapes))
-    written, kept = writer.noted(writer.composite, model, (inputs,), {})
-    if kept and writer.sizes:
-        writer.composites.clear()  # else names count both attempts
+    converter = Converter(_open_sizes(flat, shapes))
+    converted, kept = converter.noted(converter.composite, model, (inputs,), {})
+    if kept and converter.sizes:
+        converter.composites.clear()  # else names count both attempts
         closed = keras.tree.pack_sequence_as(inputs, _inputs(flat, shapes))
-        again, fewer = writer.noted(writer.composite, model, (closed,), {})
+        again, fewer = converter.noted(converter.composite, model, (closed,), {})
         if kept.keys() - fewer.keys():
-            written, inputs = again, closed
+            converted, inputs = again, closed
         kept = fewer  # whose reasons are not that sizes are open
-    if written is None:
+    if converted is None:
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) cannot be converted to a functional "
             f"graph: {_reason(model, kept)}. Build it from layers and `keras.ops` as "
             "`keras.Model(inputs, outputs)`."
         )
-    return _structured(written, inputs, model), list(kept.values())
+    return _structured(converted, inputs, model), list(kept.values())
 
 
 def _reason(model: keras.Model, kept: dict[int, Kept]) -> str:
@@ -159,10 +169,10 @@ def _told(model: keras.Model, kept: list[Kept], sizes_may_help: bool) -> str:
     return "\n".join(lines)
 
 
-def _structured(written: Written | Constants, inputs: Any, model: keras.Model) -> keras.Model:
+def _structured(converted: Converted | Constants, inputs: Any, model: keras.Model) -> keras.Model:
     """A model that takes and gives what the subclassed model does, under the inputs' names."""
-    others = [x for x in keras.tree.flatten(written.structure) if not is_tensor(x)]
-    if others or isinstance(written, Constants):
+    others = [x for x in keras.tree.flatten(converted.structure) if not is_tensor(x)]
+    if others or isinstance(converted, Constants):
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) cannot be converted to a functional "
             f"graph: it gives {others[0]!r} besides tensors, which a functional model cannot. "
@@ -173,24 +183,24 @@ def _structured(written: Written | Constants, inputs: Any, model: keras.Model) -
         inputs,
     )
     outputs = walking.replay(
-        written.model,
+        converted.model,
         keras.tree.flatten(new),
         lambda node, args, kwargs: calling.called(node.operation, args, kwargs),
     )
-    outputs = keras.tree.pack_sequence_as(written.structure, keras.tree.flatten(outputs))
+    outputs = keras.tree.pack_sequence_as(converted.structure, keras.tree.flatten(outputs))
     return keras.Model(new, outputs, name=model.name)
 
 
-def _warn_of_what_is_lost(model: keras.Model, written: keras.Model) -> None:
+def _warn_of_what_is_lost(model: keras.Model, converted: keras.Model) -> None:
     """What a user would find out later: methods of `fit`, and files that do not load."""
     own = [m for m in TRAINING_METHODS if getattr(type(model), m) is not getattr(keras.Model, m)]
-    if own and type(written) is not type(model):
+    if own and type(converted) is not type(model):
         warn(
             f"Model '{model.name}' ({type(model).__name__}) has its own {', '.join(own)}: the "
             "functional model that it is converted to has those of `keras.Model`. Train it "
             "by a loop of yours, or put it into a model class that has them.",
         )
-    fault = loading_fault(written)
+    fault = loading_fault(converted)
     if fault is not None:
         warn(
             f"Model '{model.name}', converted to a functional graph, does not come back from a "

@@ -1,4 +1,4 @@
-"""Writes layers that are made of others, and models around them, out as functional graphs."""
+"""Converts layers that are made of others, and models around them, to functional graphs."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ class NeedsBatchError(ReasonError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class Converted:
     """A composite, converted.
 
     Attributes:
@@ -78,8 +78,8 @@ class Kept:
     reason: str
 
 
-class Writer:
-    """Writes out composites; each of them once, so that what is shared stays shared.
+class Converter:
+    """Converts composites; each of them once, so that what is shared stays shared.
 
     Args:
         sizes: which open axes may have.
@@ -92,6 +92,7 @@ class Writer:
 
     def __init__(self, sizes: list[int], lookups: bool = True):
         self.sizes, self.lookups = sizes, lookups
+        self.looked_up: set[int] = set()  # layers in which indices became rows
         self.models: dict[tuple, tuple] = {}
         self.composites: dict[int, list[tuple]] = {}
         self.kept: dict[int, Kept] = {}
@@ -109,16 +110,16 @@ class Writer:
             tuple(n if n is not None else m for n, m in zip(mine, theirs, strict=True))
             for mine, theirs in zip(own, shapes, strict=True)
         )
-        written, kept = self.noted(self._graph, model, own)
+        converted, kept = self.noted(self._graph, model, own)
         if kept and known != own:
             before, self.composites = self.composites, {}  # else names count both attempts
             closed, fewer = self.noted(self._graph, model, known)
             self.composites = before
             if kept.keys() - fewer.keys():
-                written = closed
+                converted = closed
             kept = fewer  # whose reasons are not that sizes are open
         self.kept |= kept
-        return written
+        return converted
 
     def noted(self, write: Callable, *args) -> tuple[Any, dict[int, Kept]]:
         """What a function gives, and the layers that it could not convert."""
@@ -136,23 +137,23 @@ class Writer:
             def visit(node, args, kwargs):
                 nonlocal changed
                 try:
-                    written = self.call(node.operation, args, kwargs)
+                    converted = self.call(node.operation, args, kwargs)
                 except NeedsBatchError as error:
-                    written = None
+                    converted = None
                     self.kept[id(node.operation)] = Kept(node.operation, reason_of(error))
-                if written is None:
+                if converted is None:
                     return calling.called(node.operation, args, kwargs)
                 changed = True
-                return written()
+                return converted()
 
             inputs = copying.new_inputs(model, list(shapes))
             outputs, kept = self.noted(walking.replay, model, inputs, visit)
             structure = keras_models.structured_inputs(model, inputs)
-            written = of_class(model, structure, outputs, quiet=True) if changed else model
-            self.models[key] = written, kept, model  # which stays alive, and its id with it
-        written, kept, _ = self.models[key]
+            converted = of_class(model, structure, outputs, quiet=True) if changed else model
+            self.models[key] = converted, kept, model  # which stays alive, and its id with it
+        converted, kept, _ = self.models[key]
         self.kept |= kept
-        return written
+        return converted
 
     def call(
         self, operation: keras.Operation, args, kwargs, probe: int | None = None
@@ -169,40 +170,46 @@ class Writer:
         described = keras.tree.map_structure(lambda x: _opened(x, probe), (args, kwargs))
         tensors = tensors_of(*described)
         if keras_models.is_graph(operation):
-            written = self.graph(operation, tuple(tuple(tensor.shape) for tensor in tensors))
-            return functools.partial(written, *args, **kwargs) if written is not operation else None
+            converted = self.graph(operation, tuple(tuple(tensor.shape) for tensor in tensors))
+            return (
+                functools.partial(converted, *args, **kwargs)
+                if converted is not operation
+                else None
+            )
         converted = self.composite(operation, *described) if _is_composite(operation) else None
         if probe is None and isinstance(converted, Constants) and converted.has_rows:
             raise NeedsBatchError("it gives constants for each sample")
         return converted and functools.partial(converted, args, kwargs)
 
-    def composite(self, layer: keras.Layer, args, kwargs) -> Written | Constants | None:
+    def composite(self, layer: keras.Layer, args, kwargs) -> Converted | Constants | None:
         """A model that does what a layer does, or `None` (and a reason) if there is none."""
         variants = self.composites.setdefault(id(layer), [])
         described = _described(args, kwargs)
-        for known, written, kept in variants:
+        for known, converted, kept in variants:
             if same(known, described):
                 self.kept |= kept
-                return written
+                return converted
         itself = {id(layer): Kept(layer, "it calls itself")}
         variants.append((described, None, itself))
         place = len(variants) - 1
-        written, kept = self.noted(self._written, layer, args, kwargs)
-        variants[place] = described, written, kept
+        converted, kept = self.noted(self._converted, layer, args, kwargs)
+        variants[place] = described, converted, kept
         self.kept |= kept
-        models = [other.model for _, other, _ in variants if isinstance(other, Written)]
+        models = [other.model for _, other, _ in variants if isinstance(other, Converted)]
         stays = any(other is None for _, other, _ in variants)  # in another call, under its name
         for number, model in enumerate(models, start=1 + stays):
             model.name = layer.name if number == 1 else f"{layer.name}_{number}"
-        return written
+        return converted
 
-    def _written(self, layer, args, kwargs) -> Written | Constants | None:
+    def _converted(self, layer, args, kwargs) -> Converted | Constants | None:
         """With an open batch size if that will do; else with one that is then opened; else
         without `_for_each_sample`."""
         for batch, lookups in ((None, True), (PROBE, True), (PROBE, False)):
+            if not lookups and id(layer) not in self.looked_up:
+                break  # it would be the same again
             self.kept = {}
             try:
-                return self._write(layer, args, kwargs, batch, lookups and self.lookups)
+                return self._convert(layer, args, kwargs, batch, lookups and self.lookups)
             except NotAGraphError as error:
                 reason = reason_of(error)
                 break
@@ -211,7 +218,7 @@ class Writer:
         self.kept[id(layer)] = Kept(layer, reason)
         return None
 
-    def _write(self, layer, args, kwargs, batch, lookups) -> Written | Constants:
+    def _convert(self, layer, args, kwargs, batch, lookups) -> Converted | Constants:
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
         if not layer.built:
             _build(layer, args, kwargs)
@@ -230,7 +237,7 @@ class Writer:
         _check_weights(model, layer)
         check_same(model, layer, args, kwargs, self.sizes, structure)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
-        return Written(model, structure, carried)
+        return Converted(model, structure, carried)
 
     def _trace(self, layer, args, kwargs, batch, lookups, training) -> tuple[list, Any]:
         """Symbolic tensors like those of a call, and their masks, and what a layer makes of
@@ -241,10 +248,11 @@ class Writer:
                 return proceed(part, *args, **kwargs)
             if lookups and isinstance(part, keras.layers.Embedding) and len(args) == 1:
                 args = (_for_each_sample(args[0], inputs[0]),)
-            written = self.call(part, args, kwargs, batch)
-            if written is None:
+                self.looked_up.add(id(layer))
+            converted = self.call(part, args, kwargs, batch)
+            if converted is None:
                 return calling.with_known_sizes(part, args, kwargs, proceed(part, *args, **kwargs))
-            return written()
+            return converted()
 
         tensors = tensors_of(args, kwargs)
         inputs = [_input(tensor, batch) for tensor in tensors]
