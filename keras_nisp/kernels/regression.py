@@ -122,6 +122,7 @@ class Moments:
         """
         assert self.origin is not None
         gram, products, (x, y) = self.gram, self.products, self.sums
+        del self.gram, self.products  # a second time they would be wrong
         for block in self.blocks:
             gram[:, block, block.stop :] = gram[:, block.stop :, block].swapaxes(1, 2)
         origin = [values.astype(np.float64) for values in self.origin]
