@@ -3,6 +3,7 @@
 python benchmarks/plots.py
 """
 
+import collections
 from pathlib import Path
 
 import matplotlib
@@ -15,63 +16,67 @@ from experiments import results
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
+# One style for all figures: no background, and colours that have a contrast of more than 3:1
+# on white pages and on dark ones.
+INK, QUIET = "#7d7d7d", "#7d7d7d55"  # text and axes; the grid
+COLOURS = ("#3d7fd9", "#cf6a1a", "#2f9561", "#9b62d0", "#d2515e", "#14919b", "#a37b00", "#b5518f")
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **{"axes.grid": True, "grid.color": QUIET, "grid.linewidth": 0.6, "axes.axisbelow": True},
+    **{"axes.prop_cycle": plt.cycler(color=COLOURS), "savefig.transparent": True},
+    **{"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 8.5, "savefig.dpi": 160},
+    **{"lines.markersize": 5, "lines.linewidth": 1.6, "errorbar.capsize": 0},
+}
+plt.rcParams.update(STYLE)
+
 
 def importances() -> None:
-    """One-shot and recalibrated accuracy of each importance, and its recovery, by task."""
+    """How far each importance is ahead of the others, at the same FLOPs, by stage."""
     tasks = results("importances")
     if not tasks:
         return
-    figure, axes = plt.subplots(len(tasks), 3, figsize=(12, 2.6 * len(tasks)), squeeze=False)
     names = dict.fromkeys(row["importance"] for rows in tasks.values() for row in rows)
-    styles = {
-        name: {"color": f"C{colour}", "label": name}
-        for colour, name in enumerate(name for name in names if name != "base")
+    names = [name for name in names if name not in ("base", "Scratch")][::-1]
+    figure, axes = plt.subplots(1, 3, figsize=(10, 0.8 + 0.32 * len(names)), sharey=True)
+    stages = {
+        "no repair": lambda row: row["one_shot"],
+        "linear compensation": lambda row: row["compensated"],
+        "fine-tuned": lambda row: row["curve"][-1],
     }
-    for line, (task, rows) in zip(axes, tasks.items(), strict=True):
-        base = np.mean([row["accuracy"] for row in rows if row["importance"] == "base"])
-        for name, style in styles.items():
-            if name != "Scratch":
-                for axis, stage in zip(line, ("one_shot", "compensated"), strict=False):
-                    _against_ratio(axis, rows, name, stage, base, style)
-            _recovery(line[2], rows, name, style)
-        line[0].set_ylabel(f"{task}\naccuracy")
-        for axis in line[:2]:
-            axis.set_xlabel("share of channels removed")
-        line[2].axhline(base, color="grey", linewidth=0.8, linestyle=":")
-        line[2].set_xlabel("epochs of fine-tuning")
-        line[2].xaxis.get_major_locator().set_params(integer=True)
-    titles = ("no repair", "linear compensation", "fine-tuned (dotted: base)")
-    for axis, title in zip(axes[0], titles, strict=True):
+    for axis, (title, accuracy) in zip(axes, stages.items(), strict=True):
+        leads = _leads(tasks, accuracy)
+        for place, name in enumerate(names):
+            points = leads[name]
+            axis.plot(points, [place] * len(points), ".", color=INK, alpha=0.6)
+            error = np.std(points, ddof=1) / np.sqrt(len(points))
+            color = COLOURS[name == "NISP"]
+            axis.errorbar(np.mean(points), place, xerr=error, fmt="o", color=color, zorder=3)
+        axis.axvline(0, color=INK, linewidth=0.8)
         axis.set_title(title)
-    lines = {line.get_label(): line for row in axes for line in row[2].get_lines()}
-    shown = [name for name in styles if name in lines]
-    handles = [lines[name] for name in shown]
-    axes[0][2].legend(handles, shown, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        axis.set_xlabel("accuracy, points above the mean")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].plot([], [], ".", color=INK, alpha=0.6, label="a network")
+    axes[0].errorbar([], [], [], fmt="o", color=COLOURS[0], label="mean, standard error")
+    figure.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.02))
     _save(figure, "importances")
 
 
-def _against_ratio(axis, rows, name, stage, base, style):
-    ratios = sorted({row["ratio"] for row in rows if row["importance"] == name and stage in row})
-    if not ratios:
-        return
-    values = [
-        [row[stage] for row in rows if (row["importance"], row.get("ratio")) == (name, ratio)]
-        for ratio in ratios
-    ]
-    means = [base, *(np.mean(v) for v in values)]
-    axis.errorbar([0, *ratios], means, [0, *(np.std(v) for v in values)], capsize=2, **style)
+def _leads(tasks, accuracy) -> dict[str, list[float]]:
+    """By importance, one figure for each task: points ahead of the mean of all importances.
 
-
-def _recovery(axis, rows, name, style):
-    chosen = [row for row in rows if row["importance"] == name and "curve" in row]
-    if not chosen:
-        return
-    curve = np.mean([row["curve"] for row in chosen], axis=0)
-    if name == "Scratch":
-        axis.axhline(curve[-1], linestyle="--", linewidth=1, **style)
-        return
-    start = np.mean([row["recalibrated"] for row in chosen])
-    axis.plot(range(len(curve) + 1), [start, *curve], marker=".", **style)
+    At each task's own ratio, which removes the same FLOPs whatever the importance.
+    """
+    leads = collections.defaultdict(list)
+    for rows in tasks.values():
+        rows = [row for row in rows if "ratio" in row and "curve" in row]
+        rows = [row for row in rows if row["importance"] != "Scratch"]
+        names = dict.fromkeys(row["importance"] for row in rows)
+        means = {n: np.mean([accuracy(r) for r in rows if r["importance"] == n]) for n in names}
+        for name, mean in means.items():
+            leads[name].append(100 * (mean - np.mean(list(means.values()))))
+    return leads
 
 
 def depth() -> None:
@@ -79,7 +84,7 @@ def depth() -> None:
     tasks = results("depth")
     if not tasks:
         return
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharex=True)
     depths = {task: int(task.removeprefix("plain").split("_")[0]) for task in tasks}
     tasks = dict(sorted(tasks.items(), key=lambda item: depths[item[0]]))
     names = dict.fromkeys(row["importance"] for rows in tasks.values() for row in rows)
@@ -92,13 +97,13 @@ def depth() -> None:
                 [depths[task] for task in tasks],
                 [np.mean(v) for v in values],
                 [np.std(v) for v in values],
-                capsize=2,
+                marker="o",
                 label=name,
             )
         axis.set_title(title)
         axis.set_xlabel("convolutions")
     axes[0].set_ylabel("WARE of the final responses")
-    axes[0].legend(fontsize=7)
+    axes[1].legend(loc="upper left")
     _save(figure, "depth")
 
 
@@ -113,22 +118,24 @@ def combinations() -> None:
     figure, axes = plt.subplots(1, len(tasks), figsize=size, squeeze=False, sharey=True)
     for axis, (task, rows) in zip(axes[0], tasks.items(), strict=True):
         base = np.mean([row["curve"][-1] for row in rows if row["arm"] == "baseline"])
-        axis.axvline(base, color="grey", linestyle=":", label="baseline")
-        axis.axvline(base - 0.01, color="red", linestyle=":", label="1 point below")
+        axis.axvspan(base - 0.01, base, color=INK, alpha=0.25, linewidth=0)
         for label, marker, key, epoch in (
-            ("before training", "o", "start", 0),
-            ("after one epoch", "|", "curve", 0),
-            ("at the end", "D", "curve", -1),
+            ("before training", ".", "start", 0),
+            ("after one epoch", "d", "curve", 0),
+            ("at the end", "o", "curve", -1),
         ):
             values = [[r[key][epoch] for r in rows if r["arm"] == n and key in r] for n in names]
             known = [line for line, found in enumerate(values) if found]
             means = [np.mean(values[line]) for line in known]
             spread = [np.std(values[line]) for line in known]
-            axis.errorbar(means, known, xerr=spread, fmt=marker, capsize=2, label=label)
+            axis.errorbar(means, known, xerr=spread, fmt=marker, label=label)
         axis.set_yticks(range(len(names)), names)
         axis.set_title(task)
         axis.set_xlabel("accuracy")
-    axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    band = plt.Rectangle((0, 0), 1, 1, color=INK, alpha=0.25, linewidth=0)
+    labels.append("baseline, and a point below")
+    figure.legend([*handles, band], labels, loc="upper center", ncols=4, bbox_to_anchor=(0.5, 0.02))
     _save(figure, "combinations")
 
 
@@ -138,17 +145,17 @@ def headline() -> None:
         figure, axis = plt.subplots(figsize=(6, 3.5))
         for row in rows:
             if row["method"] == "baseline":
-                axis.axhline(row["curve"][0], color="grey", linestyle=":", label="baseline")
+                axis.axhline(row["curve"][0], color=INK, linestyle=":", label="baseline")
                 continue
             gone = f", -{100 * row['flops_removed']:.1f} % FLOPs" if "flops_removed" in row else ""
             start = [(0, row["compensated"])] if "compensated" in row else []
             points = start + list(enumerate(row["curve"], 1))
-            axis.plot(*zip(*points, strict=True), marker=".", label=row["method"] + gone)
+            axis.plot(*zip(*points, strict=True), marker="o", label=row["method"] + gone)
         axis.set_xlabel("epochs")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel("accuracy")
         axis.set_title(task)
-        axis.legend(fontsize=8)
+        axis.legend()
         _save(figure, "headline")
 
 
@@ -157,7 +164,7 @@ CURVES = {  # arms of the figure; the last is a rival, by its best importance
     "uniform": {"label": "one ratio, kernels refitted by tap"},
     "allocated": {"label": "the default: widths by damage, refitted by tap"},
     "taught": {"label": "and taught by the original"},
-    "Torch-Pruning": {"label": "Torch-Pruning, BatchNorm renewed", "color": "grey", "ls": "--"},
+    "Torch-Pruning": {"label": "Torch-Pruning, BatchNorm renewed", "color": INK, "ls": "--"},
 }
 
 
@@ -170,15 +177,15 @@ def curves() -> None:
     figure, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 5 * len(tasks), 3.5), squeeze=False)
     for axis, (task, rows) in zip(axes[0], tasks.items(), strict=True):
         base = [row["accuracy"] for row in results("curves")[task] if row["arm"] == "base"]
-        axis.axhline(np.mean(base), color="grey", linestyle=":", label="original")
+        axis.axhline(np.mean(base), color=INK, linestyle=":", label="original")
         for arm, style in CURVES.items():
             points = _best([row for row in rows if row["arm"] == arm])
             if points:
-                axis.plot(*zip(*points, strict=True), marker=".", **style)
+                axis.plot(*zip(*points, strict=True), marker="o", **style)
         axis.set_title(f"{task}, 512 images without labels")
         axis.set_xlabel("FLOPs removed, %")
         axis.set_ylabel("accuracy")
-    axes[0][-1].legend(fontsize=7, loc="lower left")
+    axes[0][-1].legend(loc="lower left")
     _save(figure, "curves")
 
 
@@ -212,7 +219,7 @@ def _best(rows):
 def _save(figure, name: str) -> None:
     FIGURES.mkdir(exist_ok=True)
     figure.tight_layout()
-    figure.savefig(FIGURES / f"{name}.png", dpi=110, bbox_inches="tight")
+    figure.savefig(FIGURES / f"{name}.png", bbox_inches="tight")
     plt.close(figure)
 
 

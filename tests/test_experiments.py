@@ -238,3 +238,27 @@ def test_the_page_is_up_to_date():
     page = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(page)
     assert page.PAGE.read_text() == page.page(), "run `python docs/results.py`"
+
+
+def luminance(colour: str) -> float:
+    """Of `#rrggbb`, relative to white, as WCAG defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#0d1117", "#1e2129"])
+def test_figures_can_be_read_on_white_and_on_dark_pages(page):
+    import plots
+
+    for colour in (plots.INK, *plots.COLOURS):
+        dark, light = sorted(luminance(c) + 0.05 for c in (colour, page))
+        assert light / dark >= 3, (colour, page)
+
+
+def test_figures_have_no_background():
+    import matplotlib.image
+    import plots
+
+    for path in plots.FIGURES.glob("*.png"):
+        assert matplotlib.image.imread(path)[0, 0, 3] == 0, path.name
