@@ -18,7 +18,7 @@ WORKERS ?= 2
 PYTEST = python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST = -m "not slow and not bridges"
 
-.PHONY: demo demo-centripetal test test-bridges test-slow test-oldest test-nightly lint format clean
+.PHONY: demo demo-centripetal test test-bridges test-slow test-oldest test-nightly lint format docs dist clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -51,8 +51,14 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A wheel and a source distribution in dist/, with descriptions that an index can show.
+dist: $(VENV)/.dist
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-nightly build *.egg-info out
+	rm -rf $(VENV) .venv-oldest .venv-nightly build dist site *.egg-info out
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +69,10 @@ $(VENV)/.examples: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.dist: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[dist]"
 	touch $@
 
 .venv-oldest/.test: setup.cfg pyproject.toml Makefile

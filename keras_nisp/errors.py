@@ -66,6 +66,27 @@ def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+@contextlib.contextmanager
+def from_extra(extra: str, what: str):
+    """Imports of packages that only an extra of this one brings.
+
+    Args:
+        extra: its name in setup.cfg.
+        what: needs the packages, for the error.
+
+    Raises:
+        ImportError: one is missing or broken; it says what to install.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"{what} packages that cannot be imported ({error}): "
+            f'`pip install "keras-nisp[{extra}]"`.',
+            name=error.name,
+        ) from error
+
+
 def reason_of(error: Exception) -> str:
     """What an error says, as one line: without what Keras puts around it, calls and configs."""
     text = re.sub(r"\x1b\[\d*m", "", str(error)).split("Arguments received by ")[0]

@@ -251,12 +251,10 @@ def _arrays(path: Path, option: str, console: Console) -> Any:
 
 def _from_tfds(source: str, data_dir: Path | None, limit: int) -> tuple[Any, Any]:
     name, _, split = source.removeprefix("tfds:").partition("/")
-    try:
+    from keras_nisp.errors import from_extra
+
+    with from_extra("examples", "tfds: data need"):
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(
-            "tfds: data need tensorflow-datasets: `pip install keras-nisp[examples]`."
-        ) from error
     try:
         data = tfds.load(
             name,

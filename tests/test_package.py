@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_nisp as kn
+from keras_nisp_cli import loading
 
 
 def test_import_adds_nothing_slow():
@@ -54,6 +55,45 @@ def test_models_of_keras_2_are_refused(monkeypatch):
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
     with pytest.raises(TypeError, match="TF_USE_LEGACY_KERAS is set"):
         kn.profile(object())
+
+
+def _network() -> keras.Model:
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dense(2)])
+
+
+WITHOUT = {
+    "onnx": ("tf2onnx", lambda path: kn.export_onnx(_network(), path / "net.onnx")),
+    "serving": (
+        "tensorflow_serving",
+        lambda path: kn.export_serving(_network(), path / "net", warmup=np.ones((2, 4))),
+    ),
+    "tfmot": ("tensorflow_model_optimization", lambda path: kn.import_tfmot()),
+    "tfmot, converting": ("tf_keras", lambda path: kn.to_tf_keras(_network())),
+    "examples": (
+        "matplotlib",
+        lambda path: kn.sensitivity(
+            _network(), kn.Magnitude(), calibration=np.eye(4), ratios=[0.5], verbose=0
+        ).plot(path / "net.png"),
+    ),
+    "examples, data": (
+        "tensorflow_datasets",
+        lambda path: loading._from_tfds("tfds:mnist", None, 1),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Calibration data")
+@pytest.mark.parametrize("case", WITHOUT)
+def test_an_extra_that_is_missing_is_named(case, tmp_path, monkeypatch):
+    """In one sentence. (Without `litert` TensorFlow's interpreter runs: test_benchmarking.py.)"""
+    package, use = WITHOUT[case]
+    for name in [package, *(n for n in sys.modules if n.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    extra = case.partition(",")[0]
+    with pytest.raises(ImportError, match=rf"\w+ needs? packages .*{package}.*") as raised:
+        use(tmp_path)
+    assert str(raised.value).endswith(f': `pip install "keras-nisp[{extra}]"`.')
+    assert not list(tmp_path.iterdir())
 
 
 def test_public_names():
@@ -117,7 +157,7 @@ def test_one_room_alone_touches_internals_of_keras():
 
 @pytest.fixture(scope="module")
 def halved():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dense(2)])
+    model = _network()
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
     return kn.rebuild(model, plan), model, plan
 

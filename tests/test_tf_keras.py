@@ -288,15 +288,6 @@ def test_a_layer_that_computes_something_else_is_named(monkeypatch):
         to_tf_keras(model)
 
 
-def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tf_keras", None)
-    with pytest.raises(ImportError, match=r"pip install keras-nisp\[tfmot\]"):
-        to_tf_keras(image_model())
-    monkeypatch.setitem(sys.modules, "tensorflow_model_optimization", None)
-    with pytest.raises(ImportError, match=r"pip install keras-nisp\[tfmot\]"):
-        import_tfmot()
-
-
 @pytest.mark.parametrize("value", [None, "0"])
 def test_tfmot_leaves_no_trace_in_the_process(value):
     code = """

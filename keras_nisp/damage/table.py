@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap, Group
+from keras_nisp.errors import from_extra
 from keras_nisp.io.files import replacing
 from keras_nisp.io.tables import Column, render_table
 
@@ -83,10 +84,8 @@ class Sensitivity:
         Raises:
             ImportError: matplotlib is missing.
         """
-        try:
+        with from_extra("examples", "Plots need"):
             from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("Plots need matplotlib: `pip install matplotlib`.") from error
         figure = Figure(layout="constrained", dpi=150)
         axes = figure.subplots()
         (_lines if len(self.groups) <= MOST_LINES else _heat_map)(self, figure, axes)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.errors import ExportError
+from keras_nisp.errors import ExportError, from_extra
 from keras_nisp.export.agreement import Agreement, check_agreement, check_samples, compare
 from keras_nisp.export.signature import Signature, check_exportable
 from keras_nisp.export.tflite import in_float32
@@ -57,7 +57,7 @@ def export_onnx(
     """Writes an ONNX file, and compares it in ONNX Runtime with the Keras model.
 
     Inputs and outputs have the names that `export_serving` gives them.
-    Needs `pip install keras-nisp[onnx]`.
+    Needs `pip install "keras-nisp[onnx]"`.
 
     Args:
         model: a functional or Sequential model. It is not changed.
@@ -141,13 +141,9 @@ def _check_translatable(model: keras.Model) -> None:
 
 
 def _packages():
-    try:
+    with from_extra("onnx", "An ONNX export needs"):
         import onnxruntime
         import tf2onnx
-    except ImportError as error:
-        raise ImportError(
-            f"ONNX export needs {error.name}: `pip install keras-nisp[onnx]`."
-        ) from error
     return tf2onnx.convert.from_function, onnxruntime
 
 

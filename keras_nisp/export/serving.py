@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_nisp.data.collecting import collect
+from keras_nisp.errors import from_extra
 from keras_nisp.export.agreement import (
     Agreement,
     check_agreement,
@@ -249,12 +250,8 @@ def _warmup_requests(
     name: str, model: keras.Model, data: Any, batch_size: int | None
 ) -> list[bytes]:
     """One serialised request for each sample, or for each batch of a fixed size."""
-    try:
+    with from_extra("serving", "Warm-up requests need"):
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
-    except ImportError as error:
-        raise ImportError(
-            "Warm-up requests need tensorflow-serving-api: `pip install keras-nisp[serving]`."
-        ) from error
     samples, signature = whole_batches(collect(data, model, WARMUP), batch_size), Signature(model)
     requests = []
     for inputs, _ in samples.batches(batch_size or 1):

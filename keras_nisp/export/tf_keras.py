@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_nisp.data.random_samples import random_samples
-from keras_nisp.errors import ConversionError
+from keras_nisp.errors import ConversionError, from_extra
 from keras_nisp.export.signature import check_exportable
 from keras_nisp.export.tf_keras_layers import (
     ACTIVATIONS,
@@ -90,12 +90,8 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
 
 
 def _import_tf_keras() -> ModuleType:
-    try:
+    with from_extra("tfmot", "A conversion to Keras 2 needs"):
         import tf_keras
-    except ImportError as error:
-        raise ImportError(
-            f"tf_keras cannot be imported ({error}): `pip install keras-nisp[tfmot]` installs it."
-        ) from error
     return tf_keras
 
 

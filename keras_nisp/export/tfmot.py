@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
-from keras_nisp.errors import ConversionError
+from keras_nisp.errors import ConversionError, from_extra
 from keras_nisp.export.tf_keras import to_tf_keras
 from keras_nisp.export.tf_keras_layers import INSTEAD
 
@@ -77,13 +77,9 @@ def import_tfmot() -> ModuleType:
     _ = tf.keras.Model  # lazy: what it is, is decided by the variable at its first use
     before = os.environ.get("TF_USE_LEGACY_KERAS")
     try:
-        with warnings.catch_warnings():
+        with from_extra("tfmot", "TFMOT needs"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="distutils Version classes are deprecated")
             import tensorflow_model_optimization as tfmot
-    except ImportError as error:
-        raise ImportError(
-            f"TFMOT cannot be imported ({error}): `pip install keras-nisp[tfmot]` installs it."
-        ) from error
     finally:
         if before is None:
             os.environ.pop("TF_USE_LEGACY_KERAS", None)
