@@ -15,6 +15,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import architectures
 import models
 from recipes import accuracy, augmented, compile_for, load, residual_cnn
 
@@ -29,7 +30,7 @@ class Task:
 
     `epochs` and `rate` are those of the base network, `tune` the epochs after pruning. `ratio`
     is the share of channels that the paper removes from such a network. With `weights`, the base
-    starts from this file and its epochs adapt it to the data.
+    starts from this file and its epochs adapt it to the data. `adam` trains with AdamW.
     """
 
     dataset: str
@@ -41,6 +42,7 @@ class Task:
     augment: bool = False
     weights: str | None = None
     batch_size: int = 128
+    adam: bool = False
 
     def build(self, shape, weights_dir: str | None) -> keras.Model:
         """The network before any training here."""
@@ -76,6 +78,7 @@ def plain_cnn(depth: int, input_shape, width: int = 32, classes: int = 10) -> ke
 
 RESNET20, RESNET56 = (functools.partial(models.cifar_resnet, depth) for depth in (20, 56))
 VGG = functools.partial(models.vgg, VGG_LIKE, (128,))
+VIT = functools.partial(architectures.vision_transformer, width=48, mlp=96)
 TASKS = {
     "digits": Task("digits", residual_cnn, 20, 12, 0.05, 0.25, batch_size=64),  # a trial
     "lenet_mnist": Task("mnist", models.lenet5, 3, 2, 0.02, 0.5),
@@ -86,6 +89,7 @@ TASKS = {
     "resnet20_fashion": Task("fashion_mnist", RESNET20, 2, 1, 0.05, 0.25),
     "resnet20_cifar10": Task("cifar10", RESNET20, 4, 2, 0.02, 0.25, True, "resnet20_cifar10.npz"),
     "resnet56_cifar10": Task("cifar10", RESNET56, 2, 4, 0.02, 0.25, True, "resnet56_cifar10.npz"),
+    "vit_cifar10": Task("cifar10", VIT, 6, 2, 2e-3, 0.5, True, adam=True),
     **{
         f"plain{depth}_fashion": Task(
             "fashion_mnist", functools.partial(plain_cnn, depth), 2, 0, 0.02, 0.5
@@ -160,7 +164,7 @@ class Lab:
         curve = _Curve(model, self.accuracy, folder / "curve.json")
         trained = model if wrap is None else wrap(model)
         if rate is not None:
-            compile_for(trained, self.steps * epochs, rate)
+            compile_for(trained, self.steps * epochs, rate, self.task.adam)
         x, y = self.data[0]
         size, count = self.task.batch_size, self.steps * self.task.batch_size
         data = (augmented(x, y, size),) if self.task.augment else (x[:count], y[:count], size)

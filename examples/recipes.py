@@ -81,19 +81,21 @@ def _conv_bn(x, width, kernel=3, strides=1, name=None):
     return layers.BatchNormalization(name=f"{name}_bn")(x)
 
 
-def compile_for(model: keras.Model, steps: int, rate: float = 0.05) -> keras.Model:
-    """SGD with Nesterov momentum, a cosine schedule over `steps`, and weight decay.
+def compile_for(
+    model: keras.Model, steps: int, rate: float = 0.05, adam: bool = False
+) -> keras.Model:
+    """SGD with Nesterov momentum (or AdamW), a cosine schedule over `steps`, and weight decay.
 
     Keras decays apart from momentum: 5e-3 has the effect of the usual L2 penalty of 5e-4
     under momentum 0.9.
     """
+    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    if adam:
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05)
+    else:
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=5e-3)
     model.compile(
-        keras.optimizers.SGD(
-            keras.optimizers.schedules.CosineDecay(rate, steps),
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-3,
-        ),
+        optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=False,  # on a CPU, training is faster without

@@ -26,7 +26,14 @@ from training import Lab, reductions
 import keras_nisp as kn
 from experiments.tables import by_task, markdown, mean_and_deviation
 
-TASKS = ("lenet_mnist", "residual_fashion", "vgg_fashion", "resnet20_cifar10", "resnet56_cifar10")
+TASKS = (
+    "lenet_mnist",
+    "residual_fashion",
+    "vgg_fashion",
+    "resnet20_cifar10",
+    "resnet56_cifar10",
+    "vit_cifar10",
+)
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 IMPORTANCES = ("NISP", "OptimalBrainSurgeon")
 IMAGES = 512
