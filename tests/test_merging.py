@@ -616,7 +616,8 @@ def test_units_of_which_a_tensor_holds_other_parts_are_never_merged():
     shuffled = layers.Conv2D(4, 1, name="whole")(keras.ops.reshape(shuffled, (-1, 5, 5, 6)))
     part = keras.ops.take(x, np.array([1, 3]), axis=-1)
     pooled = [layers.GlobalAveragePooling2D()(tensor) for tensor in (shuffled, part)]
-    model = randomise(keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(pooled))))
+    outputs = layers.Dense(3, name="dense")(layers.Concatenate()(pooled))
+    model = randomise(keras.Model(inputs, outputs))
     plan = kn.plan_merging(model, ratio=0.5, clustering="even")
     assert {row.layer: row.kept for row in plan.creators} == {"conv": 6, "whole": 2, "dense": 3}
     small = kn.rebuild(model, plan, force=True, verbose=0)
