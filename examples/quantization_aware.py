@@ -20,12 +20,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from recipes import DATASETS, accuracy, compile_for, load, residual_cnn
+from recipes import DATASETS, accuracy, compile_for, load, residual_cnn, tflite_accuracy
 from rich.console import Console
 from rich.table import Table
 
 import keras_nisp as kn
-from keras_nisp.export.interpreter import dequantized, load_interpreter, quantized
 from keras_nisp.export.tflite import convert
 
 # Of training, fine-tuning, and quantisation-aware training. TFMOT's ranges of activations begin
@@ -61,22 +60,6 @@ def convert_trained(model) -> bytes:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
         return converter.convert()
-
-
-def tflite_accuracy(content: bytes, x, y, batch_size: int = 500) -> float:
-    """Share of right answers of a TFLite file in the interpreter."""
-    interpreter = load_interpreter(content)
-    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    right = 0
-    for start in range(0, len(x), batch_size):
-        batch = quantized(x[start : start + batch_size], source)
-        interpreter.resize_tensor_input(source["index"], batch.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(source["index"], batch)
-        interpreter.invoke()
-        logits = dequantized(interpreter.get_tensor(target["index"]), target)
-        right += int((logits.argmax(-1) == y[start : start + batch_size]).sum())
-    return right / len(x)
 
 
 def main():

@@ -1,180 +1,110 @@
-"""Prunes a small residual CNN to half its FLOPs, from training to a file that runs anywhere.
+"""Makes a small residual CNN half as costly, step by step, down to an int8 file for a phone.
 
     python examples/quickstart.py                       scikit-learn's digits, no download
-    python examples/quickstart.py --dataset fashion_mnist --data-dir DIR
+    python examples/quickstart.py --data-dir DIR        Fashion-MNIST, from a folder of TFDS
 
-Trains, prunes with NISP, re-estimates BatchNorm, fine-tunes, compares with L1 and random
-pruning at the same FLOPs, measures latency, saves the model and loads it in a process that
-cannot import keras_nisp.
+Trains the network, prunes it with NISP, repairs it without labels, fine-tunes it and writes TFLite
+files. One table shows the size, FLOPs, latency and test accuracy after each step.
 """
 
 import argparse
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import numpy as np
-from recipes import DATASETS, accuracy, compile_for, load, residual_cnn
+import tensorflow as tf
+from recipes import DATASETS, accuracy, compile_for, load, residual_cnn, tflite_accuracy
 from rich.console import Console
 from rich.table import Table
 
 import keras_nisp as kn
 
-EPOCHS = {"digits": (30, 10), "mnist": (4, 2), "fashion_mnist": (4, 2), "cifar10": (12, 6)}
+EPOCHS = {"digits": (40, 10), "mnist": (2, 1), "fashion_mnist": (2, 1), "cifar10": (12, 6)}
 
 
-def train(data, epochs, batch_size):
-    (x, y), (x_test, y_test) = data
-    model = residual_cnn(x.shape[1:])
-    compile_for(model, epochs * (len(x) // batch_size))
-    model.fit(x, y, batch_size, epochs, validation_data=(x_test, y_test), verbose=2)
-    return model
+def train(model, data, epochs, batch_size, rate=0.05):
+    x, y = data
+    compile_for(model, epochs * (len(x) // batch_size), rate)
+    model.fit(x, y, batch_size, epochs, verbose=2)
 
 
-def prune(model, importance, data, args, epochs):
-    """Prunes, repairs and fine-tunes; returns the model and its accuracy after each stage."""
-    (x, y), (x_test, y_test) = data
-    budget = kn.Budget(flops_reduction=args.flops_reduction, allocation="uniform")
-    small = kn.prune(model, importance, budget=budget)
-    stages = [accuracy(small, x_test, y_test)]
-    kn.recalibrate(small, x)
-    stages.append(accuracy(small, x_test, y_test))
-    compile_for(small, epochs * (len(x) // args.batch_size), rate=0.02)
-    for _ in range(epochs):
-        small.fit(x, y, args.batch_size, verbose=0)
-        stages.append(accuracy(small, x_test, y_test))
-    return small, stages
-
-
-def latency(models, x, repeats=40):
-    """Median seconds of a batch for each model, measured in turns."""
-    steps = [keras_function(model) for model in models]
-    times = [[] for _ in models]
-    for repeat in range(repeats + 5):
-        for step, seconds in zip(steps, times, strict=True):
-            started = time.perf_counter()
-            step(x)
-            if repeat >= 5:
-                seconds.append(time.perf_counter() - started)
-    return [float(np.median(seconds)) for seconds in times]
-
-
-def keras_function(model):
-    import tensorflow as tf
-
-    return tf.function(lambda x: model(x, training=False))
-
-
-def fresh_process_accuracy(path, data):
-    """Accuracy of a saved model in a process in which keras_nisp cannot be imported."""
-    (_, _), (x_test, y_test) = data
-    samples = path.with_suffix(".npz")
-    np.savez(samples, x=x_test, y=y_test)
-    code = (
-        "import sys; sys.modules['keras_nisp'] = None\n"
-        "import keras, numpy as np\n"
-        "model, data = keras.models.load_model(sys.argv[1]), np.load(sys.argv[2])\n"
-        "predicted = model.predict(data['x'], batch_size=500, verbose=0).argmax(-1)\n"
-        "print((predicted == data['y']).mean())"
-    )
-    command = [sys.executable, "-c", code, str(path), str(samples)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    samples.unlink()
-    return float(output.splitlines()[-1])
-
-
-def show(console, base, base_accuracy, results):
-    table = Table(title="Accuracy on the test set at the same FLOPs")
-    for title in ("model", "parameters", "FLOPs", "pruned", "recalibrated", "fine-tuned"):
-        table.add_column(title, justify="left" if title == "model" else "right")
-    before = kn.profile(base).total
-    row = (f"{before.parameters:,}", f"{before.flops:,}", f"{base_accuracy:.4f}", "", "")
-    table.add_row("original", *row)
-    for name, (small, stages) in results.items():
-        cost = kn.profile(small).total
-        accuracies = (f"{value:.4f}" for value in (stages[0], stages[1], stages[-1]))
-        table.add_row(name, f"{cost.parameters:,}", f"{cost.flops:,}", *accuracies)
-    console.print(table)
-
-
-def plot(base_accuracy, results, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.axhline(100 * (1 - base_accuracy), color="black", linestyle=":", label="original")
-    for name, (_, stages) in results.items():
-        errors = 100 * (1 - np.array(stages))
-        axes.plot(range(-1, len(stages) - 1), errors, marker="o", markersize=3, label=name)
-    epochs = len(next(iter(results.values()))[1]) - 2
-    ticks = [-1, 0, *range(2, epochs + 1, 2)]
-    axes.set_xticks(ticks, ["pruned", "recali-\nbrated", *map(str, ticks[2:])])
-    axes.set_xlabel("epochs of fine-tuning")
-    axes.set_yscale("log")  # from a collapsed model down to the last few mistakes
-    axes.yaxis.set_major_formatter("{x:g} %")
-    axes.set_ylabel("error, test set")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-
-
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="digits", choices=DATASETS)
-    parser.add_argument("--data-dir", help="TFDS data directory; default: download")
+    parser.add_argument("--dataset", choices=DATASETS, help="default: fashion_mnist or digits")
+    parser.add_argument("--data-dir", help="TFDS data directory")
     parser.add_argument("--flops-reduction", type=float, default=0.5)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for results")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    keras.utils.set_random_seed(args.seed)
+    args.dataset = args.dataset or ("fashion_mnist" if args.data_dir else "digits")
+    return args
 
-    data = load(args.dataset, args.data_dir)
-    (x, _), (x_test, y_test) = data
-    epochs, fine_tuning = EPOCHS[args.dataset]
-    model = train(data, epochs, args.batch_size)
-    base_accuracy = accuracy(model, x_test, y_test)
 
-    calibration = x[:2000]
-    plan = kn.plan_pruning(model, kn.NISP(calibration), flops_reduction=args.flops_reduction)
-    print(plan.summary())  # a table of its own width
+def stages(args, training, test):
+    """The network after each step, with its accuracy: the original first."""
+    training_epochs, tuning_epochs = EPOCHS[args.dataset]
+    original = residual_cnn(training[0].shape[1:])
+    train(original, training, training_epochs, args.batch_size)
+    yield "original", original, accuracy(original, *test)
+
+    calibration = training[0][:1000]  # images, no labels
+    budget = kn.Budget(flops_reduction=args.flops_reduction)
+    plan = kn.plan_pruning(original, kn.NISP(), budget=budget, calibration=calibration)
     plan.save(args.out / "plan.json")
+    plan.report(args.out / "report.html", "python examples/quickstart.py")
+    pruned = kn.rebuild(original, plan)
+    yield "pruned", pruned, accuracy(pruned, *test)
 
-    results = {}
-    for name, importance in {
-        "NISP": kn.NISP(calibration),
-        "L1 norm": kn.Magnitude(),
-        "random": kn.Random(args.seed),
-    }.items():
-        console.print(f"[bold]{name}[/bold]")
-        results[name] = prune(model, importance, data, args, fine_tuning)
-    show(console, model, base_accuracy, results)
+    # All of this in one call: plan, rebuild, verify, repair.
+    small = kn.prune(original, kn.NISP(), budget=budget, calibration=calibration)
+    yield "repaired, no labels", small, accuracy(small, *test)
 
-    small = results["NISP"][0]
-    batch = np.resize(x_test, (256, *x.shape[1:]))
-    before, after = latency([model, small], batch)
-    console.print(
-        f"Latency, batches of 256 in TensorFlow: {1e3 * before:.1f} -> {1e3 * after:.1f} ms, "
-        f"{before / after:.2f} times as fast"
+    train(small, training, tuning_epochs, args.batch_size, rate=0.02)
+    kn.recalibrate(small, calibration)  # moving averages of BatchNorm lag behind a few epochs
+    small.save(args.out / "small.keras", include_optimizer=False)
+    yield f"fine-tuned, {tuning_epochs} epochs", small, accuracy(small, *test)
+
+
+def main():
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
+    tf.get_logger().setLevel("ERROR")  # each model is traced: it would count them
+    share = {"test_share": 0.5} if args.dataset == "digits" else {}
+    training, test = load(args.dataset, args.data_dir, **share)
+    rows = list(stages(args, training, test))
+
+    models = [model for _, model, _ in rows]
+    original, small = models[0], models[-1]
+    large_file, small_file, int8_file = (
+        args.out / name for name in ("original.tflite", "small.tflite", "small_int8.tflite")
     )
-    path = args.out / "small.keras"
-    small.save(path)
-    keras.models.load_model(path, compile=False).save(path)  # without the optimizer's slots
+    kn.export_tflite(original, large_file, verbose=0)
+    kn.export_tflite(small, small_file, verbose=0)
+    kn.export_tflite(small, int8_file, "int8", calibration=training[0], verbose=0)
+    rows.append(("int8", small, tflite_accuracy(int8_file.read_bytes(), *test)))
+    files = [large_file, *[small_file] * (len(models) - 1), int8_file]  # one structure, one size
+
+    table = Table("", *("KB", "FLOPs", "latency", "accuracy"))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    faster = {file: kn.benchmark(large_file, file).speedup for file in (small_file, int8_file)}
+    for (name, model, right), file in zip(rows, files, strict=True):
+        latency = f"{100 / faster[file]:.0f} %" if file in faster else "100 %"
+        size, flops = file.stat().st_size / 1000, kn.profile(model).total.flops
+        table.add_row(name, f"{size:,.0f}", f"{flops:,}", latency, f"{right:.4f}")
+    error = (rows[-1][2] * (1 - rows[-1][2]) / len(test[0])) ** 0.5
+    console = Console()
+    console.print(table)
     console.print(
-        f"{path}: {path.stat().st_size:,} bytes; accuracy in a fresh process without keras_nisp "
-        f"{fresh_process_accuracy(path, data):.4f}"
+        f"Size and latency: TFLite files, one image, one thread. Accuracy: {len(test[0]):,} test "
+        f"images of {args.dataset}, standard error {error:.4f}.\n"
+        f"{args.out / 'small.keras'}: a plain Keras model, which needs no keras_nisp. "
+        f"{args.out / 'report.html'}: what was removed, and why."
     )
-    plot(base_accuracy, results, args.out / "quickstart.png")
-    console.print(f"Plot: {args.out / 'quickstart.png'}")
 
 
 if __name__ == "__main__":

@@ -5,16 +5,19 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_nisp.export.interpreter import dequantized, load_interpreter, quantized
+
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 
 
-def load(dataset: str = "digits", data_dir: str | None = None):
+def load(dataset: str = "digits", data_dir: str | None = None, test_share: float = 0.25):
     """Images in [0, 1] and integer labels.
 
     Args:
         dataset: one of `DATASETS`. Digits come with scikit-learn, the others are read by
             TensorFlow Datasets.
         data_dir: TFDS data directory; without it TFDS downloads the data.
+        test_share: of the digits; the others are split already.
 
     Returns:
         `(x_train, y_train), (x_test, y_test)`.
@@ -26,7 +29,7 @@ def load(dataset: str = "digits", data_dir: str | None = None):
         digits = load_digits()
         x = (digits.images[..., None] / 16).astype(np.float32)
         x_train, x_test, y_train, y_test = train_test_split(
-            x, digits.target, test_size=0.25, random_state=0, stratify=digits.target
+            x, digits.target, test_size=test_share, random_state=0, stratify=digits.target
         )
         return (x_train, y_train), (x_test, y_test)
 
@@ -124,3 +127,19 @@ def augmented(x, y, batch_size: int, seed: int = 0) -> tf.data.Dataset:
 def accuracy(model: keras.Model, x, y) -> float:
     """Share of right answers."""
     return float((model.predict(x, batch_size=500, verbose=0).argmax(-1) == y).mean())
+
+
+def tflite_accuracy(content: bytes, x, y, batch_size: int = 500) -> float:
+    """Share of right answers of a TFLite file in the interpreter."""
+    interpreter = load_interpreter(content)
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    right = 0
+    for start in range(0, len(x), batch_size):
+        batch = quantized(x[start : start + batch_size], source)
+        interpreter.resize_tensor_input(source["index"], batch.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(source["index"], batch)
+        interpreter.invoke()
+        logits = dequantized(interpreter.get_tensor(target["index"]), target)
+        right += int((logits.argmax(-1) == y[start : start + batch_size]).sum())
+    return right / len(x)

@@ -1,6 +1,11 @@
-"""`verbose` means the same everywhere: 0 is silent, 1 counts real work once it takes a second."""
+"""`verbose` means the same everywhere: 0 is silent, 1 counts real work once it takes a second.
 
+Bars are for terminals and notebooks; in a pipe or a file there is none.
+"""
+
+import io
 import re
+import sys
 
 import keras
 import numpy as np
@@ -25,6 +30,7 @@ def model():
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "is_watched", lambda: True)
 
 
 def batches():
@@ -91,6 +97,55 @@ def test_what_is_quick_shows_no_bar(model, monkeypatch, capsys):
     capsys.readouterr()
     collect(batches(), model, verbose=1)
     kn.plan_merging(model, verbose=1, **HALF)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_pipe_gets_no_bar(model, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    kn.prune(model, calibration=X, verbose=1, **HALF)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "\x1b" not in line
+    assert line.startswith(f"{model.name}: parameters 227 -> ")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_bars_that_say_what_is_done(model, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    kn.prune(model, calibration=X, verbose=1, flops_reduction=0.5)
+    lines = sys.stdout.getvalue().splitlines()
+    said = [line for line in lines if line and "\x1b" not in line and "\r" not in line]
+    assert said[:-1] == [
+        "Scoring channels",
+        "Looking at what kernels read",
+        "Choosing widths",
+        "Verifying layers",
+        "Refitting kernels",
+    ]
+    assert said[-1].endswith("Next: fine-tune, and compare accuracies")
+
+
+def test_the_outcome_has_costs_and_what_labels_say(model, capsys):
+    kn.prune(model, calibration=(X, Y), **HALF)
+    line = capsys.readouterr().out
+    outcome = (
+        r": parameters 227 -> \d+ \(-\d\d\.\d %\), FLOPs 200 -> 68 \(-66\.0 %\); surgery verified: "
+        r"outputs .*; repaired on 150 samples, accuracy on these 0\.\d{4} -> 0\.\d{4}\. Next: "
+    )
+    assert re.search(outcome, line), line
+    kn.prune(model, calibration=(X, X), **HALF)  # no labels of a classifier
+    assert "its accuracy was not measured" in capsys.readouterr().out
+
+
+def test_latencies_of_layers_are_counted(model, impatient, capsys):
+    table, traced = kn.LatencyTable(cache=False, verbose=1), kn.trace(model)
+    table.model(traced)
+    assert "Timing layers" in capsys.readouterr().out
+    table.model(traced)  # all are known
     assert capsys.readouterr().out == ""
 
 

@@ -92,7 +92,7 @@ def activation_features(channel_map: ChannelMap, calibration: Calibration) -> np
     """
     samples = calibration.samples(channel_map.model)
     columns = []
-    for inputs, _ in samples.batches(verbose=calibration.verbose):
+    for inputs, _ in samples.batches(verbose=calibration.verbose, text="Clustering channels"):
         total = np.zeros((channel_map.count, len(inputs[0])), np.float32)
 
         def on_read(call, index, tensor):

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.centripetal.cluster_mean import ClusteredVariables
+from keras_nisp.io.shown import Shown
 from keras_nisp.plans.plan import Plan
 
 
@@ -28,8 +29,8 @@ class VariableDeviation:
     norm: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Deviation:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Deviation(Shown):
     """The deviation of a model from merged clusters; `print` it.
 
     Attributes:

@@ -185,7 +185,7 @@ def _even_scores(channel_map: ChannelMap) -> np.ndarray:
 def _merge(channel_map: ChannelMap, gone, clustering: Clustering, excluded, verbose) -> UnitMap:
     """Clusters each block into as many clusters as units are to stay."""
     into = np.arange(channel_map.count)
-    progress = Progress(len(channel_map.groups), verbose, "group")
+    progress = Progress(len(channel_map.groups), verbose, "Clustering channels", "group")
     for done, group in enumerate(channel_map.groups, 1):
         for units in channel_map.blocks(group):
             units = np.sort(units[~excluded[units]])

@@ -10,6 +10,7 @@ import numpy as np
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap, kept_of
 from keras_nisp.channels.tracing import InputShape, trace
+from keras_nisp.io.shown import Shown
 from keras_nisp.io.tables import Column, render_table
 
 MOST_NAMED = 8  # layers in a note
@@ -122,8 +123,8 @@ def _bytes(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-@dataclasses.dataclass(frozen=True)
-class Profile:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Profile(Shown):
     """Costs of a model; `print` it for a table.
 
     Attributes:

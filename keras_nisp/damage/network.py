@@ -43,14 +43,14 @@ class DamagedNetwork:
         self.kernels, self.inputs = find_edges(channel_map, len(fitted))
         self.walk = DamagedWalk(channel_map, self.kernels, self.inputs)
         self.everything = costs.everything
-        self.fitted, self.verbose = fitted, verbose
+        self.fitted = fitted
         self.distance = Distance(channel_map, TEMPERATURE)
         whole = self._state(self.everything)
         self.before = [self._outputs(inputs, whole) for inputs, _ in self._batches(self.samples)]
         columns = zip(*self.before, strict=True)
         self.distance.fit([np.concatenate(column)[: len(self.samples)] for column in columns])
         self.draws = 0
-        self.renew(self.everything)
+        self.renew(self.everything, verbose)
 
     @property
     def seen(self) -> np.ndarray:
@@ -75,9 +75,10 @@ class DamagedNetwork:
     def _outputs(self, inputs: list, state: State) -> list[tf.Tensor]:
         return self.walk.run(inputs, state)[0]
 
-    def renew(self, keep: np.ndarray) -> None:
+    def renew(self, keep: np.ndarray, verbose: int = 0) -> None:
         """Takes moments around a network: kernels are fitted to what is read there from then on."""
-        progress, done = Progress(len(self.fitted), self.verbose, "sample"), 0
+        text = "Looking at what kernels read"
+        progress, done = Progress(len(self.fitted), verbose, text, "sample"), 0
         whole, state = self._state(self.everything), self._state(keep)
         for inputs, count in self._batches(self.fitted):
             _, original, masks = self.walk.run(inputs, whole)

@@ -10,14 +10,15 @@ import numpy as np
 from keras_nisp.channels.channel_map import ChannelMap, Group
 from keras_nisp.errors import from_extra
 from keras_nisp.io.files import replacing
+from keras_nisp.io.shown import Shown
 from keras_nisp.io.tables import Column, render_table
 
 MOST_LINES = 10  # groups in a plot of lines; more become a heat map
 SMALLEST = 1e-6  # damage in a plot, of which logarithms are taken
 
 
-@dataclasses.dataclass(frozen=True)
-class Sensitivity:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sensitivity(Shown):
     """Accuracy, or damage to the outputs, against the share of channels removed, by coupled group.
 
     `print` it for a table, `plot` it for a picture. A table of damages says where channels are to

@@ -185,7 +185,7 @@ def _read(data, reader: _Reader, limit: int, verbose: int):
     """Reads batches until there are enough samples."""
     inputs, labels, count, empty = [], [], 0, 0
     rank = len(reader.tensors[0].shape)
-    progress = Progress(limit, verbose, "sample")
+    progress = Progress(limit, verbose, "Reading samples", "sample")
     for element in _elements(data):
         x, y = _split(element)
         x = reader.arrays(x)

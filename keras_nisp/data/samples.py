@@ -71,16 +71,17 @@ class Samples:
         return Samples([array[which] for array in self.inputs], labels, self.batch, self.names)
 
     def batches(
-        self, batch_size: int = DEFAULT_BATCH, verbose: int = 0
+        self, batch_size: int = DEFAULT_BATCH, verbose: int = 0, text: str = "Scoring channels"
     ) -> Iterator[tuple[list, Any]]:
         """Pairs of (list of input tensors, labels), in order.
 
         Args:
             batch_size: of the batches, unless the model is bound to another.
             verbose: 1 shows a progress bar.
+            text: what they are looked at for.
         """
         size = self.batch or batch_size
-        progress = Progress(len(self), verbose, "sample")
+        progress = Progress(len(self), verbose, text, "sample")
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             labels = map_labels(operator.itemgetter(part), self.labels)

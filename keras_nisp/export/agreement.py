@@ -13,6 +13,7 @@ from keras_nisp.data.random_samples import random_samples
 from keras_nisp.data.samples import Samples
 from keras_nisp.errors import ExportError
 from keras_nisp.export.signature import Signature
+from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import keras_models
 
 ASSUMED_SIZE = 64  # of the random samples where a model leaves its input size open
@@ -40,8 +41,8 @@ class OutputAgreement:
     top1: float | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Agreement:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Agreement(Shown):
     """An exported model compared with the Keras model it was made of.
 
     Attributes:

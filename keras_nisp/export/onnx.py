@@ -16,14 +16,15 @@ from keras_nisp.export.agreement import Agreement, check_agreement, check_sample
 from keras_nisp.export.signature import Signature, check_exportable
 from keras_nisp.export.tflite import in_float32
 from keras_nisp.io.files import check_writable, replacing
+from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling, copying, keras_models
 from keras_nisp.keras_graph.rounding import default_tolerance
 
 OPSET = 17
 
 
-@dataclasses.dataclass(frozen=True)
-class OnnxExport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class OnnxExport(Shown):
     """What `export_onnx` wrote; `print` it for one line.
 
     Attributes:

@@ -20,14 +20,15 @@ from keras_nisp.export.agreement import (
 )
 from keras_nisp.export.signature import Signature, check_exportable, write_saved_model
 from keras_nisp.io.files import making_folder
+from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.rounding import default_tolerance
 
 WARMUP = 100  # requests at most; TF Serving takes up to 1,000
 
 
-@dataclasses.dataclass(frozen=True)
-class ServingExport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ServingExport(Shown):
     """What `export_serving` wrote; `print` it for one line.
 
     Attributes:

@@ -35,6 +35,7 @@ from keras_nisp.export.signature import (
     write_saved_model,
 )
 from keras_nisp.io.files import check_writable, replacing
+from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling, copying, keras_models
 from keras_nisp.keras_graph.rounding import LARGEST_TOLERANCE, default_tolerance
 
@@ -50,8 +51,8 @@ MOST_CHANGED = 0.5  # of the scale of outputs without top-1; more is said aloud
 REPRESENTATIVE = 200  # samples from which the converter takes the ranges of activations
 
 
-@dataclasses.dataclass(frozen=True)
-class TFLiteExport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class TFLiteExport(Shown):
     """What `export_tflite` wrote; `print` it for one line.
 
     Attributes:

@@ -16,6 +16,7 @@ from keras_nisp.export.agreement import ASSUMED_SIZE
 from keras_nisp.export.interpreter import is_tflite, load_interpreter, runtime_name
 from keras_nisp.export.tflite import convert
 from keras_nisp.io.progress import Progress
+from keras_nisp.io.shown import Shown
 from keras_nisp.io.tables import Column, render_table
 from keras_nisp.keras_graph import keras_models
 
@@ -46,8 +47,8 @@ class Latency:
         return float(np.quantile(np.concatenate(self.rounds), share))
 
 
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Benchmark(Shown):
     """Latencies of one or two models; `print` it for a table.
 
     Attributes:
@@ -175,7 +176,7 @@ def benchmark(
     runs = [_Run(content, threads, batch_size, input_shape, seed) for content in contents]
     for run in runs:
         run(warmup)
-    rows, progress = [], Progress(rounds, verbose, "round")
+    rows, progress = [], Progress(rounds, verbose, "Measuring latency", "round")
     for done in range(1, rounds + 1):
         rows.append([run(repeats) for run in runs])
         progress.update(done)

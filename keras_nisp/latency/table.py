@@ -10,6 +10,8 @@ import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.errors import ExportError
+from keras_nisp.io.progress import Progress
+from keras_nisp.io.shown import Shown
 from keras_nisp.latency.cache import LatencyCache
 from keras_nisp.latency.timing import seconds_of
 from keras_nisp.latency.workload import Workload, Workloads, layer_workload
@@ -21,8 +23,8 @@ STEPS = (8, 16, 32, 64)  # in which machines are known to compute channels
 SHORTEST = 1e-9  # seconds: nothing takes no time
 
 
-@dataclasses.dataclass(frozen=True)
-class LatencyChange:
+@dataclasses.dataclass(frozen=True, repr=False)
+class LatencyChange(Shown):
     """What a table says of a model before and after; `print` it for one line.
 
     Attributes:
@@ -61,7 +63,7 @@ class LatencyTable:
         threads: number of threads of the interpreter.
         cache: path of a JSON file for the results; by default one in the user's cache folder
             for this processor and version of the runtime. `False` keeps nothing.
-        verbose: 1 prints each measurement.
+        verbose: 1 shows a progress bar, and prints each measurement.
 
     Raises:
         ValueError: an argument is wrong.
@@ -91,6 +93,7 @@ class LatencyTable:
         self.quantization = quantization
         self.threads = threads
         self.verbose = verbose
+        self.shows_progress = verbose  # what takes `verbose` and has this table turns it on, too
         self.estimated: dict[str, str] = {}
         self._failed: dict[str, str] = {}  # not kept on disk: the next version may do it
         self._cache = LatencyCache(cache)
@@ -112,8 +115,12 @@ class LatencyTable:
         keep = np.ones(channel_map.count, bool) if keep is None else keep
         seconds = {call.path: 0.0 for call in channel_map.calls}
         try:
-            for work in self._workloads[1](keep):
+            works = list(self._workloads[1](keep))
+            unknown = sum(not self._knows(self._key(work)) for work in works)
+            progress = Progress(len(works), bool(unknown and self.shows_progress), "Timing layers")
+            for done, work in enumerate(works, 1):
                 seconds[work.path] += self.seconds(work)
+                progress.update(done)
         finally:
             self._cache.save()
         return seconds
@@ -149,7 +156,7 @@ class LatencyTable:
     def seconds(self, work: Workload) -> float:
         """Seconds of one workload, from the table if it is there."""
         key = self._key(work)
-        if key not in self._cache and key not in self._failed:
+        if not self._knows(key):
             self._measure(key, work)
         if key in self._cache:
             return self._cache[key]
@@ -171,6 +178,9 @@ class LatencyTable:
         key = f"{self.quantization or 'float32'}, {self.threads} threads: {work.key}"
         # Other devices are not to be mistaken for this machine.
         return key if type(self) is LatencyTable else f"{type(self).__qualname__}: {key}"
+
+    def _knows(self, key: str) -> bool:
+        return key in self._cache or key in self._failed
 
     def _measure(self, key: str, work: Workload) -> None:
         try:

@@ -50,7 +50,7 @@ class Allocation:
             target: what it may be at most; it can be reached.
         """
         search = _Search(self, solver, scores, cost, target)
-        progress, first = Progress(100, self.verbose, "allocation"), search.cost_now
+        progress, first = Progress(100, self.verbose, "Choosing widths", "percent"), search.cost_now
         while search.cost_now > target:
             search.round(max(ROUNDS - search.rounds, 1))
             progress.update(int(100 * (first - search.cost_now) / (first - target)))

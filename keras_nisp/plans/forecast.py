@@ -18,6 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nisp.io.shown import Shown
+
 TOLERANCE = 1e-5
 # `strength="auto"` reaches the tolerance after this share of the steps.
 COLLAPSE = 0.8
@@ -161,8 +163,8 @@ class Settings:
                 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Forecast:
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Forecast(Shown):
     """What will become of the deviation inside clusters; `print` it.
 
     Attributes:

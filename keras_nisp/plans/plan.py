@@ -14,6 +14,7 @@ from keras_nisp.channels.cost import Cost
 from keras_nisp.channels.tracing import trace_quietly
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.io import schema
+from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.latency.table import LatencyChange
 from keras_nisp.plans import plan_file, plan_fit, plan_text, report
@@ -23,8 +24,8 @@ from keras_nisp.plans.plan_rows import CreatorPlan, GroupPlan, LayerPlan, Variab
 from keras_nisp.plans.recipe import EarlierRecipe, Recipe
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """Which channels of which layers are removed (`plan_pruning`) or merged (`plan_merging`).
 
     `print(plan)` lists the coupled groups, `plan.summary()` widths and costs. The plan
@@ -105,6 +106,12 @@ class Plan:
     def __str__(self) -> str:
         return plan_text.overview(self)
 
+    def __repr__(self) -> str:
+        return f"<Plan for '{self.model}': {self.costs()}>"
+
+    def _repr_html_(self) -> str:
+        return report.frame(self)
+
     @property
     def budget_text(self) -> str:
         """The budget in one line, with what came of it: latencies, and multiples of widths."""
@@ -113,6 +120,10 @@ class Plan:
     def summary(self) -> str:
         """A table of channels, parameters and FLOPs of each layer, before and after."""
         return plan_text.summary(self)
+
+    def costs(self) -> str:
+        """Parameters and FLOPs before and after, in one line."""
+        return plan_text.costs(self)
 
     def exactness(self) -> str:
         """Whether the rebuilt model gives what this model gives without the channels, in words."""

@@ -75,6 +75,11 @@ def summary(plan: "Plan") -> str:
     return "\n".join([table, exactness(plan), *plan.notes])
 
 
+def costs(plan: "Plan") -> str:
+    """Parameters and FLOPs before and after."""
+    return f"parameters {_total(plan, 'parameters')}, FLOPs {_total(plan, 'flops')}"
+
+
 def exactness(plan: "Plan") -> str:
     """Whether the rebuilt model gives what the plan's model gives without the channels."""
     if plan.merges:

@@ -179,6 +179,8 @@ def choose(
             "are inputs, outputs, or touch layers without a rule."
         )
     channel_map.check_weights()
+    if budget.kind == "latency_reduction":
+        budget.table.shows_progress = verbose or budget.table.verbose
     solver = Solver(channel_map, budget.allocated(has_samples=False), removed)
 
     def select(scores):

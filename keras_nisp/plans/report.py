@@ -1,6 +1,7 @@
 """A plan as one HTML page: what `Plan.report` writes."""
 
 import dataclasses
+import html
 import importlib.resources
 import os
 import re
@@ -24,6 +25,12 @@ def write(plan: "Plan", path: str | os.PathLike, command: str | None = None) -> 
     page = render(plan, command)
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode())  # the same bytes on every system
+
+
+def frame(plan: "Plan") -> str:
+    """The page inside of a notebook: a frame, so that its styles stay there."""
+    page = html.escape(render(plan))
+    return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0"></iframe>'
 
 
 def render(plan: "Plan", command: str | None = None) -> str:

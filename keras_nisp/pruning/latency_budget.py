@@ -13,6 +13,7 @@ from keras_nisp.data.samples import Samples
 from keras_nisp.errors import BudgetError
 from keras_nisp.export.tflite import convert
 from keras_nisp.importance.base import Importance
+from keras_nisp.io.shown import Shown
 from keras_nisp.latency.benchmarking import benchmark
 from keras_nisp.latency.table import LatencyTable
 from keras_nisp.plans.budget import Budget
@@ -25,8 +26,8 @@ NOISE = 0.02  # of the latency: as much may be missing, since measurements diffe
 SAMPLES = 8  # from which int8 takes ranges; time does not depend on them
 
 
-@dataclasses.dataclass(frozen=True)
-class Realised:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Realised(Shown):
     """What a latency budget came to; `print` it for one line.
 
     Attributes:

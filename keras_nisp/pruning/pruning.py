@@ -17,6 +17,7 @@ from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_bud
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.planning import make_plan, traced_for, with_samples
 from keras_nisp.pruning.latency_budget import Realised, realise_latency
+from keras_nisp.pruning.sensitivity import known_accuracies
 from keras_nisp.recovery.compensation import check_compensation
 from keras_nisp.recovery.pair import Pair
 from keras_nisp.recovery.recalibration import repair
@@ -63,8 +64,9 @@ def prune(
         verify: compare the result with the original whose removed channels are zeroed, as the
             function `verify` does, on samples of `calibration`, else of what the importance has
             read, else on random ones. It proves the surgery; it says nothing of the accuracy.
-        verbose: 1 shows progress bars of what takes more than a second, and prints the outcome in
-            one line, and whether the result was repaired; 0 nothing.
+        verbose: 1 shows progress bars of what takes more than a second, and prints one line: costs
+            before and after, whether the surgery was verified and the result repaired, its accuracy
+            if `calibration` data come with labels of a classifier, and what to do next. 0 nothing.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
             `flops_reduction=0.5`, `exclude="stem"` and so on.
 
@@ -101,23 +103,33 @@ def _prune(model, importance, budget, shape, calibration, how, verify, verbose) 
     importance, samples = with_samples(importance, calibration, model, verbose)
     result = pruned(model, importance, budget, samples=samples, verbose=verbose, **shape)
     plan, small = result.plan, result.small
-    text = (
-        f"{model.name}: parameters -{100 * plan.params_reduction:.1f} %, "
-        f"FLOPs -{100 * plan.flops_reduction:.1f} %"
-    )
+    told = [f"{model.name}: {plan.costs()}"]
     if result.latency is not None:
-        text += f"; {result.latency}"
+        told.append(str(result.latency))
     if verify:
         looked_at = samples or importance.known_samples(model)
-        text += f"; {result.verified(looked_at, verbose)}"
+        told.append(f"surgery {result.verified(looked_at, verbose)}")
     if samples is not None:
         result.repair(samples, **how, verbose=verbose)
-        text += f"; repaired on {len(samples):,} samples"
-    elif plan.after != plan.before:
-        text += "; not repaired: pass `calibration`, or call `recalibrate`; then fine-tune"
     if verbose:
-        print("\n".join([text, *plan.notes]))
+        told.append(_outcome(model, plan, small, samples))
+        print("\n".join(["; ".join(told), *plan.notes]))
     return small
+
+
+def _outcome(model, plan: Plan, small, samples: Samples | None) -> str:
+    """Whether the model was repaired, how accurate it is if there are labels, and what next."""
+    if samples is None:
+        if plan.after == plan.before:
+            return "nothing was removed"
+        return (
+            "not repaired, so it may answer as if by chance. Next: pass `calibration`, or call "
+            "`recalibrate`; then fine-tune"
+        )
+    right = known_accuracies((model, small), samples)
+    accuracies = " -> ".join(f"{share:.4f}" for share in right)
+    known = f"accuracy on these {accuracies}" if right else "its accuracy was not measured"
+    return f"repaired on {len(samples):,} samples, {known}. Next: fine-tune, and compare accuracies"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

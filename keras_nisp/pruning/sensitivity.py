@@ -66,6 +66,24 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
     return float((outputs[0].argmax(-1) == labels.ravel()).mean())
 
 
+def known_accuracies(models: Iterable[keras.Model], samples: Samples) -> list[float]:
+    """Accuracies on samples that have labels of a classifier; none on others."""
+    labels = [np.asarray(part) for part in keras.tree.flatten(samples.labels)]
+    if len(labels) != 1 or not _are_classes(labels[0]):
+        return []
+    try:
+        return [accuracy(model, samples) for model in models]
+    except ValueError:
+        return []
+
+
+def _are_classes(labels: np.ndarray) -> bool:
+    """Whether labels are indices of classes, or one-hot; other targets have no accuracy."""
+    if labels.dtype.kind not in "biuf" or (labels < 0).any() or (labels % 1).any():
+        return False
+    return labels.ndim == 1 or labels.shape[1:] == (1,) or bool((labels.sum(-1) == 1).all())
+
+
 @renamed(limit="max_samples")
 def sensitivity(
     model: keras.Model,
@@ -158,7 +176,7 @@ def sensitivity(
         figure = _accuracy(channel_map, metric, labelled, unlabelled)
     scores = importance(channel_map)
     pairs = list(itertools.product(range(len(channel_map.groups)), ratios))
-    measured, bar = [], Progress(len(pairs), verbose, "measurement")
+    measured, bar = [], Progress(len(pairs), verbose, "Pruning each group alone", "measurement")
     for group, ratio in pairs:
         plan = _plan(channel_map, group, ratio, limits, scores)
         units = channel_map.groups[group].units

@@ -120,7 +120,7 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, verb
     twin = Carrier(pair.twins, samples, batch_size)
     most = math.ceil(MOST_POSITIONS / len(samples))
     statistics: dict[keras.Layer, tuple[BatchStatistics, BatchStatistics]] = {}
-    progress = Progress(len(pair.twins), verbose, "layer")
+    progress = Progress(len(pair.twins), verbose, "Refitting kernels", "layer")
     for call, other in zip(pair.large.calls, pair.twins, strict=True):
         run = original.run()
         for make in fits.get(call, ()):

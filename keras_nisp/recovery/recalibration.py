@@ -186,7 +186,7 @@ def _renew_statistics(model: keras.Model, samples: Samples, batch_size: int, ver
         statistics = known.setdefault(layer, BatchStatistics(layer, normalisation))
         return statistics.normalised(*args, **kwargs)
 
-    for inputs, _ in samples.batches(batch_size, verbose=verbose):
+    for inputs, _ in samples.batches(batch_size, verbose, "Recalibrating BatchNormalization"):
         with calling.fresh_states(model):
             walking.walk(model, inputs, visit)
     for statistics in known.values():

@@ -97,7 +97,7 @@ class Layerwise:
         self.undefined: str | None = None
         self.told: dict[str, bool] = {}
         self.done = 0
-        self.progress = Progress(len(self.steps), verbose, "layer")
+        self.progress = Progress(len(self.steps), verbose, "Verifying layers", "layer")
 
     @property
     def worst(self) -> LayerDifference:

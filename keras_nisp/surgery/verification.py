@@ -14,6 +14,7 @@ from keras_nisp.data.collecting import collect
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.data.samples import Samples
 from keras_nisp.errors import VerificationError
+from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling
 from keras_nisp.keras_graph.rounding import Difference, allowed, default_tolerance, difference
 from keras_nisp.plans.plan import Plan
@@ -30,8 +31,8 @@ ZEROED = "the original with the removed channels zeroed"
 LEVELLED = "the original with clusters at their means"
 
 
-@dataclasses.dataclass(frozen=True)
-class Verification:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Verification(Shown):
     """The outcome of a comparison; `print` it for one line.
 
     Attributes:
