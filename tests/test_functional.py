@@ -59,10 +59,10 @@ class Noisy(layers.Layer):
 
 
 class Scaled(layers.Layer):
-    """Has a weight of its own, and is of no kind that is known by what it computes."""
+    """Has a number for a weight, which no layer of Keras has."""
 
     def build(self, shape):
-        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+        self.scale = self.add_weight(shape=(), name="scale")
 
     def call(self, x):
         return x[..., ::-1] * self.scale

@@ -37,8 +37,7 @@ def as_functional(
 
     A subclassed model becomes a functional one, and every custom layer that is made of other
     layers and operations becomes a nested functional model of its name. What cannot be converted
-    stays as it is: layers with weights of their own, with code that needs values, or that
-    do something else in training.
+    stays as it is: layers with code that needs values, or that do something else in training.
 
     Args:
         model: any Keras model. It is not changed; the result shares its layers and weights.
@@ -100,7 +99,9 @@ def _convert_graph(model: keras.Model, input_shape) -> tuple[keras.Model, list[K
         converted = converter.graph(model, shapes)
         try:
             if converted is not model:
-                check_same(converted, model, arguments, {}, converter.sizes)
+                agree = not converter.lost
+                check_same(converted, model, arguments, {}, converter.sizes, losses=agree)
+                _warn_of_losses(model, converter)
             return converted, list(converter.kept.values())
         except Exception as error:  # whatever code of users raises
             faults.append(error)
@@ -139,6 +140,7 @@ def _convert_subclassed(
             f"graph: {_reason(model, kept)}. Build it from layers and `keras.ops` as "
             "`keras.Model(inputs, outputs)`."
         )
+    _warn_of_losses(model, converter)
     return _structured(converted, inputs, model), list(kept.values())
 
 
@@ -189,6 +191,18 @@ def _structured(converted: Converted | Constants, inputs: Any, model: keras.Mode
     )
     outputs = keras.tree.pack_sequence_as(converted.structure, keras.tree.flatten(outputs))
     return keras.Model(new, outputs, name=model.name)
+
+
+def _warn_of_losses(model: keras.Model, converter: Converter) -> None:
+    """Losses that layers add in training have no place in a graph."""
+    if converter.lost:
+        first, *others = converter.lost.values()
+        more = f" and {len(others)} more layers add" if others else " adds"
+        warn(
+            f"Layer '{first.name}' ({type(first).__name__}){more} to the loss in training "
+            f"(`add_loss`), which the functional graph of model '{model.name}' leaves out: its "
+            "outputs are the same. Add what it is to the loss of your own training step."
+        )
 
 
 def _warn_of_what_is_lost(model: keras.Model, converted: keras.Model) -> None:

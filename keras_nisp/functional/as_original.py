@@ -67,12 +67,15 @@ def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
         if not isinstance(model, keras.Model):
             raise TypeError(f"Expected `{name}` to be a keras.Model. Received: {model!r}")
     paths = _common_paths(small, original)
-    before, after = ({path: _shapes(net)[path] for path in paths} for net in (original, small))
+    before, after = (
+        {path: tuple(weights[path].shape) for path in paths}
+        for weights in (weights_by_path(original), _by_original_path(small, original))
+    )
     config, refused = _smaller(original, before, after)
     made = _shapes_by(config, type(original))
     _check_shapes(original, before, after, made, refused)
     new = type(original).from_config(config)
-    values = weights_by_path(small)
+    values = _by_original_path(small, original)
     for path, variable in weights_by_path(new).items():
         if path in paths:
             variable.assign(values[path])
@@ -83,7 +86,7 @@ def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
 
 def _common_paths(small: keras.Model, original: keras.Model) -> list[str]:
     """Of weights: a layer may be held in several places, and a graph knows some of them."""
-    every = weights_by_path(original), weights_by_path(small)
+    every = weights_by_path(original), _by_original_path(small, original)
     paths = [path for path in every[0] if path in every[1]]
     for weights in every:
         known = {id(weights[path]) for path in paths}
@@ -95,6 +98,14 @@ def _common_paths(small: keras.Model, original: keras.Model) -> list[str]:
                 "`as_functional(original)`."
             )
     return paths
+
+
+def _by_original_path(small: keras.Model, original: keras.Model) -> dict[str, keras.Variable]:
+    """The weights of a graph, by the paths that they had: those that a layer held itself are in a
+    layer of their own there, which has their name."""
+    known, weights = weights_by_path(original), weights_by_path(small)
+    own = {path: path.rpartition("/")[0] for path in weights if path not in known}
+    return {own[path] if own.get(path) in known else path: v for path, v in weights.items()}
 
 
 def _shapes(model: keras.Model) -> Shapes:

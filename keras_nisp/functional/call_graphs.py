@@ -11,15 +11,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.registry import rule_of
-from keras_nisp.errors import ReasonError
+from keras_nisp.functional.batch_first import (
+    MATMUL,
+    RESHAPE,
+    TRANSPOSE,
+    BatchFirst,
+    keeps,
+)
+from keras_nisp.functional.held_weights import HeldWeights
+from keras_nisp.functional.laid import Laid, NotAGraphError
 from keras_nisp.keras_graph import calling, copying, keras_layers, walking
+from keras_nisp.keras_graph.holders import Holders
 
-RESHAPE, MATMUL = map(keras_layers.operation_class, ("reshape", "matmul"))
 FOLLOWS, ON, OFF = "as the model is", "in training", "in inference"
-
-
-class NotAGraphError(ReasonError):
-    """Why no graph does what a call does, at whatever sizes it is traced."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +162,27 @@ def _enclosed(function) -> list:
     return [cell.cell_contents for cell in function.__closure__ or ()]
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights that a layer has itself, which are the last inputs of its traced graphs.
+
+    Attributes:
+        own: the weights.
+        holders: layers for them.
+        dtype: the policy of the layer.
+    """
+
+    own: list[keras.Variable]
+    holders: Holders
+    dtype: Any
+
+
 def one_graph(
-    traced: keras.Function, found: dict[int, str], batches: list, probe: int | None
+    traced: keras.Function,
+    found: dict[int, str],
+    batches: list,
+    probe: int | None,
+    weights: Weights,
 ) -> tuple[list, list]:
     """Replays the graph of training so that each call is in its mode.
 
@@ -168,15 +191,21 @@ def one_graph(
         found: from `modes`.
         batches: batch size of each input, `None` for an open one.
         probe: the batch size at which the call was traced, if that is to be opened.
+        weights: those that are inputs of the traced graph.
 
     Returns:
-        Flat lists of the new inputs and outputs.
+        Flat lists of the new inputs, and of the new outputs: each a tensor, or a `Laid`.
 
     Raises:
         NotAGraphError: Keras does not keep a mode in which a call always is.
     """
-
-    products: dict[int, keras.Layer] = {}
+    inputs = [
+        keras.Input(batch_shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype)
+        for batch, tensor in zip(batches, traced.inputs, strict=False)
+    ]
+    once = _used_once(traced, weights.own)
+    held = HeldWeights(inputs[0], weights.holders, weights.dtype, once)
+    made = BatchFirst(held, probe)
 
     def visit(node, args, kwargs):
         operation, mode = node.operation, found[id(node)]
@@ -185,19 +214,37 @@ def one_graph(
         kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         if keras_layers.takes_training(operation) and mode != FOLLOWS:
             kwargs |= _held_mode(operation, mode)
+        if isinstance(operation, MATMUL) and _is_kernel(args[1]) and not isinstance(args[0], Laid):
+            letters = "abcdefgh"[: len(args[0].shape)]
+            product = f"{letters},{letters[-1]}z->{letters[:-1]}z"
+            if layer := weights.holders.product(args[1], product, args[1].dtype):
+                return layer(args[0])
+        args, kwargs = keras.tree.map_structure(lambda x: _constant(x, probe), (args, kwargs))
+        if (outputs := made.call(node, args, kwargs)) is not None:
+            return outputs
         if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
-        if isinstance(operation, MATMUL) and _is_kernel(args[1]):
-            dense = products.setdefault(id(args[1]), keras_layers.dense_of(args[1]))
-            return dense(args[0])
-        args, kwargs = keras.tree.map_structure(lambda x: _constant(x, probe), (args, kwargs))
         return calling.called(operation, args, kwargs)
 
-    inputs = [
-        keras.Input(batch_shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype)
-        for batch, tensor in zip(batches, traced.inputs, strict=True)
-    ]
-    return inputs, keras.tree.flatten(walking.replay(traced, inputs, visit))
+    values = [*inputs, *map(held.weight, weights.own)]
+    return inputs, keras.tree.flatten(walking.replay(traced, values, visit))
+
+
+def _used_once(traced: keras.Function, own: list) -> set[int]:
+    """The `id` of the weights that a single call uses."""
+    uses: collections.Counter[int] = collections.Counter()
+
+    def visit(node, args, kwargs):
+        given = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.Variable)]
+        if given and (isinstance(node.operation, TRANSPOSE) or keeps(node)):
+            return given
+        uses.update(map(id, given))
+        return [None] * len(node.outputs)
+
+    values = [None] * (len(traced.inputs) - len(own)) + own
+    for result in keras.tree.flatten(walking.replay(traced, values, visit)):
+        uses[id(result)] += 1
+    return {id(weight) for weight in own if uses[id(weight)] == 1}
 
 
 def _held_mode(operation: keras.Layer, mode: str) -> dict:

@@ -9,11 +9,13 @@ from typing import Any
 
 import keras
 
-from keras_nisp.channels.registry import registered
+from keras_nisp.channels.registry import registered, rule_of
 from keras_nisp.errors import ReasonError, reason_of
-from keras_nisp.functional.call_graphs import NotAGraphError, for_any_batch, modes, one_graph, same
+from keras_nisp.functional.call_graphs import Weights, for_any_batch, modes, one_graph, same
 from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
+from keras_nisp.functional.laid import Laid, NotAGraphError, is_tensor, with_batch_at
 from keras_nisp.keras_graph import calling, copying, keras_layers, keras_models, walking
+from keras_nisp.keras_graph.holders import Holders
 from keras_nisp.keras_graph.masks import mask_of, set_mask
 from keras_nisp.keras_graph.model_class import of_class
 from keras_nisp.keras_graph.wrappers import is_wrapper
@@ -34,11 +36,13 @@ class Converted:
         model: takes the tensors of the composite's call, and gives those of its result.
         structure: the composite's result; what is no tensor in it stands as it is.
         masks: for each tensor of the result which of its arguments' masks it carries.
+        batches: for each tensor of the result where its batch axis is; the model has it first.
     """
 
     model: keras.Model
     structure: Any
     masks: list[int | None]
+    batches: list[int]
 
     def __call__(self, args, kwargs):
         settings = {"training": kwargs["training"]} if "training" in kwargs else {}
@@ -48,7 +52,7 @@ class Converted:
         for tensor, index in zip(outputs, self.masks, strict=True):
             if index is not None:
                 set_mask(tensor, masks[index])
-        pending = iter(outputs)
+        pending = map(with_batch_at, outputs, self.batches)
         return keras.tree.map_structure(
             lambda x: next(pending) if is_tensor(x) else x, self.structure
         )
@@ -88,6 +92,7 @@ class Converter:
 
     Attributes:
         kept: the layers that could not be converted, by their `id`.
+        lost: those that were converted without the losses that they add in training.
     """
 
     def __init__(self, sizes: list[int], lookups: bool = True):
@@ -96,6 +101,8 @@ class Converter:
         self.models: dict[tuple, tuple] = {}
         self.composites: dict[int, list[tuple]] = {}
         self.kept: dict[int, Kept] = {}
+        self.lost: dict[int, keras.Layer] = {}
+        self.holders = Holders()
 
     def graph(self, model: keras.Model, shapes: Shapes) -> keras.Model:
         """A functional or sequential model with its composites converted.
@@ -203,7 +210,12 @@ class Converter:
 
     def _converted(self, layer, args, kwargs) -> Converted | Constants | None:
         """With an open batch size if that will do; else with one that is then opened; else
-        without `_for_each_sample`."""
+        without `_for_each_sample`. Layers with weights that a rule follows stay as they are."""
+        kwargs = {k: v for k, v in kwargs.items() if k != "training"}
+        if not layer.built:
+            _build(layer, args, kwargs)
+        if keras_layers.own_weights(layer) and not rule_of(layer).warns:
+            return None
         for batch, lookups in ((None, True), (PROBE, True), (PROBE, False)):
             if not lookups and id(layer) not in self.looked_up:
                 break  # it would be the same again
@@ -219,9 +231,7 @@ class Converter:
         return None
 
     def _convert(self, layer, args, kwargs, batch, lookups) -> Converted | Constants:
-        kwargs = {k: v for k, v in kwargs.items() if k != "training"}
-        if not layer.built:
-            _build(layer, args, kwargs)
+        own = keras_layers.own_weights(layer)
         given = layer, args, kwargs, batch, lookups
         results = [self._trace(*given, training) for training in (False, True)]
         if not all(tensors_of(result, {}) for _, result in results):
@@ -230,14 +240,20 @@ class Converter:
         structure = results[1][1]
         in_mode = modes(inference, training)
         tensors = tensors_of(args, kwargs)
-        masks = [tensor for tensor in training.inputs[len(tensors) :]]
+        masks = training.inputs[len(tensors) : len(training.inputs) - len(own)]
         batches = [tensor.shape[0] for tensor in (*tensors, *masks_of(tensors))]
-        inputs, outputs = one_graph(training, in_mode, batches, batch)
+        weights = Weights(own, self.holders, layer.dtype_policy)
+        inputs, outputs = one_graph(training, in_mode, batches, batch, weights)
+        places = [x.batch if isinstance(x, Laid) else 0 for x in outputs]
+        if None in places:
+            raise NotAGraphError("it gives something that follows from its weights alone")
+        outputs = [x.tensor if isinstance(x, Laid) else x for x in outputs]
         model = keras.Model(_single(inputs), outputs, name=layer.name)
         _check_weights(model, layer)
-        check_same(model, layer, args, kwargs, self.sizes, structure)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
-        return Converted(model, structure, carried)
+        converted = Converted(model, structure, carried, places)
+        check_same(model, layer, args, kwargs, self.sizes, structure, places, not self.lost)
+        return converted
 
     def _trace(self, layer, args, kwargs, batch, lookups, training) -> tuple[list, Any]:
         """Symbolic tensors like those of a call, and their masks, and what a layer makes of
@@ -266,12 +282,22 @@ class Converter:
             kwargs |= {"training": training}
         if len(cast) == len(masks) == 1 and calling.takes(layer, "mask"):
             kwargs = {"mask": masks[0], **kwargs}  # as Keras would
-        watched = calling.intercepted_calls(call)
-        with watched, calling.mode(training), calling.noted_updates() as noted:
+        with (
+            calling.intercepted_calls(call),
+            calling.indexed_like_arrays(),
+            calling.mode(training),
+            calling.noted_updates() as noted,
+            calling.symbolic_weights(layer) as own,
+            calling.without_losses(layer) as losses,
+        ):
             result = layer.call(*args, **kwargs)
+        if losses and not training:
+            raise NotAGraphError("it adds to the loss (`add_loss`) in inference, too")
+        if losses:
+            self.lost[id(layer)] = layer
         if noted:
             raise NotAGraphError(f"its call changes {noted[0]}")
-        return [*inputs, *masks], result
+        return [*inputs, *masks, *own], result
 
 
 def _for_each_sample(indices: Any, like: keras.KerasTensor) -> Any:
@@ -363,10 +389,6 @@ def _is_composite(operation) -> bool:
 
 def _single(values: list) -> Any:
     return values[0] if len(values) == 1 else values
-
-
-def is_tensor(value: Any) -> bool:
-    return isinstance(value, keras.KerasTensor)
 
 
 def _described(args, kwargs) -> Any:

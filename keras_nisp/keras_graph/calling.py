@@ -17,7 +17,7 @@ from keras.src.layers.layer import CallContext
 from keras.src.models import functional
 
 from keras_nisp.errors import reason_of
-from keras_nisp.keras_graph.keras_layers import is_of_keras, takes_training
+from keras_nisp.keras_graph.keras_layers import is_of_keras, own_weights, takes_training
 from keras_nisp.keras_graph.keras_models import structured_inputs
 
 
@@ -60,6 +60,55 @@ def noted_updates():
         yield noted
     noted += ["a variable or random seed"] * bool(scope.state_mapping)
     noted += ["the model's losses"] * bool(scope.losses)
+
+
+@contextlib.contextmanager
+def symbolic_weights(layer: keras.Layer):
+    """In it a layer's own weights are symbolic, as far as its attributes hold them; gives one
+    tensor for each of them."""
+    weights = own_weights(layer)
+    tensors = [keras.Input(batch_shape=w.shape, dtype=_seen_dtype(layer, w)) for w in weights]
+    places = {id(weight): tensor for weight, tensor in zip(weights, tensors, strict=True)}
+    held = {key: value for key, value in vars(layer).items() if id(value) in places}
+    vars(layer).update({key: places[id(value)] for key, value in held.items()})
+    try:
+        yield tensors
+    finally:
+        vars(layer).update(held)
+
+
+@contextlib.contextmanager
+def indexed_like_arrays():
+    """In it symbolic tensors take all indices that arrays take, of which Keras refuses some as
+    such: `x[:4]`, `x[None]`."""
+    kind = keras.KerasTensor
+    own = kind.__getitem__
+
+    def item(tensor, key):
+        return own(tensor, key if isinstance(key, (tuple, int)) else (key,))
+
+    kind.__getitem__ = item
+    try:
+        yield
+    finally:
+        kind.__getitem__ = own
+
+
+@contextlib.contextmanager
+def without_losses(layer: keras.Layer):
+    """In it a layer adds no losses; gives the list of those that it would have added."""
+    losses: list = []
+    vars(layer)["add_loss"] = losses.append
+    try:
+        yield losses
+    finally:
+        del vars(layer)["add_loss"]
+
+
+def _seen_dtype(layer: keras.Layer, weight: keras.Variable) -> str:
+    """The dtype in which a layer's code sees a weight."""
+    casts = layer.autocast and getattr(weight, "autocast", True) and "float" in weight.dtype
+    return layer.compute_dtype if casts else weight.dtype
 
 
 @contextlib.contextmanager

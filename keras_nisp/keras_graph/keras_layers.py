@@ -49,15 +49,9 @@ def fixed_weights(layer: keras.Layer) -> list[keras.Variable]:
     return [v for part in layer._flatten_layers() for v in part._non_trainable_variables]
 
 
-def dense_of(kernel: keras.Variable) -> keras.layers.Dense:
-    """A Dense layer without a bias that holds a variable as its kernel, and is named after it."""
-    *owners, name = kernel.path.split("/")
-    owner = owners[-1] if owners and name == "kernel" else name
-    layer = keras.layers.Dense(kernel.shape[-1], use_bias=False, name=owner)
-    layer._kernel, layer.bias = kernel, None
-    layer._build_shapes_dict = {"input_shape": (None, kernel.shape[0])}
-    layer.built = True
-    return layer
+def own_weights(layer: keras.Layer) -> list[keras.Variable]:
+    """The weights that a layer was given to be trained, and no part of it holds."""
+    return list(layer._trainable_variables)
 
 
 def projection(attention: keras.Layer, which: str) -> Any:

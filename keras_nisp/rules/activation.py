@@ -172,7 +172,6 @@ class ReLU(Nonlinear):
     *("arccosh", "arctanh", "deg2rad", "rad2deg", "floor", "ceil", "round", "trunc", "clip"),
     *("fabs", "nan_to_num", "i0", "isnan", "isinf", "isfinite", "isneginf", "isposinf", "isreal"),
     *("logical_not", "bitwise_not", "bitwise_invert", "conjugate", "real", "imag", "angle"),
-    *("zeros_like", "ones_like", "full_like", "empty_like"),
     *("celu", "elu", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh"),
     *("leaky_relu", "log_sigmoid", "selu", "sigmoid", "silu", "soft_shrink"),
     *("softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh_shrink"),
@@ -191,6 +190,14 @@ class Elementwise(PassThrough):
 
     def absolute(self, call, x, *settings, **others):
         return x
+
+
+@register_operations("zeros_like", "ones_like", "full_like", "empty_like")
+class Constant(Elementwise):
+    """Numbers that do not depend on the tensor: no importance passes."""
+
+    def absolute(self, call, x, *settings, **others):
+        return tf.ones_like(x)
 
 
 @register_operations("relu", "relu6")

@@ -50,7 +50,9 @@ def _join_tensors(call, tensors):
         else:
             joined.append(tensor)
     if len({axis for tensor in joined for axis in varying_axes(tensor)}) > 1:
-        return call.grid(_join_lines(call, joined, range(len(shape)))), shape
+        lines = _join_lines(call, joined, range(len(shape)))
+        meet = f"meets in '{call.path}' what holds no channels"
+        return call.grid(lines) if lines else call.single(meet), shape
     for tensor in joined[1:]:
         call.join(joined[0].names, tensor.names)
     names = [tensor.names for tensor in joined]
@@ -63,7 +65,7 @@ def varying_axes(tensor) -> list[int]:
 
 
 def _join_lines(call, tensors, axes) -> dict[int, np.ndarray]:
-    """The common names of tensors that meet, along each of these axes."""
+    """The common names of tensors that meet, along each of these axes where all have some."""
     lines = {}
     for axis in axes:
         full = [t for t in tensors if t.shape[axis] > 1]
@@ -73,7 +75,7 @@ def _join_lines(call, tensors, axes) -> dict[int, np.ndarray]:
             for line in held[1:]:
                 call.join(held[0], line)
             if len(held) < len(full):
-                call.fix(held[0], f"meets in '{call.path}' what holds no channels")
+                call.fix(lines.pop(axis), f"meets in '{call.path}' what holds no channels")
     return lines
 
 
@@ -188,7 +190,7 @@ class Operator(Rule):
                 total = total * factor
             elif kind in QUOTIENTS and tf.is_tensor(operands[0]):
                 total = tf.math.divide_no_nan(total, factor)
-        return total
+        return tf.broadcast_to(total, (total.shape[0], *call.output_shape))
 
 
 @register_operations("add", "subtract", "multiply", "divide", "true_divide")

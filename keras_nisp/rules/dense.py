@@ -91,7 +91,11 @@ class EinsumDense(Rule):
         read = "".join(letter for letter in kernel if letter in tensor)
         made = [letter for letter in kernel if letter not in tensor]
         biased = [letter for letter in output if letter in (layer.bias_axes or "")]
-        if any(letter in output for letter in read) or (layer.bias is not None and biased != made):
+        if (
+            not read
+            or any(letter in output for letter in read)
+            or (layer.bias is not None and biased != made)
+        ):
             return []
         axes = tuple(kernel.index(letter) for letter in read)
         if len(axes) == 1:

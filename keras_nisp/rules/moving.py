@@ -163,7 +163,8 @@ class Take(Movement):
 
 @register_operations("get_item")
 class GetItem(Movement):
-    """`x[..., a:b]`: where channels are sliced, the new bounds are counted."""
+    """`x[..., a:b]`: where channels are sliced, the new bounds are counted. `x[..., ::2]` makes one
+    channel of two."""
 
     def trace(self, call, x, key):
         for axis, entry in _entries(key, x.rank + 1):
@@ -173,6 +174,9 @@ class GetItem(Movement):
                 continue
             if not isinstance(entry, slice):
                 call.fix(x.line(axis - 1)[entry], f"is taken alone by '{call.path}'")
+            elif _in_turn(entry, x.shape[axis - 1]):
+                rows = x.line(axis - 1).reshape(-1, entry.step)
+                call.join(rows[:, :1], rows)
             elif entry.step not in (None, 1) and entry != slice(None, None, -1):
                 return call.fix_all("which takes channels in steps")
         return move(call, (x, key), {})
@@ -183,7 +187,8 @@ class GetItem(Movement):
         for index, (axis, entry) in zip(
             _taking_axes(key), _entries(key, traced.rank + 1), strict=True
         ):
-            if varies(traced, axis) and entry not in (slice(None), slice(None, None, -1)):
+            whole = entry in (slice(None), slice(None, None, -1))
+            if varies(traced, axis) and not whole and not _in_turn(entry, traced.shape[axis - 1]):
                 names = traced.line(axis - 1)
                 if isinstance(entry, slice):
                     start, stop, _ = entry.indices(len(names))
@@ -191,6 +196,14 @@ class GetItem(Movement):
                 else:
                     changed[index] = width(names[: entry % len(names)])
         return (x, tuple(changed)), kwargs
+
+
+def _in_turn(entry, size: int) -> bool:
+    """Whether one of every few positions is taken, from the first few to the end: those that lie
+    side by side are one channel then, and the index stays."""
+    if not isinstance(entry, slice) or entry.step is None or entry.step < 2 or size % entry.step:
+        return False
+    return (entry.start or 0) in range(entry.step) and entry.stop in (None, size)
 
 
 def _key(given) -> tuple:

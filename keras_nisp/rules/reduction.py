@@ -102,7 +102,10 @@ class Extreme(_Reduction):
 
     def masked(self, call, keep, x):
         largest = type(call.layer).__name__.lower().endswith("max")
-        return call.infer(tf.where(keep[0] > 0, x, x.dtype.min if largest else x.dtype.max))
+        y = call.infer(tf.where(keep[0] > 0, x, x.dtype.min if largest else x.dtype.max))
+        kept = tf.broadcast_to(keep[0], tf.shape(x))  # of all that is removed there is no extreme
+        kept = tf.reduce_max(kept, _listed(call.layer.axis), call.layer.keepdims)
+        return tf.where(kept > 0, y, tf.zeros_like(y))
 
 
 @register_operations(

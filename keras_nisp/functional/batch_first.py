@@ -1,0 +1,320 @@
+"""Calls on weights, and on tensors whose batch axis is not the first, with the batch axis first.
+
+Code in a layer's `call` may work on weights before they meet any sample (reshape them, look rows
+up), and may put the batch axis elsewhere (experts first). Rules know tensors whose first axis is
+that of samples alone. So each call of the traced graph becomes one of the same operation on such
+tensors: weights get a row for each sample, and axes among the settings are counted again.
+"""
+
+import string
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels.registry import rule_of
+from keras_nisp.functional.held_weights import HeldWeights
+from keras_nisp.functional.laid import (
+    Laid,
+    NotAGraphError,
+    NoWayError,
+    Weight,
+    batch_of,
+    is_tensor,
+    laid,
+    moved_axis,
+    rank_of,
+    reshaped,
+    tensor_of,
+)
+from keras_nisp.keras_graph import calling, copying, keras_layers
+from keras_nisp.rules.products import parse
+
+
+def _operations(*names: str) -> tuple:
+    return tuple(filter(None, map(keras_layers.operation_class, names)))
+
+
+(
+    EINSUM,
+    MATMUL,
+    TRANSPOSE,
+    GET_ITEM,
+    RESHAPE,
+    EXPAND,
+    SQUEEZE,
+    BROADCAST,
+    TILE,
+    REPEAT,
+    TAKE,
+    CAST,
+    CONVERT,
+) = _operations(
+    *("einsum", "matmul", "transpose", "get_item", "reshape", "expand_dims", "squeeze"),
+    *("broadcast_to", "tile", "repeat", "take", "cast", "convert_to_tensor"),
+)
+ALONG_AXIS = _operations(
+    *("sum", "mean", "max", "min", "any", "all", "prod", "std", "var", "softmax", "log_softmax"),
+    *("cumsum", "split", "flip", "take", "repeat", "argmax", "argmin", "logsumexp"),
+)
+SIDE_BY_SIDE = _operations("concatenate", "stack")
+
+
+class BatchFirst:
+    """Makes the calls of a graph.
+
+    Args:
+        weights: those among what is called with.
+        probe: the size of the batch axis where the call was traced at one.
+    """
+
+    def __init__(self, weights: HeldWeights, probe: int | None) -> None:
+        self.weights, self.probe = weights, probe
+
+    def call(self, node, args: tuple, kwargs: dict) -> Any:
+        """What a call of the traced graph gives.
+
+        Returns:
+            For each of its outputs a tensor or a `Laid`; `None` if the call may be made as it is.
+        """
+        operation, flat = node.operation, keras.tree.flatten((args, kwargs))
+        if not any(isinstance(x, Laid) for x in flat):
+            moves = isinstance(operation, (TRANSPOSE, EINSUM))
+            return self._moved(operation, args) if moves else None
+        try:
+            if isinstance(operation, keras.Layer):
+                return self._layer(operation, args, kwargs)
+            return self._operation(node, operation, args, kwargs)
+        except NoWayError:
+            return self._as_it_is(operation, args, kwargs)
+
+    def _moved(self, operation, args: tuple) -> Laid | None:
+        """What a call gives that puts the batch axis elsewhere."""
+        ranks = [len(x.shape) for x in args]
+        if isinstance(operation, TRANSPOSE):
+            axes = _axes(operation, ranks[0])
+            return self._transposed(operation, Laid(args[0], 0)) if axes[0] else None
+        if "->" not in operation.subscripts:
+            return None
+        terms, output = parse(operation.subscripts, ranks)
+        first = {term[0] for x, term in zip(args, terms, strict=True) if is_tensor(x)}
+        if len(first) > 1 or output[:1] in first or not first & set(output):
+            return None
+        return self.weights.product(args, terms, output)
+
+    def _operation(self, node, operation, args: tuple, kwargs: dict) -> Any:
+        x: Any = args[0] if args else None
+        if isinstance(operation, EINSUM) and "->" in operation.subscripts:
+            return self.weights.product(
+                args, *parse(operation.subscripts, [rank_of(x) for x in args])
+            )
+        if isinstance(operation, MATMUL):
+            return self.weights.product(args, *_matmul(args))
+        looks_up = isinstance(operation, TAKE) and operation.axis in (0, -2)
+        rows = self.weights.rows(x, args[1]) if looks_up and isinstance(x, Weight) else None
+        if rows is not None:
+            return rows
+        if keeps(node) and isinstance(x, Weight):
+            return x
+        if isinstance(operation, SIDE_BY_SIDE):
+            return self._side_by_side(operation, x)
+        if rule_of(operation).elementwise and not kwargs:
+            return self._elementwise(operation, args)
+        if len(args) > 1 and not isinstance(operation, (GET_ITEM, TAKE)):
+            raise NoWayError
+        for kinds, make in (
+            (TRANSPOSE, self._transposed),
+            (GET_ITEM, lambda operation, x: self._item(operation, x, args[1])),
+            (EXPAND, self._expanded),
+            ((RESHAPE, SQUEEZE), lambda operation, x: self._reshaped(x, node.outputs[0].shape)),
+        ):
+            if isinstance(operation, kinds):
+                return make(operation, x)
+        if isinstance(operation, (BROADCAST, TILE, REPEAT)) and x.batch is None:
+            if node.outputs[0].shape[:1] in ((self.probe,), (None,)):
+                return self._for_each_sample(x, node.outputs[0].shape)
+            if not isinstance(operation, REPEAT):
+                return Laid(self._repeated(x.tensor, node.outputs[0].shape), None)
+        if isinstance(operation, ALONG_AXIS):
+            return self._along_axis(operation, x, args[1:], len(node.outputs[0].shape))
+        raise NoWayError
+
+    def _elementwise(self, operation, args: tuple) -> Any:
+        args = keras.tree.map_structure(lambda x: x.numpy() if tf.is_tensor(x) else x, args)
+        rank = max(map(rank_of, args))
+        places = {batch_of(x) + rank - rank_of(x) for x in args if batch_of(x) is not None}
+        place = places.pop() if places else None
+        if places:
+            raise NoWayError
+        given = tuple(self._aligned(x, rank, place) for x in args)
+        return laid(calling.called(operation, given, {}), place)
+
+    def _aligned(self, x: Any, rank: int, place: int | None) -> Any:
+        """An operand with the axes of a result of this rank, whose batch axis has this place."""
+        if not rank_of(x):
+            return tensor_of(x)
+        missing = rank - rank_of(x)
+        if isinstance(x, Laid) and x.batch is None:
+            sizes = [*[1] * missing, *x.shape]
+            if place is not None and sizes.pop(place) != 1:
+                raise NoWayError
+            return reshaped(x.tensor, sizes)
+        if isinstance(x, Laid) or is_tensor(x):
+            axes = tuple(range(1, 1 + missing))
+            return keras.ops.expand_dims(tensor_of(x), axes) if axes else tensor_of(x)
+        array = np.reshape(x, (*[1] * missing, *x.shape))
+        if place is None:
+            return array[None]
+        if array.shape[place] != 1:
+            raise NoWayError
+        return np.moveaxis(array, place, 0)
+
+    def _transposed(self, operation, x: Laid) -> Any:
+        axes = _axes(operation, x.rank)
+        if isinstance(x, Weight):
+            return Weight(x.variable, tuple(x.axes[axis] for axis in axes), x.as_table)
+        place = None if x.batch is None else axes.index(x.batch)
+        order = [0, *(x.axis(axis) for axis in axes if axis != x.batch)]
+        if order == sorted(order):
+            return laid(x.tensor, place)
+        return laid(keras.ops.transpose(x.tensor, order), place)
+
+    def _item(self, operation, x: Laid, key: Any) -> Any:
+        key = list(key) if isinstance(key, (tuple, list)) else [key]
+        taken = sum(entry is not None and entry is not Ellipsis for entry in key)
+        dots = [i for i, entry in enumerate(key) if entry is Ellipsis] or [len(key)]
+        key[dots[0] : dots[0] + 1] = [slice(None)] * (x.rank - taken)
+        place, axis = None, 0
+        for index, entry in enumerate(key):
+            if entry is None:
+                continue
+            if axis == x.batch:
+                if entry != slice(None):
+                    raise NoWayError
+                place = index
+            axis += 1
+        lead = 0 if place is None else sum(isinstance(e, (slice, type(None))) for e in key[:place])
+        rest = [entry for index, entry in enumerate(key) if index != place]
+        item = calling.called(operation, (x.tensor, (slice(None), *rest)), {})
+        return laid(item, None if place is None else lead)
+
+    def _expanded(self, operation, x: Laid) -> Any:
+        for axis in _listed(operation.axis, x.rank + np.size(operation.axis)):
+            place = x.batch if x.batch is None or x.batch < axis else x.batch + 1
+            inner = axis + (1 if place is None or place > axis else 0)
+            x = Laid(keras.ops.expand_dims(x.tensor, inner), place)
+        return laid(x.tensor, x.batch)
+
+    def _reshaped(self, x: Laid, shape: tuple) -> Any:
+        if x.batch is None and None not in shape:
+            return Laid(reshaped(x.tensor, list(shape)), None)
+        raise NoWayError
+
+    def _for_each_sample(self, x: Laid, shape: tuple) -> Any:
+        """A weight that is repeated for each sample."""
+        sizes = [*[1] * (len(shape) - x.rank), *x.shape]
+        if sizes[0] != 1:
+            raise NoWayError
+        return self._repeated(reshaped(x.tensor, sizes[1:]), shape[1:])
+
+    def _repeated(self, tensor: Any, shape: tuple) -> Any:
+        """A tensor with this shape behind the batch axis, in which axes of size 1 are repeated."""
+        sizes = [*[1] * (len(shape) + 1 - len(tensor.shape)), *tensor.shape[1:]]
+        tensor = reshaped(tensor, sizes)
+        for axis, (own, wanted) in enumerate(zip(sizes, shape, strict=True), start=1):
+            if own != wanted:
+                if own != 1 or wanted is None:
+                    raise NoWayError
+                tensor = keras.ops.repeat(tensor, wanted, axis=axis)
+        return tensor
+
+    def _along_axis(self, operation, x: Laid, others: tuple, rank: int) -> Any:
+        given = operation.axis
+        if given is None and x.batch is not None:
+            raise NoWayError
+        axes = _listed(range(x.rank) if given is None else given, x.rank)
+        if x.batch in axes or any(isinstance(other, Laid) or is_tensor(other) for other in others):
+            raise NoWayError
+        inner = tuple(x.axis(axis) for axis in axes)
+        single = given is not None and not np.ndim(given)
+        made = copying.copy_layer(operation, axis=inner[0] if single else inner)
+        outputs = calling.called(made, (x.tensor, *others), {})
+        place = x.batch
+        if place is not None and rank != x.rank:
+            before = sum(axis < place for axis in axes)
+            place += before * (rank - x.rank if rank > x.rank else -1)
+        return keras.tree.map_structure(lambda y: laid(y, place), outputs)
+
+    def _side_by_side(self, operation, tensors: list) -> Any:
+        rank = max(map(rank_of, tensors))
+        places = {batch_of(x) for x in tensors if isinstance(x, Laid) or is_tensor(x)}
+        if len(places) > 1 or any(rank_of(x) != rank for x in tensors):
+            raise NoWayError
+        before = place = places.pop()
+        stacks = isinstance(operation, SIDE_BY_SIDE[1])
+        axis = operation.axis % (rank + stacks)
+        if place is not None and stacks:
+            place += axis <= place
+        if place == axis:
+            raise NoWayError
+        made = copying.copy_layer(operation, axis=moved_axis(axis, place))
+        parts = [self._aligned(x, rank, before) for x in tensors]
+        return laid(calling.called(made, (parts,), {}), place)
+
+    def _layer(self, layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
+        """What a layer gives for weights: it is called on those of each sample."""
+        (x, *others) = [
+            y for y in keras.tree.flatten((args, kwargs)) if isinstance(y, Laid) or is_tensor(y)
+        ]
+        if others or not args or args[0] is not x or x.batch is not None:
+            raise NoWayError
+        single = x.shape[:1] == (1,)
+        tensor = reshaped(x.tensor, list(x.shape[1:])) if single else x.tensor
+        outputs = calling.called(layer, (tensor, *args[1:]), kwargs)
+        return keras.tree.map_structure(
+            lambda y: Laid(keras.ops.expand_dims(y, 1) if single else y, None), outputs
+        )
+
+    def _as_it_is(self, operation, args: tuple, kwargs: dict) -> Any:
+        """The call on tensors as they were traced; of weights one for each sample."""
+
+        def restored(x):
+            if not isinstance(x, Laid):
+                return x
+            if x.batch is not None:
+                return keras.ops.moveaxis(x.tensor, 0, x.batch)
+            if x.shape[:1] != (1,):
+                raise NotAGraphError(f"it works on its weights by '{operation.name}'")
+            return reshaped(x.tensor, list(x.shape[1:]))
+
+        args, kwargs = keras.tree.map_structure(restored, (args, kwargs))
+        return calling.called(operation, args, kwargs)
+
+
+def _axes(operation, rank: int) -> list[int]:
+    """The order into which an operation brings axes."""
+    if operation.axes is None:
+        return list(range(rank))[::-1]
+    return [axis % rank for axis in operation.axes]
+
+
+def _listed(axes: Any, rank: int) -> list[int]:
+    return sorted(int(axis) % rank for axis in np.ravel(list(axes) if np.ndim(axes) else axes))
+
+
+def keeps(node) -> bool:
+    """Whether a call gives what it gets, in the same form."""
+    if not isinstance(node.operation, (CAST, CONVERT)):
+        return False
+    return node.outputs[0].dtype == node.input_tensors[0].dtype
+
+
+def _matmul(operands: tuple) -> tuple[list[str], str]:
+    """The letters of a product of matrices."""
+    ranks = [rank_of(x) for x in operands]
+    lead = string.ascii_lowercase[: max(max(ranks) - 2, 0)]
+    first = "k" if ranks[0] == 1 else lead[len(lead) - ranks[0] + 2 :] + "yk"
+    second = "k" if ranks[1] == 1 else lead[len(lead) - ranks[1] + 2 :] + "kz"
+    output = lead + "y" * (ranks[0] > 1) + "z" * (ranks[1] > 1)
+    return [first, second], output

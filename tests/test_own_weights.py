@@ -1,0 +1,196 @@
+"""`as_functional` of layers that compute with weights of their own."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from nets import random_plan, randomise
+
+import keras_nisp as kn
+
+LENGTH, WIDTH = 6, 8
+
+
+class Token(layers.Layer):
+    """Puts a learnt token before the others, and adds a table of positions."""
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(shape[-1],), name="token")
+        self.table = self.add_weight(shape=(shape[1] + 1, shape[-1]), name="table")
+
+    def call(self, x):
+        token = ops.expand_dims(self.token, 0)
+        token = ops.tile(token[None], [ops.shape(x)[0], 1, 1])
+        return ops.concatenate([token, x], axis=1) + self.table
+
+
+class Bias(layers.Layer):
+    """Attention with a learnt bias for each distance, as T5 has it."""
+
+    def build(self, shape):
+        width = shape[-1]
+        self.query, self.key, self.value = (layers.Dense(width, name=n) for n in ("q", "k", "v"))
+        self.out = layers.Dense(width, name="out")
+        self.distances = self.add_weight(shape=(2 * LENGTH, 4), name="distances")
+
+    def call(self, x):
+        batch, length, width = ops.shape(x)
+        q, k, v = (
+            ops.reshape(part(x), (batch, length, 4, width // 4))
+            for part in (self.query, self.key, self.value)
+        )
+        places = ops.arange(length)
+        found = ops.take(self.distances, places[:, None] - places[None] + length, axis=0)
+        found = ops.expand_dims(ops.transpose(found, (2, 0, 1)), 0)
+        scores = ops.softmax(ops.einsum("bqnd,bknd->bnqk", q, k) + found)
+        y = ops.einsum("bnqk,bknd->bqnd", scores, v)
+        return self.out(ops.reshape(y, (batch, length, width)))
+
+
+class Pooling(layers.Layer):
+    """A learnt query, in a form that the sum and the norm of it need."""
+
+    def build(self, shape):
+        self.norm = layers.LayerNormalization(name="norm")
+        self.attention = layers.MultiHeadAttention(2, 4, name="attention")
+        self.probe = self.add_weight(shape=(1, 1, shape[-1]), name="probe")
+
+    def call(self, x):
+        probe = ops.repeat(self.norm(self.probe), ops.shape(x)[0], axis=0)
+        return x + self.attention(probe, x)
+
+
+class Mixed(layers.Layer):
+    """A kernel that is used twice, once transposed, and scales of channels by a softmax."""
+
+    def build(self, shape):
+        self.down = self.add_weight(shape=(shape[-1], 5), name="down")
+        self.shares = self.add_weight(shape=(1, shape[-1]), name="shares")
+        self.matrix = self.add_weight(shape=(3, shape[-1]), name="matrix")
+
+    def call(self, x):
+        y = ops.matmul(ops.relu(ops.matmul(x, self.down)), ops.transpose(self.down))
+        y = y * ops.sigmoid(self.shares) + ops.max(self.matrix, axis=0)
+        return x + y / (1.0 + ops.exp(self.matrix[:1]))
+
+
+class Experts(layers.Layer):
+    """Kernels of all experts side by side; the experts come first in what it gives."""
+
+    def __init__(self, interleaved=False, **kwargs):
+        super().__init__(**kwargs)
+        self.interleaved = interleaved
+
+    def build(self, shape):
+        self.up = self.add_weight(shape=(3, shape[-1], 12), name="up")
+        self.bias = self.add_weight(shape=(3, 12), name="up_bias")
+        self.down = self.add_weight(shape=(3, 6, shape[-1]), name="down")
+
+    def call(self, x):
+        y = ops.einsum("th,ehm->etm", x, self.up) + self.bias[:, None, :]
+        if self.interleaved:
+            gate, y = y[..., ::2], y[..., 1::2]
+        else:
+            gate, y = ops.split(y, 2, axis=-1)
+        return ops.einsum("eti,eih->eth", ops.silu(gate) * y, self.down)
+
+
+class Mixture(layers.Layer):
+    """Each token by two of three experts, which lose balance at a cost."""
+
+    def __init__(self, interleaved=False, **kwargs):
+        super().__init__(**kwargs)
+        self.router = layers.Dense(3, name="router")
+        self.experts = Experts(interleaved, name="experts")
+
+    def call(self, x, training=False):
+        flat = ops.reshape(x, (-1, x.shape[-1]))
+        shares = ops.softmax(self.router(flat))
+        best, chosen = ops.top_k(shares, k=2)
+        weights = ops.sum(ops.one_hot(chosen, 3) * best[..., None], axis=1)
+        y = self.experts(flat) * ops.transpose(weights)[:, :, None]
+        if training:
+            self.add_loss(0.1 * ops.sum(ops.mean(shares, axis=0) ** 2))
+        return x + ops.reshape(ops.sum(y, axis=0), ops.shape(x))
+
+
+def around(layer):
+    inputs = keras.Input((LENGTH, 4))
+    x = layer(layers.Dense(WIDTH, name="before")(inputs))
+    x = layers.LayerNormalization(name="last")(x)
+    return randomise(keras.Model(inputs, layers.Dense(3, name="head")(x)))
+
+
+@pytest.mark.parametrize("layer", [Token, Bias, Pooling, Mixed])
+def test_weights_of_a_layer_are_followed(layer):
+    model = around(layer(name="special"))
+    graph = kn.as_functional(model, verbose=0)
+    assert {id(weight) for weight in graph.weights} == {id(weight) for weight in model.weights}
+    plan = random_plan(graph)  # a warning would be an error here
+    widths = {row.layer: row.kept for row in plan.creators}
+    assert widths["before"] < WIDTH
+    assert any(kept < WIDTH for name, kept in widths.items() if name.startswith("special/"))
+    small = kn.rebuild(graph, plan)
+    assert kn.verify(small, graph, plan, tolerance=1e-5).ok
+    again = keras.Model.from_config(small.get_config())
+    again.set_weights(small.get_weights())
+    x = np.random.default_rng(0).normal(size=(5, LENGTH, 4)).astype("float32")
+    np.testing.assert_allclose(again(x), small(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_experts(interleaved):
+    model = around(Mixture(interleaved, name="mixture"))
+    with pytest.warns(UserWarning, match="'mixture' .* adds to the loss in training"):
+        graph = kn.as_functional(model, verbose=0)
+    plan = kn.plan_pruning(graph, kn.Magnitude(), ratio=0.5)
+    kept = {row.layer: row.kept for row in plan.creators}
+    assert kept["mixture/experts/up"] == kept["mixture/experts/up_bias"] == 6
+    assert kept["mixture/experts/down"] == WIDTH // 2
+    small = kn.rebuild(graph, plan)
+    assert kn.verify(small, graph, plan, tolerance=1e-5).ok
+    shapes = {weight.shape for weight in small.weights}
+    assert {(3, 4, 6), (3, 6), (3, 3, 4)} <= shapes  # and all three experts
+
+
+def test_importance_passes_through_them():
+    data = np.random.default_rng(0).normal(size=(70, LENGTH, 4)).astype("float32")
+    for layer in (Token, Bias):
+        graph = kn.as_functional(around(layer(name="special")), verbose=0)
+        small = kn.prune(graph, kn.NISP(data), ratio=0.5, calibration=data, verbose=0)
+        assert small.count_params() < 0.6 * graph.count_params()
+
+
+def test_weights_keep_learning():
+    layer = Token(name="special")
+    model = around(layer)
+    graph = kn.as_functional(model, verbose=0)
+    before = [layer.token.numpy(), layer.table.numpy()]
+    graph.compile("sgd", "mse", jit_compile=False)
+    graph.fit(np.ones((4, LENGTH, 4)), np.ones((4, LENGTH + 1, 3)), verbose=0)
+    assert all(
+        (b != w.numpy()).any() for b, w in zip(before, (layer.token, layer.table), strict=True)
+    )
+
+
+@keras.saving.register_keras_serializable("tests")
+class Network(keras.Model):
+    def __init__(self, width=WIDTH, **kwargs):
+        inputs = keras.Input((LENGTH, 4))
+        x = Token(name="special")(layers.Dense(width, name="before")(inputs))
+        super().__init__(inputs, layers.Dense(3, name="head")(x), **kwargs)
+        self.width = width
+
+    def get_config(self):
+        return {"name": self.name, "width": self.width}
+
+
+@pytest.mark.filterwarnings("ignore:.*becomes a plain model")
+def test_class_of_the_original_has_them_as_before():
+    network = randomise(Network())
+    graph = kn.as_functional(network, verbose=0)
+    small = kn.prune(graph, kn.Magnitude(), ratio=0.5, verbose=0)
+    smaller = kn.as_original(small, network)
+    assert smaller.width == WIDTH // 2
+    x = np.random.default_rng(0).normal(size=(5, LENGTH, 4)).astype("float32")
+    np.testing.assert_allclose(smaller(x), small(x), atol=1e-6)
