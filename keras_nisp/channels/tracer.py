@@ -95,8 +95,6 @@ class Tracer:
         if (lines := self.grids.laid_out(names, split)) is not None:
             if place is not None and split:
                 self.outer[place] = [lines[axis] for axis in varying[:-1]]
-            if len(varying) == 1:  # what else these are products of is alone, and stays
-                names = lines[varying[0]].reshape(names.shape)
             return Traced(names, shape, batch, lines)
         if len(varying) < 2:
             return Traced(names, shape, batch)

@@ -49,7 +49,8 @@ def _join_tensors(call, tensors):
             call.fix(tensor.names, f"serves many channels in '{call.path}'")
         else:
             joined.append(tensor)
-    if len({axis for tensor in joined for axis in varying_axes(tensor)}) > 1:
+    axes = {axis for tensor in joined for axis in varying_axes(tensor)}
+    if len(axes) > 1 or (len(joined) > 1 and any(tensor.lines for tensor in joined)):
         lines = _join_lines(call, joined, range(len(shape)))
         meet = f"meets in '{call.path}' what holds no channels"
         return call.grid(lines) if lines else call.single(meet), shape
