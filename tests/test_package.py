@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_nisp as kn
+from keras_nisp.plans.budget import BudgetKeywords
 from keras_nisp_cli import loading
 
 
@@ -97,7 +98,6 @@ def test_an_extra_that_is_missing_is_named(case, tmp_path, monkeypatch):
 
 
 def test_public_names():
-    assert all(getattr(kn, name).__doc__ for name in kn.__all__)
     assert len(kn.__all__) == len(set(kn.__all__))
     assert set(dir(kn)) == {*kn.__all__, "__version__"}
 
@@ -129,6 +129,28 @@ def test_public_signatures_say_all_types(public):
             if annotation is signature.empty and name not in ("self", "cls"):
                 untyped.append((function.__qualname__, name))
     assert not untyped
+
+
+@pytest.mark.parametrize("public", kn.__all__)
+def test_public_docstrings_are_complete(public):
+    """What it is, each argument, what comes back, and an example, which doctests run."""
+    thing = getattr(kn, public)
+    text = inspect.getdoc(thing)
+    assert len(text.split("\n\n")[0].split()) > 2
+    if isinstance(thing, type) and issubclass(thing, Exception):
+        return
+    said = re.search(r"(?ms)^(?:Args|Attributes):\n(.*?)(?:\n\n|\Z)", text)
+    said = re.findall(r"(?m)^    (\S[^:]*):", said[1]) if said else []
+    said = {name.lstrip("*") for names in said for name in names.split(", ")}
+    signature = inspect.signature(thing)
+    given = "\nAttributes:\n" in text and "\nArgs:\n" not in text  # others make it
+    taken = set() if given else set(signature.parameters)
+    if "keywords" in said:  # of a budget, which its own docstring explains
+        taken -= BudgetKeywords.__annotations__.keys()
+    assert taken - said <= {"kwargs", "name"}  # as everywhere in Keras
+    if not isinstance(thing, type) and signature.return_annotation is not None:
+        assert "\nReturns:\n" in text
+    assert "\n>>> " in text or "Example: see" in text
 
 
 @pytest.mark.parametrize("package", ["keras_nisp", "keras_nisp_cli"])

@@ -1,8 +1,5 @@
 """Each rule's absolute network against the layer itself, and rules of users."""
 
-import re
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -124,78 +121,11 @@ class Square(layers.Layer):
         return x * x
 
 
-def documented_layer():
-    """The layer and rule that docs/custom_layers.md shows, run as they stand there."""
-    text = (Path(__file__).parents[1] / "docs" / "custom_layers.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (block,) = [b for b in blocks if "class ChannelScaleRule" in b]
-    names = {"keras": keras, "kn": kn}
-    exec(block, names)
-    return names["ChannelScale"]
-
-
-def test_rules_for_custom_layers():
-    scale = documented_layer()
-    kn.register_rule(Square)(kn.PassThrough)
-    inputs = keras.Input((6,))
-    x = layers.Dense(8, name="a")(inputs)
-    x = Square()(scale(name="scale")(x))
-    model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
-    plan = kn.plan_pruning(model, kn.NISP(np.random.rand(32, 6)), ratio=0.5)
-    small = kn.rebuild(model, plan)
-    assert small.get_layer("scale").scale.shape == (4,)
-    assert kn.verify(small, model, plan).ok
-
-
 def test_register_rule_refuses_what_is_no_layer():
     with pytest.raises(TypeError, match="layer classes"):
         kn.register_rule("Dense")
     with pytest.raises(TypeError, match=r"subclass of keras_nisp\.Rule"):
         kn.register_rule(Square)(Square)
-
-
-# What docs/custom_layers.md shows -------------------------------------------------------
-
-
-def documented(word: str, **names) -> dict:
-    """What the block of code with a word in it defines; it is a short one."""
-    text = (Path(__file__).parents[1] / "docs" / "custom_layers.md").read_text(encoding="utf-8")
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in b]
-    assert len(block.splitlines()) < 40
-    names |= {"keras": keras, "kn": kn, "np": np, "tf": tf}
-    exec(block, names)
-    return names
-
-
-def test_the_documented_rule_for_a_layer_that_creates_channels():
-    names = documented("class GatedDenseRule")
-    layer = names["GatedDense"](6)
-    for shape in ((8,), (5, 8)):
-        check_rule(layer, shape)
-    documented("import check_rule", **names)
-    inputs = keras.Input((8,))
-    model = keras.Model(inputs, layers.Dense(3)(names["GatedDense"](6, name="gated")(inputs)))
-    small = kn.prune(model, kn.NISP(np.ones((4, 8), "float32")), ratio=0.5, verbose=0)
-    assert small.get_layer("gated").value.shape == (8, 3)
-
-
-@pytest.mark.parametrize("name", ["FilterDeviation", "MeanResponse"])
-def test_the_documented_importances(name, rng):
-    importance = documented(f"class {name}")[name]
-    x = rng.normal(size=(16, 6)).astype("float32")
-    inputs = keras.Input((6,))
-    hidden = layers.Dense(8, name="hidden")(
-        layers.Dense(5, activation="relu", name="first")(inputs)
-    )
-    model = randomise(keras.Model(inputs, layers.Dense(2)(hidden)))
-    scores = importance(x) if name == "MeanResponse" else importance()
-    plan = kn.plan_pruning(model, scores, ratio=0.5)
-    if name == "MeanResponse":
-        values = np.asarray(keras.Model(inputs, hidden)(x))
-        expected = np.abs(values).mean(0)
-    else:
-        expected = model.get_layer("hidden").kernel.numpy().std(0)
-    assert plan.creators[1].removed == tuple(np.sort(np.argsort(expected)[:4]))
 
 
 # Facts ----------------------------------------------------------------------------------

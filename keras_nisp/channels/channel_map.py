@@ -39,6 +39,17 @@ class Traced:
         batch: how many entries of the batch axis one sample takes: more than one where
             positions were moved into it (windows, time steps).
         lines: of names that are products, what lies along each axis along which they vary.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> call = trace(model).calls[-1]
+    >>> call.inputs[0].names.tolist(), call.inputs[0].shape
+    ([4, 5, 6, 7, 8, 9, 10, 11], (8,))
     """
 
     names: np.ndarray
@@ -152,6 +163,17 @@ class ChannelMap:
         unknown: which reasons to hold units are for want of a rule, and what has none.
         assumed: what was assumed of inputs whose size is open, as text.
         model_inputs: by `id` of a nested model, the `Traced` inputs of its first call.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> channel_map = trace(model)
+    >>> channel_map.count, [creator.layer for creator in channel_map.creators]
+    (15, ['hidden', 'dense'])
     """
 
     def __init__(

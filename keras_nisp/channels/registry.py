@@ -28,6 +28,13 @@ def register_rule(*classes: type) -> Callable[[RuleClass], RuleClass]:
 
     Raises:
         TypeError: something else than classes of layers and a `Rule` subclass is given.
+
+    Example: see `Rule`; for layers that keep shapes one line will do.
+
+    >>> class Halve(keras.layers.Layer):
+    ...     def call(self, x):
+    ...         return x / 2
+    >>> rule = register_rule(Halve)(PassThrough)
     """
     for cls in classes:
         if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):

@@ -263,8 +263,15 @@ class Rule:
 class PassThrough(Rule):
     """Names pass unchanged: element-wise layers, dropout, noise.
 
-    Register a weightless custom layer that keeps shapes in one line:
-    `keras_nisp.register_rule(MyLayer)(keras_nisp.PassThrough)`.
+    It is registered in one line for a custom layer without weights that keeps shapes, and whose
+    output channels each depend on the same input channel alone.
+
+    Example:
+
+    >>> class Square(keras.layers.Layer):
+    ...     def call(self, x):
+    ...         return x * x
+    >>> rule = register_rule(Square)(PassThrough)
     """
 
     def trace(self, call: "Call", x: "Traced") -> np.ndarray:

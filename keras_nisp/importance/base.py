@@ -27,6 +27,19 @@ class Importance:
     be scored: its group then stays as it is. Channels of one layer are scored all, or none.
 
     A plan records the arguments of the constructor that are kept as attributes of the same names.
+
+    Example: the first channels of each layer matter most.
+
+    >>> class First(Importance):
+    ...     def __call__(self, channel_map):
+    ...         return -np.arange(channel_map.count, dtype=float)
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan_pruning(model, First(), ratio=0.5).creators[0].removed
+    (4, 5, 6, 7)
     """
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:

@@ -115,6 +115,16 @@ class NISPMag(NISP):
     Args:
         propagate_pruned: as in `NISP`.
 
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan_pruning(model, NISPMag(), ratio=0.5).creators[0].kept
+    4
+
     Source: Yu et al., CVPR 2018, section 4.
     """
 

@@ -31,6 +31,17 @@ class LayerByLayer(Importance):
         seed: for sampling calibration data.
         verbose: 1 shows a progress bar while data are read, and looked at.
 
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> x = np.random.default_rng(0).normal(size=(64, 4))
+    >>> plan_pruning(model, LayerByLayer(x), ratio=0.5).creators[0].kept
+    4
+
     Source: Yu et al., "NISP", CVPR 2018, section 4.
     """
 
@@ -81,6 +92,19 @@ class Taylor(Importance):
         max_samples: how many samples are used.
         seed: for sampling.
         verbose: 1 shows a progress bar while data are read, and looked at.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> rng = np.random.default_rng(0)
+    >>> data = rng.normal(size=(64, 4)), rng.integers(0, 3, 64)
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> plan_pruning(model, Taylor(data, loss), ratio=0.5).creators[0].kept
+    4
 
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource
     Efficient Inference", ICLR 2017, equation 8.

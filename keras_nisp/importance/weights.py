@@ -35,6 +35,16 @@ class Magnitude(_Kernels):
     Args:
         p: 1 for the L1 norm, 2 for the Euclidean one.
 
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan_pruning(model, Magnitude(p=2), ratio=0.5).creators[0].kept
+    4
+
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (p=1).
     """
 
@@ -51,6 +61,16 @@ class GeometricMedian(_Kernels):
     """The sum of a filter's distances to the others of its layer: what lies near all
     of them can be replaced by them.
 
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan_pruning(model, GeometricMedian(), ratio=0.5).creators[0].kept
+    4
+
     Source: He et al., "Filter Pruning via Geometric Median", CVPR 2019.
     """
 
@@ -62,6 +82,17 @@ class GeometricMedian(_Kernels):
 
 class BNScale(Importance):
     """|gamma| of the BatchNormalization after each channel; no score where there is none.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8),
+    ...     keras.layers.BatchNormalization(),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan_pruning(model, BNScale(), ratio=0.5).creators[0].kept
+    4
 
     Source: Liu et al., "Network Slimming", ICCV 2017.
     """
@@ -83,6 +114,17 @@ class Random(Importance):
 
     Args:
         seed: integer.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan = plan_pruning(model, Random(seed=1), ratio=0.5)
+    >>> plan == plan_pruning(model, Random(seed=1), ratio=0.5)
+    True
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -50,6 +50,17 @@ class Plan(Shown):
         latency: what the table of a latency budget says.
         rounds: if widths were chosen by damage, after each round the share of what the budget
             counts that was left, and the damage until then.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> plan = plan_pruning(model, Magnitude(), widths={"hidden": 5})
+    >>> plan.creators[0].kept, plan.before.parameters, plan.after.parameters
+    (5, 67, 43)
     """
 
     __pydantic_config__ = schema.STRICT  # types as annotated are what a file must hold
