@@ -12,6 +12,7 @@ from keras import layers
 from nets import randomise
 
 import keras_nisp as kn
+from keras_nisp_cli import loading
 from keras_nisp_cli.console import Console
 from keras_nisp_cli.main import cli
 
@@ -123,6 +124,7 @@ CHECKS = {"custom_layers.md": custom_layers, "language_models.md": language_mode
 )
 def test_blocks_run_as_they_are_printed(page, preamble, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "_silence_native_code", lambda: None)  # for the whole process
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # of latency tables
     needs = PREAMBLE in page.read_text(encoding="utf-8") and page.name != "index.md"
     if page.name == "language_models.md":
@@ -141,6 +143,14 @@ def test_tests_and_scripts_that_docs_name_are_there():
     assert [name for name in named if f"def {name}(" not in written] == []
     scripts = re.findall(r"(benchmarks/\w+\.py)", text)
     assert [name for name in scripts if not (ROOT / name).exists()] == []
+
+
+def test_files_behind_the_papers_are_there():
+    text = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+(?:/|\.py))`", text)
+    assert len(named) > 12
+    places = (ROOT, ROOT / "keras_nisp")
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
 
 
 def test_every_file_has_its_room_in_the_design():
