@@ -6,18 +6,21 @@ The commands are in `CHAIN`; a test runs the same ones on smaller data.
 """
 
 import argparse
+import itertools
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 MARKS = "<!-- transcript: written by docs/transcript.py -->", "<!-- end of the transcript -->"
 
+WIDTH = 80  # of the terminal
 CHAIN = """
 python examples/train.py --dataset fashion_mnist --data-dir DATA -o model.keras
 keras-nisp inspect model.keras
@@ -31,6 +34,7 @@ keras-nisp benchmark model.keras tuned.tflite
 keras-nisp benchmark tuned.tflite tuned_int8.tflite
 keras-nisp sensitivity tuned.keras --data tfds:fashion_mnist/test --data-dir DATA -o sensitivity.json
 keras-nisp apply plan.json model.keras -o again.keras
+keras-nisp merge model.keras --flops 0.5 -o merging.json --steps 20000
 """.strip().splitlines()  # noqa: E501
 
 
@@ -51,11 +55,19 @@ def run(command: str, folder: Path, data_dir: str, *more: str) -> str:
         words = [sys.executable, str(EXAMPLES / Path(words[1]).name), *words[2:], *more]
     else:
         words[0] = str(Path(sys.executable).with_name(words[0]))
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": str(WIDTH)}
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{command}\n{done.stdout}\n{done.stderr}")
     return done.stdout
+
+
+def folded(line: str) -> list[str]:
+    """A line as a terminal of `WIDTH` columns shows it, broken between words."""
+    if line.startswith(" "):  # of a table
+        return [line]
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(line, WIDTH, **whole) or [""]
 
 
 def main():
@@ -68,7 +80,8 @@ def main():
             print(command, flush=True)
             output = run(command, Path(folder), data_dir)
             output = re.sub(r"^.*(step|Epoch).*\n", "", output, flags=re.MULTILINE)
-            lines += [f"$ {command}", output.replace(data_dir, "DATA").strip("\n"), ""]
+            shown = output.replace(data_dir, "DATA").strip("\n").splitlines()
+            lines += [f"$ {command}", *itertools.chain(*map(folded, shown)), ""]
     page = HERE / "command_line.md"
     text = page.read_text(encoding="utf-8")
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]

@@ -10,6 +10,8 @@ from keras_nisp_cli.options import (
     INPUT_SHAPE,
     PATH,
     SAMPLES_HELP,
+    Command,
+    Named,
     data_options,
     model_options,
     parse_shape,
@@ -18,7 +20,7 @@ from keras_nisp_cli.options import (
 COUNT = click.IntRange(1)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=PATH)
 @click.argument("against", type=PATH, required=False)
 @click.option("--threads", type=COUNT, default=1, show_default=True)
@@ -27,7 +29,7 @@ COUNT = click.IntRange(1)
 @click.option("--repeats", type=COUNT, default=10, show_default=True, help="Runs in a round.")
 @click.option(
     "--quantization",
-    type=click.Choice(["float32", "float16", "dynamic", "int8"]),
+    type=Named(["float32", "float16", "dynamic", "int8"]),
     help="Of Keras models; without --data, int8 takes ranges from random numbers.",
 )
 @click.option("--data", metavar="DATA", help=f"For int8: {SAMPLES_HELP}")
@@ -45,16 +47,17 @@ def benchmark(console, model: Path, against, input_shape, **options):
     models = [_model(path, options, console) for path in paths]
     import keras
 
-    import keras_nisp as kn
+    from keras_nisp.latency.benchmarking import measured
 
     network = next((m for m in models if isinstance(m, keras.Model)), None)
     data = None if network is None else load_samples(network, options, "data", console)
     names = ("threads", "batch_size", "rounds", "repeats", "quantization")
-    with console.stage("Measuring"):
-        result = kn.benchmark(
+    with console.watching() as verbose:
+        result = measured(
             *models,
             input_shape=shape,
             calibration=data,
+            verbose=verbose,
             **{name: options[name] for name in names},
         )
     console.say(str(result))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 
@@ -19,18 +20,23 @@ class Console:
 
     Attributes:
         as_json: print the outcome as JSON, and no text.
+        wide: show all layers and columns, however wide a table gets.
         quiet: print nothing.
         traceback: show where errors come from, and what TensorFlow's C++ parts print.
     """
 
     def __init__(self):
-        self.as_json = self.quiet = self.traceback = False
+        self.as_json = self.quiet = self.traceback = self.wide = False
 
     def say(self, text: str) -> None:
         """Prints a line of the outcome for people."""
         if not self.as_json and not self.quiet:
             encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # which may lack characters
             click.echo(text.encode(encoding, "replace").decode(encoding))
+
+    def next(self, *words: object) -> None:
+        """Prints a command to go on with."""
+        self.say(f"next: {shlex.join(map(str, words))}")
 
     def result(self, data: dict) -> None:
         """Prints the outcome for programs."""
@@ -54,18 +60,10 @@ class Console:
             yield
 
     @contextlib.contextmanager
-    def progress(self, text: str) -> Iterator:
-        """Gives a function to call with how many steps are done, of how many."""
-        from rich import progress
-        from rich.console import Console as RichConsole
-
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        console, hidden = RichConsole(stderr=True), not self.shows_progress
-        with progress.Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-            task = bar.add_task(text, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+    def watching(self) -> Iterator[int]:
+        """Gives `verbose` for the library; its progress bars go to standard error."""
+        if not self.shows_progress:
+            yield 0
+            return
+        with contextlib.redirect_stdout(sys.stderr):
+            yield 1

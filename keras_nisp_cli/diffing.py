@@ -1,5 +1,6 @@
 """`keras-nisp diff`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from keras_nisp_cli.options import (
     INPUT_SHAPE,
     PATH,
     SAMPLES_HELP,
+    Command,
     data_options,
     model_options,
     parse_shape,
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=PATH)
 @click.argument("other", type=PATH)
 @click.option("--data", metavar="DATA", help=f"Compare outputs (and accuracy) on: {SAMPLES_HELP}")
@@ -38,7 +40,7 @@ def diff(console, model: Path, other: Path, input_shape, **options):
         with console.stage("Comparing outputs"):
             outputs = _outputs(first, second, samples)
     layers = _layers(*facts)
-    console.say(_text(facts, layers, outputs))
+    console.say(_text(facts, layers, outputs, console.wide))
     totals = [{k: v for k, v in f.items() if k != "layers"} for f in facts]
     console.result({"models": totals, "layers": layers, "outputs": outputs})
 
@@ -108,40 +110,58 @@ def _outputs(first, second, samples) -> dict:
     return result
 
 
-def _text(facts: list[dict], layers: list[dict], outputs: dict | None) -> str:
-    from keras_nisp.io.tables import Column, percent, render_table
+def _text(facts: list[dict], layers: list[dict], outputs: dict | None, wide: bool) -> str:
+    """What differs as a whole, then layer by layer."""
+    lines = [f"{facts[0]['file']} -> {facts[1]['file']}", *_totals(facts), *_agreement(outputs)]
+    return "\n".join([*lines, "", _table(layers, wide) if layers else "All layers are alike."])
 
-    words = ("channels", "parameters", "flops")
-    columns = [Column("layer"), *(Column(w.replace("flops", "FLOPs"), True) for w in words)]
-    rows = [(row["layer"], *(_change(*row[word]) for word in words)) for row in layers]
-    title = f"{facts[0]['file']} -> {facts[1]['file']}"
-    lines = [render_table(title, columns, rows) if rows else f"{title}\nAll layers are alike."]
+
+def _totals(facts: list[dict]) -> Iterator[str]:
+    from keras_nisp.io.tables import percent
+
     slots = [f["optimizer_bytes"] for f in facts]
-    for word in ("parameters", "flops", "activation_bytes", "bytes"):
+    names = {"parameters": "parameters", "flops": "FLOPs"}
+    names |= {"activation_bytes": "activations, bytes", "bytes": "file, bytes"}
+    for word, name in names.items():
         a, b = (f[word] for f in facts)
         if word == "bytes" and slots[0] != slots[1]:  # like with like
             a, b = a - slots[0], b - slots[1]
-        name = {"flops": "FLOPs", "activation_bytes": "activations, bytes", "bytes": "file, bytes"}
-        lines.append(f"{name.get(word, word):<18} {a:>14,} -> {b:>14,}  {percent(a, b)}")
+        yield f"{name:<18} {a:>14,} -> {b:>14,}  {percent(a, b)}"
     for fact in facts:
         if fact["optimizer_bytes"] and slots[0] != slots[1]:
-            lines.append(
+            yield (
                 f"({fact['file']} also holds {fact['optimizer_bytes']:,} bytes of its optimizer, "
                 "which are left out)"
             )
-    if outputs:
-        lines.append(
-            f"outputs differ by {outputs['largest_difference']:.3g} or less (their scale is "
-            f"{outputs['scale']:.3g}) on {outputs['samples']:,} samples"
-        )
-        if "top1_agreement" in outputs:
-            lines.append(f"top-1 agrees for {100 * outputs['top1_agreement']:.2f} %")
-        if "accuracy" in outputs:
-            a, b = outputs["accuracy"]
-            lines.append(f"accuracy {a:.4f} -> {b:.4f}")
-    return "\n".join(lines)
 
 
-def _change(before, after) -> str:
-    before, after = ("-" if v is None else f"{v:,}" for v in (before, after))
-    return before if before == after else f"{before} -> {after}"
+def _agreement(outputs: dict | None) -> Iterator[str]:
+    if not outputs:
+        return
+    if "accuracy" in outputs:
+        a, b = outputs["accuracy"]
+        yield f"{'accuracy':<18} {a:>14.4f} -> {b:>14.4f}  {100 * (b - a):+.2f} points"
+    yield (
+        f"outputs differ by {outputs['largest_difference']:.3g} or less (their scale is "
+        f"{outputs['scale']:.3g}) on {outputs['samples']:,} samples"
+    )
+    if "top1_agreement" in outputs:
+        yield f"top-1 agrees for {100 * outputs['top1_agreement']:.2f} %"
+
+
+def _table(layers: list[dict], wide: bool) -> str:
+    """Layers that are not alike; those without FLOPs share a row."""
+    from keras_nisp.io.tables import Column, change, render_table
+
+    words = ("channels", "parameters", "flops")
+    columns = [Column("layer"), *(Column(w.replace("flops", "FLOPs"), True) for w in words)]
+    plain = [r for r in layers if not wide and r["flops"] == [0, 0] and r["channels"] == [None] * 2]
+    rows = [
+        (row["layer"], *(change(row[word][0], row[word][1], wide) for word in words))
+        for row in layers
+        if row not in plain
+    ]
+    if plain:
+        before, after = (sum(row["parameters"][i] for row in plain) for i in (0, 1))
+        rows.append((f"{len(plain)} without FLOPs", "", change(before, after, wide), "0"))
+    return render_table("Layers that differ", columns, rows, wide=wide)

@@ -13,6 +13,8 @@ from keras_nisp_cli.options import (
     FORCE,
     PATH,
     SAMPLES_HELP,
+    Command,
+    Named,
     check_ending,
     check_outputs,
     data_options,
@@ -20,14 +22,14 @@ from keras_nisp_cli.options import (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=PATH)
 @click.option("--serving", type=PATH, help="Folder of a model for TF Serving: the next version.")
 @click.option("--tflite", type=PATH, help="File for TFLite, .tflite.")
 @click.option("--onnx", type=PATH, help="File for ONNX, .onnx.")
 @click.option(
     "--quantization",
-    type=click.Choice(["float32", "float16", "dynamic", "int8"]),
+    type=Named(["float32", "float16", "dynamic", "int8"]),
     help="For --tflite; int8 takes ranges from --data.",
 )
 @click.option(
@@ -72,6 +74,8 @@ def export(console, model: Path, serving, tflite, onnx, force, **options):
     exports = _exports(console, network, serving, tflite, onnx, data, labels, options)
     for kind, outcome in exports:
         console.say(f"{kind}: {outcome}")
+    if tflite is not None:
+        console.next("keras-nisp", "benchmark", model, tflite)
     console.result({kind: _plain(outcome) for kind, outcome in exports})
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import click
 
 from keras_nisp_cli.loading import load_model
-from keras_nisp_cli.options import INPUT_SHAPE, PATH, model_options, parse_shape
+from keras_nisp_cli.options import INPUT_SHAPE, PATH, Command, model_options, parse_shape
+
+MOST_NAMED = 6  # layers in a line
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=PATH)
 @INPUT_SHAPE
 @model_options
@@ -26,7 +28,10 @@ def inspect(console, model: Path, input_shape, custom_objects, unsafe):
     channel_map = trace(network, shape)
     facts = _facts(channel_map)
     console.result({"file": str(model), "bytes": model.stat().st_size, **facts})
-    console.say(_text(model, facts))
+    console.say(_text(model, facts, console.wide))
+    if facts["groups"]:
+        pruning = ("--calibration", "DATA", "--flops", 0.5, "-o", "small.keras")
+        console.next("keras-nisp", "prune", model, *pruning)
 
 
 def _facts(channel_map) -> dict:
@@ -95,29 +100,15 @@ def _reasons(channel_map, units) -> list[str]:
     return list(dict.fromkeys(reasons))
 
 
-def _text(path: Path, facts: dict) -> str:
-    from keras_nisp.io.tables import Column, render_table
-
-    titles = ("channels", "group", "parameters", "FLOPs", "of all")
-    columns = [Column("layer"), Column("type"), *(Column(title, True) for title in titles)]
-    columns.append(Column("kept whole because"))
-    rows = [
-        (
-            row["layer"],
-            row["type"],
-            _channels(row),
-            "" if row["group"] is None else row["group"],
-            row["parameters"],
-            row["flops"],
-            f"{100 * row['flops'] / facts['flops']:.1f} %" if facts["flops"] else "",
-            "; ".join(row["fixed_because"]),
-        )
-        for row in facts["layers"]
-    ]
-    total = ("total", "", "", "", facts["parameters"], facts["flops"], "", "")
+def _text(path: Path, facts: dict, wide: bool) -> str:
     shapes = ", ".join("x".join(map(str, shape)) for shape in facts["input_shapes"])
     title = f"{facts['model']} ({path.name}, {path.stat().st_size:,} bytes), input {shapes}"
-    lines = [render_table(title, columns, rows, [total]), *facts["notes"]]
+    lines = [_table(title, facts, wide), *facts["notes"]]
+    reasons: dict[str, list[str]] = {}
+    for row in facts["layers"]:
+        for reason in row["fixed_because"]:
+            reasons.setdefault(reason, []).append(row["layer"])
+    lines += [f"kept whole: {_listed(names, wide)} ({why})" for why, names in reasons.items()]
     prunable = sum(group["channels"] for group in facts["groups"])
     if not facts["groups"]:
         lines.append("No channel can be removed.")
@@ -125,8 +116,44 @@ def _text(path: Path, facts: dict) -> str:
     lines.append(f"{prunable:,} channels in {len(facts['groups'])} groups can be removed.")
     for index, group in enumerate(facts["groups"]):
         if len(group["layers"]) > 1:
-            lines.append(f"group {index} couples {', '.join(group['layers'])}")
+            lines.append(f"group {index} couples {_listed(group['layers'], wide)}")
     return "\n".join(lines)
+
+
+def _listed(names: list[str], wide: bool) -> str:
+    more = 0 if wide else len(names) - MOST_NAMED
+    return ", ".join(names if more <= 0 else names[:MOST_NAMED]) + (
+        f" and {more} more" if more > 0 else ""
+    )
+
+
+def _table(title: str, facts: dict, wide: bool) -> str:
+    from keras_nisp.io.tables import Column, brief, render_table
+
+    titles = ("channels", "group", "parameters", "FLOPs", "of all")
+    columns = [Column("layer"), Column("type", optional=True)]
+    columns += [Column(title, True) for title in titles]
+    layers = facts["layers"]
+    plain = [r for r in layers if not wide and not r["flops"] and r["channels"] is None]
+    show = "{:,}".format if wide else brief
+    rows = [
+        (
+            row["layer"],
+            row["type"],
+            _channels(row),
+            "" if row["group"] is None else row["group"],
+            show(row["parameters"]),
+            show(row["flops"]),
+            f"{100 * row['flops'] / facts['flops']:.1f} %" if facts["flops"] else "",
+        )
+        for row in layers
+        if row not in plain
+    ]
+    if plain:
+        held = sum(row["parameters"] for row in plain)
+        rows.append((f"{len(plain)} without FLOPs", "", "", "", show(held), "0", ""))
+    total = ("total", "", "", "", show(facts["parameters"]), show(facts["flops"]), "")
+    return render_table(title, columns, rows, [total], wide)
 
 
 def _channels(row: dict) -> str:

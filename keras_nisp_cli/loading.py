@@ -189,10 +189,21 @@ def load_samples(
         samples = collect(data, network, options["samples"], seed, labels)
     warnings.simplefilter("ignore", DataRangeWarning)  # the library's words, said here with names
     if problem := check_range(network, samples):
+        if scale is None:
+            raise InputError(
+                f"{option} {source}: {problem.found} Say what to divide them by, such as "
+                f"--scale {_round(problem.divisor)}, or --scale 1 if they are right as they are."
+            )
         click.echo(f"Warning: {option} {source}: {problem}", err=True)
     if name == "calibration":
         warn_of_kind(samples)
     return samples
+
+
+def _round(divisor: float) -> str:
+    """255 where a divisor is near it: pixels are what differs most often."""
+    near = next((n for n in (255, 1 / 255) if 0.5 < divisor / n < 2), divisor)
+    return f"{near:.3g}"
 
 
 def _scaled(x, scale: float):

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 import click
 
 from keras_nisp_cli.console import Console
+from keras_nisp_cli.options import Option, did_you_mean
 
 # Modules are imported when their command is called.
 COMMANDS = {
     "inspect": ("inspecting", "Layers, coupled groups, costs; what can be pruned, and what not."),
     "prune": ("pruning", "Remove channels of a model and save the smaller one."),
+    "merge": ("merging", "Plan channels for C-SGD to make identical, to be merged after it."),
     "apply": ("pruning", "Apply a plan to a model."),
     "sensitivity": ("sensitivity", "Accuracy against the share of channels removed, by group."),
     "export": ("exporting", "Write a model for TF Serving, TFLite or ONNX, and check it."),
@@ -32,12 +34,13 @@ def _output_option(*names: str, help: str) -> click.Option:
         if value:
             setattr(ctx.find_object(Console), param.name, True)
 
-    return click.Option(names, is_flag=True, expose_value=False, callback=note, help=help)
+    return Option(names, is_flag=True, expose_value=False, callback=note, help=help, group="Output")
 
 
 OUTPUT_OPTIONS = [
     _output_option("--json", "as_json", help="Print the outcome as JSON, nothing else."),
     _output_option("-q", "--quiet", help="Print nothing but warnings and errors."),
+    _output_option("--wide", help="Tables with all layers and columns, wider than the terminal."),
     _output_option("--traceback", help="Show where an error comes from."),
 ]
 
@@ -55,6 +58,11 @@ class Commands(click.Group):
         command = getattr(module, name)
         command.params += [option for option in OUTPUT_OPTIONS if option not in command.params]
         return command
+
+    def resolve_command(self, ctx, args):
+        if args and args[0] not in COMMANDS:
+            ctx.fail(f"No such command '{args[0]}'.{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx, formatter):
         with formatter.section("Commands"):

@@ -9,15 +9,26 @@ import click
 
 from keras_nisp_cli.loading import load_model, load_samples
 from keras_nisp_cli.options import (
+    AMOUNTS,
     FORCE,
     INPUT_SHAPE,
     PATH,
     SAMPLES_HELP,
+    SHARE,
+    Command,
+    Named,
+    all_of,
+    amount_options,
     check_ending,
     check_outputs,
+    chosen_amount,
     data_options,
+    grouped,
+    limit_options,
+    limits,
     model_options,
     parse_shape,
+    with_model,
 )
 
 NEEDS_DATA = ("nisp", "layer-by-layer", "optimal-brain-surgeon", "lrp", "taylor")
@@ -31,68 +42,68 @@ IMPORTANCES = (
     "random",
 )
 DAMAGES = ("predicted", "measured")
-SHARE = click.FloatRange(0, 1, max_open=True)
-COMPENSATE = click.option(
-    "--compensate",
-    type=click.Choice(["linear", "mean", "none"]),
-    show_default="linear, with --calibration",
-    help="How calibration data make up for removed channels: in kernels, in biases alone, or not.",
-)
-TEACH_STEPS = click.option(
-    "--teach-steps",
-    type=click.IntRange(0),
-    default=0,
-    help="Train the smaller model to answer as the original does, on so many batches of the "
-    "calibration data, without labels; 200 are a good number.",
+_data = grouped("Data")
+_choice, _repair = grouped("What goes"), grouped("Repair")
+_latency, _files = grouped("Latency"), grouped("Files")
+CALIBRATION = "Unlabelled samples, to choose by and to repair on; with labels, accuracies are told"
+REPORT = _files("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
+repair_options = all_of(
+    _repair(
+        "--compensate",
+        type=Named(["linear", "mean", "none"]),
+        show_default="linear, with --calibration",
+        help="How calibration data make up for removed channels: in kernels, in biases alone, or "
+        "not.",
+    ),
+    _repair(
+        "--teach-steps",
+        type=click.IntRange(0),
+        default=0,
+        help="Train the smaller model to answer as the original does, on so many batches of the "
+        "calibration data, without labels; 200 are a good number.",
+    ),
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
-@click.option("--flops", type=SHARE, help="Share of the FLOPs to remove, such as 0.5.")
-@click.option("--params", type=SHARE, help="Share of the parameters to remove.")
-@click.option("--memory", type=SHARE, help="Share of the bytes of all activations to remove.")
-@click.option("--ratio", type=SHARE, help="Share of the channels of every group to remove.")
-@click.option("--latency", type=SHARE, help="Share of the latency on this machine to remove.")
-@click.option(
-    "--quantization", type=click.Choice(["float32", "int8"]), help="For --latency: of such models."
+@_files("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
+@_files("--plan", "plan_path", type=PATH, help="Keep the plan in this .json file, too.")
+@REPORT
+@amount_options
+@grouped("How much to remove: one of these")(
+    "--latency", type=SHARE, help="Share of the latency on this machine."
 )
-@click.option("--threads", type=click.IntRange(1), default=1, help="For --latency.")
-@click.option("--calibration", metavar="DATA", help=f"Unlabelled samples: {SAMPLES_HELP}")
-@click.option(
+@_latency("--quantization", type=Named(["float32", "int8"]), help="For --latency: of such models.")
+@_latency("--threads", type=click.IntRange(1), default=1, help="For --latency.")
+@_choice(
     "--importance",
-    type=click.Choice(IMPORTANCES),
+    type=Named(IMPORTANCES),
+    metavar="NAME",
     default="nisp",
     show_default=True,
-    help=f"What decides which channels go. {', '.join(NEEDS_DATA)} look at data.",
+    help=f"What decides which channels go. These look at data: {', '.join(NEEDS_DATA)}. These do "
+    f"not: {', '.join(name for name in IMPORTANCES if name not in NEEDS_DATA)}.",
 )
-@click.option(
+@_choice(
     "--allocation",
-    type=click.Choice(["auto", "uniform", "global", *DAMAGES]),
+    type=Named(["auto", "uniform", "global", *DAMAGES]),
     help="Which groups lose channels: all the same share, those of the least scores, or those "
     "whose loss changes the outputs least, with --calibration. By default the last, predicted, "
     "for all but --ratio.",
 )
 @click.option("--ranking", type=click.Choice(["local", "global"]), hidden=True, deprecated=True)
-@click.option("--round-to", type=click.IntRange(1), help="Keep multiples of this many channels.")
-@click.option("--target", type=click.Choice(["x86", "arm", "gpu"]), help="Round for this hardware.")
-@click.option(
-    "--min-channels", type=float, default=1, help="Keep at least this many of a group, or a share."
-)
-@click.option("--exclude", multiple=True, metavar="NAME", help="Layer or pattern that stays whole.")
-@click.option(
+@_choice("--seed", type=int, default=0, help="For sampling and for --importance random.")
+@limit_options
+@_data("--calibration", metavar="DATA", help=f"{CALIBRATION}: {SAMPLES_HELP}")
+@data_options
+@_repair(
     "--recalibrate/--no-recalibrate",
     default=True,
     help="Repair BatchNormalization and biases on the calibration data (default: yes).",
 )
-@COMPENSATE
-@TEACH_STEPS
-@click.option("--plan", "plan_path", type=PATH, help="Keep the plan in this .json file, too.")
-@click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
-@click.option("--seed", type=int, default=0, help="For sampling and for --importance random.")
+@repair_options
 @INPUT_SHAPE
-@data_options
 @model_options
 @FORCE
 @click.pass_obj
@@ -105,7 +116,7 @@ def prune(console, model: Path, force: bool, **options):
     \b
     keras-nisp prune model.keras --calibration data.npz --flops 0.5 -o small.keras
     """
-    amount = _amount(options)
+    amount = chosen_amount(options, tuple(AMOUNTS))
     if options["importance"] in NEEDS_DATA and options["calibration"] is None:
         raise click.UsageError(
             f"--importance {options['importance']} looks at data: give --calibration, or choose "
@@ -123,22 +134,21 @@ def prune(console, model: Path, force: bool, **options):
     importance = importance_named(options["importance"], network, samples, options["seed"])
     from keras_nisp.pruning.pruning import pruned
 
-    budget = _budget(amount, options)
-    with console.stage("Choosing channels"):
-        shape = parse_shape(options["input_shape"])
-        result = pruned(network, importance, budget, shape, samples=samples)
-    _finish(console, result, samples if options["recalibrate"] else None, options)
+    shape = parse_shape(options["input_shape"])
+    budget = _budget(with_model(amount, options, console), options)
+    with console.watching() as verbose:
+        result = pruned(network, importance, budget, shape, samples=samples, verbose=verbose)
+    _finish(console, model, result, samples, options, repairs=options["recalibrate"])
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("plan", type=PATH)
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
-@click.option("--calibration", metavar="DATA", help=f"Repair the result on these: {SAMPLES_HELP}")
-@COMPENSATE
-@TEACH_STEPS
-@click.option("--report", "report_path", type=PATH, help="Draw the plan as an .html page.")
+@_files("-o", "--output", type=PATH, required=True, help="The smaller model, .keras.")
+@REPORT
+@_data("--calibration", metavar="DATA", help=f"Repair the result on these: {SAMPLES_HELP}")
 @data_options
+@repair_options
 @model_options
 @FORCE
 @click.pass_obj
@@ -156,7 +166,7 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
     small = rebuild(network, loaded, verbose=0)
     channel_map = loaded.trace(network)
     result = Pruned(channel_map, loaded, loaded.unit_map(channel_map), small)
-    _finish(console, result, samples, options)
+    _finish(console, model, result, samples, options)
 
 
 def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
@@ -172,39 +182,15 @@ def _check(console, force: bool, options: dict, repairs: bool = True) -> None:
     check_outputs(console, force, *files)
 
 
-def _amount(options: dict) -> dict:
-    """How much to remove, as an argument of `Budget`."""
-    kinds = {
-        "flops": "flops_reduction",
-        "params": "params_reduction",
-        "memory": "memory_reduction",
-        "ratio": "ratio",
-        "latency": "latency_reduction",
-    }
-    given = {name: options[name] for name in kinds if options[name] is not None}
-    if len(given) != 1:
-        raise click.UsageError(
-            "Say how much to remove by exactly one of --flops, --params, --memory, --ratio and "
-            "--latency."
-        )
-    ((name, amount),) = given.items()
-    return {kinds[name]: amount}
-
-
 def _budget(amount: dict, options: dict):
     from keras_nisp.latency.table import LatencyTable
     from keras_nisp.plans.budget import RANKINGS, Budget
 
-    limits = {name: options[name] for name in ("round_to", "target", "exclude")}
-    limits["allocation"] = options["allocation"] or RANKINGS.get(options["ranking"], "auto")
-    limits["min_channels"] = _count_or_share(options["min_channels"])
+    settings = limits(options)
+    settings["allocation"] = options["allocation"] or RANKINGS.get(options["ranking"], "auto")
     if "latency_reduction" in amount:
-        limits["latency"] = LatencyTable(options["quantization"], options["threads"])
-    return Budget(**amount, **limits)
-
-
-def _count_or_share(value: float) -> int | float:
-    return int(value) if value >= 1 else value
+        settings["latency"] = LatencyTable(options["quantization"], options["threads"])
+    return Budget(**amount, **settings)
 
 
 def importance_named(name: str, network, samples, seed: int):
@@ -250,45 +236,63 @@ def _loss(network, samples):
     return losses[samples.labels.ndim - 1](from_logits=keras_models.ending(network) != "softmax")
 
 
-def _finish(console, result, samples, options: dict) -> None:
+def _finish(console, path: Path, result, samples, options: dict, repairs: bool = True) -> None:
     """Proves the smaller model, repairs it on samples if there are any, and writes all files."""
+    from keras_nisp.pruning.sensitivity import known_accuracies
+
     note = None if result.latency is None else str(result.latency)
     output, compensate = options["output"], options["compensate"] or "linear"
-    steps = options["teach_steps"]
-    with console.stage("Comparing it with the original"):
-        checked = result.verified(samples)
-    if samples is not None:
-        with console.stage("Recalibrating"):
-            result.repair(samples, None if compensate == "none" else compensate, steps)
+    steps, repairs = options["teach_steps"], repairs and samples is not None
+    with console.watching() as verbose:
+        checked = result.verified(samples, verbose)
+        if repairs:
+            how = None if compensate == "none" else compensate
+            result.repair(samples, how, steps, verbose=verbose)
+    right: list[float] = []
+    if samples is not None and samples.labels is not None:
+        with console.stage("Comparing accuracies"):
+            right = known_accuracies((result.channel_map.model, result.small), samples)
     with console.stage(f"Writing {output.name}"):
-        text, facts = _write(result.plan, result.small, options)
-    repaired = "not recalibrated (no --calibration)"
-    if samples is not None:
-        how = "" if compensate == "linear" else f" (--compensate {compensate})"
-        how += f", taught for {steps:,} steps" if steps else ""
-        repaired = f"recalibrated on {len(samples):,} samples{how}"
-    elif options["calibration"]:
-        repaired = "not recalibrated (--no-recalibrate)"
-    for line in (text, note, str(checked), f"{output}: {facts['bytes']:,} bytes, {repaired}"):
-        if line:
-            console.say(line)
+        text, facts = _write(result.plan, result.small, options, console.wide)
+    lines = [text, note, f"surgery {checked}"]
+    if right:
+        lines.append(f"accuracy {right[0]:.4f} -> {right[1]:.4f} on {len(samples):,} samples")
+    lines.append(f"{output}: {facts['bytes']:,} bytes, {_repaired(samples, repairs, options)}")
+    for line in filter(None, lines):
+        console.say(line)
+    labelled = ("--data", options["calibration"] or "LABELLED")
+    console.say(f"next: fine-tune '{output}', then compare")
+    console.next("keras-nisp", "diff", path, output, *labelled)
     console.result(
         {
             **facts,
             "latency": note,
             "difference": checked.relative,
-            "recalibrated_on": len(samples) if samples is not None else 0,
-            "compensate": compensate if samples is not None else "none",
+            "accuracy": right or None,
+            "recalibrated_on": len(samples) if repairs else 0,
+            "compensate": compensate if repairs else "none",
             "teach_steps": steps,
         }
     )
 
 
-def _write(plan, small, options: dict) -> tuple[str, dict]:
+def _repaired(samples, repairs: bool, options: dict) -> str:
+    """How the model was repaired, or why not."""
+    if not repairs:
+        if options["calibration"]:
+            return "not recalibrated (--no-recalibrate)"
+        return "not recalibrated (no --calibration): it may answer as if by chance"
+    compensate, steps = options["compensate"] or "linear", options["teach_steps"]
+    how = "" if compensate == "linear" else f" (--compensate {compensate})"
+    how += f", taught for {steps:,} steps" if steps else ""
+    return f"recalibrated on {len(samples):,} samples{how}"
+
+
+def _write(plan, small, options: dict, wide: bool) -> tuple[str, dict]:
     """Writes all files or none; gives what there is to say about the plan, as text and data."""
     from keras_nisp.io.files import replacing
 
-    text = plan.summary()
+    text = plan.summary(wide)
     with contextlib.ExitStack() as files:  # what is opened first, the model, is moved last
         model = files.enter_context(replacing(options["output"]))
         if options.get("plan_path"):

@@ -10,6 +10,8 @@ from keras_nisp_cli.options import (
     FORCE,
     PATH,
     SAMPLES_HELP,
+    Command,
+    Named,
     check_outputs,
     data_options,
     model_options,
@@ -17,7 +19,7 @@ from keras_nisp_cli.options import (
 from keras_nisp_cli.pruning import IMPORTANCES, importance_named
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=PATH)
 @click.option("--data", metavar="DATA", help=f"Labelled samples: {SAMPLES_HELP}")
 @click.option(
@@ -28,9 +30,7 @@ from keras_nisp_cli.pruning import IMPORTANCES, importance_named
 )
 @click.option("-o", "--output", type=PATH, required=True, help="Results, .json; continued if kept.")
 @click.option("--plot", type=PATH, help="A picture, .png or .svg.")
-@click.option(
-    "--importance", type=click.Choice(IMPORTANCES), default="magnitude", show_default=True
-)
+@click.option("--importance", type=Named(IMPORTANCES), default="magnitude", show_default=True)
 @click.option("--ratios", default="0.25,0.5,0.75", show_default=True, help="Shares to remove.")
 @click.option(
     "--recalibrate/--no-recalibrate",
@@ -60,7 +60,7 @@ def sensitivity(console, model: Path, output: Path, plot, force, **options):
     samples = load_samples(network, options, source, console, labels=labelled)
     import keras_nisp as kn
 
-    with _set_aside(output, force), console.progress("Measuring") as progress:
+    with _set_aside(output, force), console.watching() as verbose:
         result = kn.sensitivity(
             network,
             importance_named(options["importance"], network, samples, options["seed"]),
@@ -69,11 +69,15 @@ def sensitivity(console, model: Path, output: Path, plot, force, **options):
             calibration=samples if options["recalibrate"] or not labelled else None,
             path=output,
             max_samples=options["samples"],
-            progress=progress,
+            verbose=verbose,
         )
     if plot is not None:
         result.plot(plot)
     console.say(str(result))
+    if result.accuracies:
+        worst = min(zip(result.accuracies, result.groups, strict=True))[1][0]
+        pruning = ("--calibration", "DATA", "--flops", 0.5, "--exclude", worst)
+        console.next("keras-nisp", "prune", model, *pruning, "-o", "small.keras")
     console.result(result.to_dict())
 
 

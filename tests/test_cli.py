@@ -1,6 +1,7 @@
 """The command line: what it prints, writes and refuses."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from nets import plain, randomise, residual
 import keras_nisp as kn
 from keras_nisp.export.interpreter import load_interpreter
 from keras_nisp_cli import loading, main
+from keras_nisp_cli.console import Console
 from keras_nisp_cli.pruning import IMPORTANCES, NEEDS_DATA
 
 COMMAND = [str(Path(sys.executable).with_name("keras-nisp"))]
@@ -289,6 +291,127 @@ def test_nothing_is_overwritten_unless_told(files, run):
     assert output.read_text() == "precious"
     assert run(*arguments, output, "--force", "-q")[0] == 0
     assert keras.models.load_model(output).count_params() > 0
+
+
+def test_shares_and_widths_by_layer(files, run):
+    common = ("prune", files / "model.keras", "--importance", "magnitude", "-o")
+
+    def widths(name, *arguments):
+        code, out, err = run(*common, files / f"{name}.keras", *arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)["widths"]
+
+    assert widths("a", "--ratios", "a=0.25")["a"] == [8, 6]
+    assert widths("b", "--widths", "a=5")["a"] == [8, 5]
+    as_in_a = widths("c", "--widths", files / "a.keras")
+    assert {name: kept for name, (_, kept) in as_in_a.items()} == {
+        layer.name: layer.weights[0].shape[-1]
+        for layer in keras.models.load_model(files / "a.keras").layers
+        if layer.name in as_in_a
+    }
+
+
+def test_accuracies_and_what_comes_next_are_told(files, run):
+    model, small = files / "model.keras", files / "small.keras"
+    data = ("--calibration", files / "data.npz")
+    code, out, _ = run("prune", model, *data, "--ratio", "0.5", "-o", small)
+    assert code == 0
+    loaded = np.load(files / "data.npz")
+    right = [
+        (keras.models.load_model(path).predict(loaded["x"], verbose=0).argmax(-1) == loaded["y"])
+        for path in (model, small)
+    ]
+    told = f"accuracy {right[0].mean():.4f} -> {right[1].mean():.4f} on 96 samples"
+    assert told in out.splitlines()
+    assert out.splitlines()[-1] == f"next: keras-nisp diff {model} {small} --data {data[1]}"
+    code, out, _ = run("inspect", model)
+    follow = f"next: keras-nisp prune {model} --calibration DATA --flops 0.5 -o small.keras"
+    assert out.splitlines()[-1] == follow
+    code, out, _ = run("diff", model, small, *("--data", files / "data.npz"))
+    lines = out.splitlines()
+    assert lines[0] == f"{model} -> {small}"
+    assert [line.split()[0] for line in lines[1:6]] == [
+        *("parameters", "FLOPs", "activations,", "file,", "accuracy")
+    ]
+    assert lines.index("Layers that differ") > 6
+
+
+def test_tables_fit(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    x = inputs = keras.Input((4, 4, 3))
+    long = "a_rather_long_name_of_a_block_in_the_middle_of_a_network_{}_conv"
+    for block in range(2):
+        x = keras.layers.Conv2D(16, 1, name=long.format(block))(x)
+        x = keras.layers.BatchNormalization(name=f"bn{block}")(x)
+    x = keras.layers.Dense(2, name="head")(keras.layers.GlobalAveragePooling2D()(x))
+    net, small = tmp_path / "net.keras", tmp_path / "small.keras"
+    keras.Model(inputs, x).save(net)
+    pruning = ("prune", net, "--importance", "random", "--ratio", "0.5", "-o", small, "-f")
+    for command in (pruning, ("inspect", net), ("diff", net, small)):
+        code, out, _ = run(*command)
+        table = [line for line in out.splitlines() if line.startswith("  ") or "─" in line]
+        assert code == 0
+        assert 70 < max(map(len, table)) <= 80
+        assert "bn0" not in out
+        assert "2 without FLOPs" in out
+        code, out, _ = run(*command, "--wide")
+        assert "bn0" in out
+        assert long.format(0) in out
+
+
+def test_merging_is_planned_and_applied(tmp_path, run):
+    """What C-SGD has made identical merges without loss; what it has not is refused."""
+    units = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    network = keras.Sequential([keras.Input((6,)), *units])
+    model, path, small = (tmp_path / name for name in ("net.keras", "plan.json", "small.keras"))
+    network.save(model)
+    planning = ("merge", model, "--ratio", "0.5", "-o", path)
+    code, out, err = run(*planning, "--steps", 2000, "--learning-rate", 0.1)
+    assert (code, err) == (0, "")
+    assert "After 2,000 steps" in out
+    assert out.splitlines()[-1] == f"next: keras-nisp apply {path} TRAINED -o small.keras"
+    plan = kn.Plan.load(path)
+    assert plan.creators == kn.plan_merging(network, ratio=0.5).creators
+    code, _, err = run("apply", path, model, "-o", small)
+    assert code == 2
+    assert "deviation" in err
+    kernel, bias = units[0].get_weights()
+    for cluster in map(list, plan.creators[0].clusters):
+        kernel[:, cluster] = kernel[:, cluster].mean(-1, keepdims=True)
+        bias[cluster] = bias[cluster].mean()
+    units[0].set_weights([kernel, bias])
+    network.save(model)
+    code, out, err = run("apply", path, model, "-o", small)
+    assert (code, err) == (0, "")
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    merged = keras.models.load_model(small)
+    assert merged.layers[0].units == 4
+    np.testing.assert_allclose(merged(x), network(x), atol=1e-5)
+
+
+def test_a_terminal_sees_bars_on_standard_error(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    watched, quiet = Console(), Console()
+    quiet.quiet = True
+    for console, expected in ((watched, 1), (quiet, 0)):
+        with console.watching() as verbose:
+            assert verbose == expected
+            print("a bar")
+    assert sys.stderr.getvalue() == "a bar\n"
+    assert capsys.readouterr().out == "a bar\n"
+
+
+def test_help_has_groups(run):
+    _, out, _ = run("prune", "--help")
+    titles = [line[:-1] for line in out.splitlines() if re.fullmatch(r"\S.*:", line)]
+    assert titles == [
+        *("Files", "How much to remove: one of these", "Latency", "What goes", "Limits"),
+        *("Data", "Repair", "Model", "Output", "Options"),
+    ]
 
 
 # export, benchmark -------------------------------------------------------------------
@@ -601,10 +724,15 @@ def test_data_of_another_shape_or_range(files, run):
         assert text in err
         assert not (files / "small.keras").exists()
     code, _, err = run(*arguments, "--calibration", files / "range.npz")
+    assert code == 2  # a model that is repaired on these would be broken
+    assert "another range than the model was trained on" in err
+    assert "such as --scale 255, or --scale 1 if they are right" in err
+    assert not (files / "small.keras").exists()
+    told = (*arguments, "--force", "--calibration", files / "range.npz", "--scale")
+    code, _, err = run(*told, "1")
     assert code == 0
     assert err.count("another range than the model was trained on") == 1
-    scaled = (*arguments, "--force", "--calibration", files / "range.npz", "--scale", "255")
-    assert run(*scaled)[2] == ""
+    assert run(*told, "255")[2] == ""
 
 
 def test_unknown_layers_are_answered_with_the_nearest(files, run):
@@ -637,6 +765,20 @@ def test_unknown_layers_are_answered_with_the_nearest(files, run):
         (("export", "MODEL", "--serving", "a", "--batch-size", "1"), "--tflite or --onnx"),
         (("export", "MODEL", "--tflite", "a.tflite", "--onnx", "a.bin"), "ends in .onnx"),
         (("inspect", "MODEL", "--input-shape", "big"), "a shape such as"),
+        (("inspcet", "MODEL"), "Did you mean 'inspect'?"),
+        (
+            ("prune", "MODEL", "-o", "a.keras", "--ratio", "0.5", "--importance", "magnitud"),
+            "Did you mean 'magnitude'?",
+        ),
+        (
+            ("prune", "MODEL", "-o", "a.keras", "--widths", "a=b", "--importance", "random"),
+            "Expected --widths such as",
+        ),
+        (("merge", "MODEL", "-o", "a.json", "--latency", "0.5"), "No such option"),
+        (
+            ("merge", "MODEL", "-o", "a.json", "--ratio", "0.5", "--clustering", "activations"),
+            "give --calibration",
+        ),
         (("apply", "MODEL", "MODEL", "-o", "a.keras"), "Expected a plan"),
         (
             ("sensitivity", "MODEL", "--data", "tfds:nix", "-o", "s.json", "--data-dir", "."),

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -59,8 +60,26 @@ def starts_with_rescaling(model: keras.Model) -> bool:
     return False
 
 
-def check_range(model: keras.Model, samples: Samples) -> str | None:
-    """What is odd about the range of samples, in a sentence; `None` if nothing is.
+@dataclasses.dataclass(frozen=True)
+class OddRange:
+    """What is odd about the range of samples; `str` says it in a sentence.
+
+    Attributes:
+        found: what there is, and why it is odd.
+        advice: what to do.
+        divisor: what samples seem to need dividing by.
+    """
+
+    found: str
+    advice: str
+    divisor: float
+
+    def __str__(self) -> str:
+        return f"{self.found} {self.advice}"
+
+
+def check_range(model: keras.Model, samples: Samples) -> OddRange | None:
+    """What is odd about the range of samples; `None` if nothing is.
 
     The statistics of the first BatchNormalization tell what entered it in training. A model
     without one says nothing, unless images look like pixels from 0 to 255 and nothing rescales
@@ -80,11 +99,12 @@ def check_range(model: keras.Model, samples: Samples) -> str | None:
     if beginning.ratio is not None:
         ratio = beginning.ratio
         if ratio > LARGEST_RATIO or ratio < 1 / LARGEST_RATIO:
-            return (
+            change = f"divided by {ratio:.3g}" if ratio > 1 else f"times {1 / ratio:.3g}"
+            return OddRange(
                 f"{found} seem to be in another range than the model was trained on: what enters "
-                f"its first BatchNormalization is {ratio:.3g} times as large as in training. Pass "
-                "samples as they were in training, "
-                + (f"divided by {ratio:.3g}, say." if ratio > 1 else f"times {1 / ratio:.3g}, say.")
+                f"its first BatchNormalization is {ratio:.3g} times as large as in training.",
+                f"Pass samples as they were in training, {change}, say.",
+                ratio,
             )
         return None
     images = any(
@@ -92,9 +112,10 @@ def check_range(model: keras.Model, samples: Samples) -> str | None:
         for array in numbers
     )
     if images and low >= 0 and 100 < high <= 255 and not beginning.rescales:
-        return (
-            f"{found} look like pixels, but nothing in the model rescales them. If it was trained "
-            "on values from 0 to 1, pass samples divided by 255."
+        return OddRange(
+            f"{found} look like pixels, but nothing in the model rescales them.",
+            "If it was trained on values from 0 to 1, pass samples divided by 255.",
+            255,
         )
     return None
 

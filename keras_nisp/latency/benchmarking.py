@@ -93,7 +93,7 @@ class Benchmark(Shown):
         return data | ({"speedup": self.speedup} if len(rows) == 2 else {})
 
     def __str__(self) -> str:
-        titles = ("median, ms", "10 %", "90 %", "bytes")
+        titles = ("median, ms", "10 %", "90 %", "TFLite, bytes")
         columns = [Column("model"), *(Column(title, True) for title in titles)]
         rows = [
             (x.name, *(f"{1e3 * x.quantile(q):.3f}" for q in (0.5, 0.1, 0.9)), x.bytes)
@@ -163,6 +163,41 @@ def benchmark(
     >>> len(result.latencies)
     2
     """
+    result = measured(
+        model,
+        against,
+        quantization=quantization,
+        calibration=calibration,
+        batch_size=batch_size,
+        threads=threads,
+        rounds=rounds,
+        repeats=repeats,
+        warmup=warmup,
+        input_shape=input_shape,
+        seed=seed,
+        verbose=verbose,
+    )
+    if verbose:
+        print(result)
+    return result
+
+
+def measured(
+    model: keras.Model | str | os.PathLike | bytes,
+    against: keras.Model | str | os.PathLike | bytes | None = None,
+    *,
+    quantization: str | None = None,
+    calibration: Any = None,
+    batch_size: int | None = None,
+    threads: int = 1,
+    rounds: int = 10,
+    repeats: int = 10,
+    warmup: int = 5,
+    input_shape: InputShape | None = None,
+    seed: int = 0,
+    verbose: int = 0,
+) -> Benchmark:
+    """`benchmark` without a word but its progress bar."""
     counts = {"batch_size": batch_size, "threads": threads, "rounds": rounds, "repeats": repeats}
     for name, count in counts.items():
         if name == "batch_size" and count is None:
@@ -184,10 +219,7 @@ def benchmark(
         Latency(name, len(content), times)
         for name, content, times in zip(names, contents, zip(*rows, strict=True), strict=True)
     )
-    result = Benchmark(latencies, batch_size, threads, runtime_name())
-    if verbose:
-        print(result)
-    return result
+    return Benchmark(latencies, batch_size, threads, runtime_name())
 
 
 def _batch_size(contents: list[bytes], wanted: int | None) -> int:

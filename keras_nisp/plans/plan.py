@@ -128,9 +128,15 @@ class Plan(Shown):
         """The budget in one line, with what came of it: latencies, and multiples of widths."""
         return plan_text.budget_text(self)
 
-    def summary(self) -> str:
-        """A table of channels, parameters and FLOPs of each layer, before and after."""
-        return plan_text.summary(self)
+    def summary(self, wide: bool = False) -> str:
+        """A table of channels, parameters and FLOPs of each layer, before and after.
+
+        Args:
+            wide: show all layers and exact numbers, however wide the table is. By default it fits
+                the terminal: layers without FLOPs, such as BatchNormalization, and layers that stay
+                as they are share a row.
+        """
+        return plan_text.summary(self, wide)
 
     def costs(self) -> str:
         """Parameters and FLOPs before and after, in one line."""

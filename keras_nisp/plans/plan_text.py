@@ -4,7 +4,7 @@ import fnmatch
 from typing import TYPE_CHECKING
 
 from keras_nisp.damage.table import Sensitivity
-from keras_nisp.io.tables import Column, percent, render_table
+from keras_nisp.io.tables import Column, change, folded, percent, render_table
 from keras_nisp.plans.recipe import EarlierRecipe
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from keras_nisp.plans.plan_rows import CreatorPlan
 
 MOST_WIDTHS = 4  # that are listed
+COSTS = ("parameters", "flops")
 
 
 def overview(plan: "Plan") -> str:
@@ -54,25 +55,36 @@ def budget_text(plan: "Plan") -> str:
     return ", ".join(limits)
 
 
-def summary(plan: "Plan") -> str:
+def summary(plan: "Plan", wide: bool = False) -> str:
     """A table of channels, parameters and FLOPs of each layer, before and after."""
-    columns = [Column("layer"), Column("type")]
+    columns = [Column("layer"), Column("type", optional=True)]
     columns += [Column(title, True) for title in ("channels", "parameters", "FLOPs")]
-    rows = [
-        (
-            row.layer,
-            row.kind,
-            _change(*row.channels),
-            _change(row.before.parameters, row.after.parameters),
-            _change(row.before.flops, row.after.flops),
+    rows = [row for row in plan.layers if row.before.parameters]
+    others: dict[str, list] = {}
+    if not wide:
+        created = {creator.layer.partition(":")[0] for creator in plan.creators}
+        rows, others = folded(
+            rows,
+            main=lambda row: row.before.flops or row.layer in created,
+            unchanged=lambda row: row.before == row.after and len(set(row.channels)) == 1,
         )
-        for row in plan.layers
-        if row.before.parameters
-    ]
+    lines = [(row.layer, row.kind, change(*row.channels), *_costs([row], wide)) for row in rows]
+    lines += [(name, "", "", *_costs(found, wide)) for name, found in others.items()]
     shapes = ", ".join(map(str, plan.input_shapes))
-    total = ("total", "", "", *(_total(plan, word) for word in ("parameters", "flops")))
-    table = render_table(f"{plan.model}, FLOPs for input {shapes}", columns, rows, [total])
+    shares = (percent(getattr(plan.before, word), getattr(plan.after, word)) for word in COSTS)
+    totals = [("total", "", "", *_costs([plan], wide)), ("", "", "", *shares)]
+    title = f"{plan.model}, FLOPs for input {shapes}"
+    table = render_table(title, columns, lines, totals, wide)
     return "\n".join([table, exactness(plan), *plan.notes])
+
+
+def _costs(rows, exact: bool) -> list[str]:
+    """Sums of parameters and of FLOPs, before and after."""
+    sums = [
+        [sum(getattr(getattr(row, when), word) for row in rows) for when in ("before", "after")]
+        for word in COSTS
+    ]
+    return [change(before, after, exact) for before, after in sums]
 
 
 def costs(plan: "Plan") -> str:
@@ -136,11 +148,7 @@ def _of_creator(plan: "Plan", creator: "CreatorPlan") -> str:
 
 def _total(plan: "Plan", word: str) -> str:
     before, after = getattr(plan.before, word), getattr(plan.after, word)
-    return f"{_change(before, after)} ({percent(before, after)})"
-
-
-def _change(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+    return f"{change(before, after)} ({percent(before, after)})"
 
 
 def _is_named(path: str, name: str) -> bool:
