@@ -1,6 +1,7 @@
 """`keras-nisp prune` and `keras-nisp apply`."""
 
 import contextlib
+import datetime
 import shlex
 import sys
 from pathlib import Path
@@ -253,11 +254,17 @@ def _finish(console, path: Path, result, samples, options: dict, repairs: bool =
         with console.stage("Comparing accuracies"):
             right = known_accuracies((result.channel_map.model, result.small), samples)
     with console.stage(f"Writing {output.name}"):
-        text, facts = _write(result.plan, result.small, options, console.wide)
-    lines = [text, note, f"surgery {checked}"]
+        outcome = {"surgery": checked, "repair": _repaired(samples, repairs, options)}
+        if right:
+            change = f"{right[0]:.4f} -> {right[1]:.4f} on {len(samples):,} samples"
+            outcome = {"accuracy": change, **outcome}
+        if note:
+            outcome["latency"] = note.removeprefix("latency: ")
+        facts = _write(result.plan, result.small, options, outcome)
+    lines = [result.plan.summary(console.wide), note, f"surgery {checked}"]
     if right:
-        lines.append(f"accuracy {right[0]:.4f} -> {right[1]:.4f} on {len(samples):,} samples")
-    lines.append(f"{output}: {facts['bytes']:,} bytes, {_repaired(samples, repairs, options)}")
+        lines.append(f"accuracy {outcome['accuracy']}")
+    lines.append(f"{output}: {facts['bytes']:,} bytes, {outcome['repair']}")
     for line in filter(None, lines):
         console.say(line)
     labelled = ("--data", options["calibration"] or "LABELLED")
@@ -288,21 +295,21 @@ def _repaired(samples, repairs: bool, options: dict) -> str:
     return f"recalibrated on {len(samples):,} samples{how}"
 
 
-def _write(plan, small, options: dict, wide: bool) -> tuple[str, dict]:
-    """Writes all files or none; gives what there is to say about the plan, as text and data."""
+def _write(plan, small, options: dict, outcome: dict) -> dict:
+    """Writes all files or none; gives what there is to say about the plan, as data."""
     from keras_nisp.io.files import replacing
 
-    text = plan.summary(wide)
     with contextlib.ExitStack() as files:  # what is opened first, the model, is moved last
         model = files.enter_context(replacing(options["output"]))
         if options.get("plan_path"):
             plan.save(files.enter_context(replacing(options["plan_path"])))
         if options["report_path"]:
             page = files.enter_context(replacing(options["report_path"]))
-            plan.report(page, command=shlex.join(["keras-nisp", *sys.argv[1:]]))
+            command = shlex.join(["keras-nisp", *sys.argv[1:]])
+            plan.report(page, command, {**outcome, "written": f"{datetime.date.today()}"})
         small.save(model)
         size = model.stat().st_size
-    return text, {
+    return {
         "output": str(options["output"]),
         "bytes": size,
         "importance": plan.importance,

@@ -465,3 +465,57 @@ def test_large_networks_stay_readable():
     assert len(html) < 600_000
     assert "136 more groups" in Page(html).text
     assert len(Page(html).figures()) == 160
+
+
+def test_the_outcome_stands_at_the_top():
+    outcome = {"accuracy": "0.92 -> 0.91", "surgery": "<b>verified</b>"}
+    plan = random_plan(plain())
+    text = page(plan, outcome=outcome).text
+    assert text.index("accuracy 0.92 -> 0.91 surgery <b>verified</b>") < text.index("Along the")
+    assert "outcome" not in {attrs.get("class") for _, attrs in page(plan).elements}
+
+
+def test_all_numbers_are_words():
+    """What a tooltip says of each layer is in a table, too."""
+    plan = random_plan(plain())
+    text = page(plan).text
+    for row in plan.layers:
+        if row.before.parameters:
+            pairs = (row.channels, (row.before.flops, row.after.flops))
+            pairs += ((row.before.parameters, row.after.parameters),)
+            cells = (f"{a:,}" if a == b else f"{a:,} → {b:,}" for a, b in pairs)
+            assert " ".join([row.layer, *cells]) in text
+
+
+def luminance(colour):
+    """Of `#rrggbb`, as WCAG defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_colours_can_be_told_from_the_paper():
+    light, dark, *_ = re.findall(r":root \{([^}]*)\}", render(random_plan(plain())))
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", text)) for text in (light, light + dark)]
+    for colours in schemes:
+        for name in ("ink", "soft", "kept", "edge", *(f"c{i}" for i in range(6))):
+            pair = sorted(luminance(colours[n]) + 0.05 for n in (name, "paper"))
+            assert pair[1] / pair[0] >= 3, (name, colours[name], colours["paper"])
+
+
+def test_layers_that_one_dwarfs_are_seen():
+    """Heights are square roots then, and the page says so."""
+
+    def heights(units):
+        x = inputs = keras.Input((8,))
+        for i in range(10):
+            x = layers.Dense(8, name=f"dense{i}")(x)
+        x = layers.Dense(4)(layers.Dense(units, name="wide")(x))
+        html = render(kn.plan_pruning(keras.Model(inputs, x), kn.Magnitude(), ratio=0.25))
+        outline = re.findall(r'<path class="gone" d="M0 \d+(V[^"]*)z"', html)[1]
+        tops = [float(step) for step in re.findall(r"V([\d.]+)h1", outline)]
+        bottom = float(re.search(r"V([\d.]+)$", outline)[1])
+        return "heights are square roots" in html, (bottom - tops[0]) / (bottom - tops[-2])
+
+    assert heights(64) == (False, pytest.approx(1 / 8, abs=0.01))
+    assert heights(1024) == (True, pytest.approx((8 / 1024) ** 0.5, abs=0.01))

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -157,12 +157,19 @@ class Plan(Shown):
         """
         return plan_text.explanation(self, layer)
 
-    def report(self, path: str | os.PathLike, command: str | None = None) -> None:
+    def report(
+        self,
+        path: str | os.PathLike,
+        command: str | None = None,
+        outcome: Mapping[str, object] | None = None,
+    ) -> None:
         """Writes the plan as one HTML page that needs nothing else; replaces an existing file.
 
         Args:
             path: of the page.
             command: what made the plan, to be shown. By default the call that made it is.
+            outcome: what came of it, by name, to stand at the top:
+                `{"accuracy": "0.921 -> 0.915", "surgery": verify(small, model, plan)}`.
 
         Raises:
             FileNotFoundError: the folder does not exist.
@@ -174,7 +181,7 @@ class Plan(Shown):
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     plan_pruning(model, Magnitude(), ratio=0.5).report(f"{folder}/report.html")
         """
-        report.write(self, path, command)
+        report.write(self, path, command, outcome)
 
     # Applying ----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import html
 import importlib.resources
 import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from keras_nisp.io.files import check_writable, replacing
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
     from keras_nisp.plans.plan import Plan
 
 LARGEST = 8  # layers that a table of costs names
-OPEN_GROUPS = 12  # groups listed unfolded
 FIGURES = 24  # groups whose scores are shown unfolded
 
 
-def write(plan: "Plan", path: str | os.PathLike, command: str | None = None) -> None:
+def write(
+    plan: "Plan",
+    path: str | os.PathLike,
+    command: str | None = None,
+    outcome: Mapping[str, object] | None = None,
+) -> None:
     """Writes the page; an existing file is replaced as a whole."""
     check_writable(path)
-    page = render(plan, command)
+    page = render(plan, command, outcome)
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode())  # the same bytes on every system
 
@@ -33,7 +38,9 @@ def frame(plan: "Plan") -> str:
     return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0"></iframe>'
 
 
-def render(plan: "Plan", command: str | None = None) -> str:
+def render(
+    plan: "Plan", command: str | None = None, outcome: Mapping[str, object] | None = None
+) -> str:
     """The page as text. Names of layers are escaped: a plan may come from anywhere."""
     import jinja2
 
@@ -62,7 +69,7 @@ def render(plan: "Plan", command: str | None = None) -> str:
         reasons=_reasons(plan),
         exactness=plan.exactness(),
         command=command,
-        open_groups=OPEN_GROUPS,
+        outcome=outcome or {},
         unfolded=FIGURES,
     )
 

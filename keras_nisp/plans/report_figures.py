@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from keras_nisp.plans.plan_rows import GroupPlan, LayerPlan
 
 LARGEST = 1e300  # of a score in a figure: differences of larger ones overflow
+DWARF = 20  # times what three quarters of the layers do not exceed
 COLOURS = 6  # of coupled groups; the number in the mark tells groups of one colour apart
 
 
@@ -32,6 +33,7 @@ class Panel:
         largest: the largest amount, and the layer that has it.
         top, height: where the panel lies, in pixels.
         paths: outlines before and after.
+        root: whether heights are square roots, since one layer would dwarf the others.
     """
 
     title: str
@@ -39,6 +41,7 @@ class Panel:
     top: int
     height: int
     paths: tuple[str, str]
+    root: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +75,21 @@ def drawing(plan: "Plan", marks: dict[str, int]) -> Drawing:
         largest = max((before for before, _ in pairs), default=0)
         where = next((r.layer for r, p in zip(layers, pairs, strict=True) if p[0] == largest), "")
         outline = _body if title == "channels" else _skyline
-        heights = [[height * n / max(largest, 1) for n in p] for p in zip(*pairs, strict=True)]
+        root = _is_dwarfed([before for before, _ in pairs])
+        power = 0.5 if root else 1
+        columns = zip(*pairs, strict=True)
+        heights = [[height * (n / max(largest, 1)) ** power for n in column] for column in columns]
         before, after = [outline(h, top, height) for h in heights] or ("", "")
-        panels.append(Panel(title, (largest, where), top, height, (before, after)))
+        panels.append(Panel(title, (largest, where), top, height, (before, after), root))
         top += height
     strip = _strip([marks.get(row.layer) for row in layers], colours(plan))
     return Drawing(layers, top + 36 * bool(strip), panels, strip)
+
+
+def _is_dwarfed(amounts: Sequence[int]) -> bool:
+    """Whether one layer is so large that three quarters of the others would not be seen."""
+    some = sorted(amount for amount in amounts if amount)
+    return bool(some) and some[-1] > DWARF * some[3 * len(some) // 4]
 
 
 def _skyline(heights: Sequence[float], top: int, height: int) -> str:
