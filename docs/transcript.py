@@ -34,7 +34,6 @@ keras-nisp benchmark model.keras tuned.tflite
 keras-nisp benchmark tuned.tflite tuned_int8.tflite
 keras-nisp sensitivity tuned.keras --data tfds:fashion_mnist/test --data-dir DATA -o sensitivity.json
 keras-nisp apply plan.json model.keras -o again.keras
-keras-nisp merge model.keras --flops 0.5 -o merging.json --steps 20000
 """.strip().splitlines()  # noqa: E501
 
 
