@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 from nets import random_plan, randomise
 
@@ -74,6 +75,17 @@ class Mixed(layers.Layer):
         return x + y / (1.0 + ops.exp(self.matrix[:1]))
 
 
+class Taps(layers.Layer):
+    """A causal convolution of each channel alone, with a kernel whose channels come first."""
+
+    def build(self, shape):
+        self.taps = self.add_weight(shape=(shape[-1], 3), name="taps")
+
+    def call(self, x):
+        kernel = ops.expand_dims(ops.transpose(self.taps), -1)
+        return x + ops.depthwise_conv(ops.pad(x, [[0, 0], [2, 0], [0, 0]]), kernel)
+
+
 class Experts(layers.Layer):
     """Kernels of all experts side by side; the experts come first in what it gives."""
 
@@ -121,7 +133,7 @@ def around(layer):
     return randomise(keras.Model(inputs, layers.Dense(3, name="head")(x)))
 
 
-@pytest.mark.parametrize("layer", [Token, Bias, Pooling, Mixed])
+@pytest.mark.parametrize("layer", [Token, Bias, Pooling, Mixed, Taps])
 def test_weights_of_a_layer_are_followed(layer):
     model = around(layer(name="special"))
     graph = kn.as_functional(model, verbose=0)
@@ -171,6 +183,67 @@ def test_weights_keep_learning():
     assert all(
         (b != w.numpy()).any() for b, w in zip(before, (layer.token, layer.table), strict=True)
     )
+
+
+class Chosen(layers.Layer):
+    """Looks up one of several numbers for each place by TensorFlow, and masks by what is
+    repeated for each place; has a layer that it does not call."""
+
+    def build(self, shape):
+        self.inner, self.other = layers.Dense(12, name="inner"), layers.Dense(5, name="other")
+        self.scores, self.outer = layers.Dense(3, name="scores"), layers.Dense(WIDTH, name="outer")
+        self.other.build(shape)
+
+    def call(self, x):
+        batch, length, _ = ops.shape(x)
+        places = ops.broadcast_to(ops.arange(length)[:, None] % 3, (batch, length, 1))
+        chosen = tf.gather(self.scores(x), indices=places, batch_dims=2)
+        mask = ops.max(ops.cast(chosen > 0, x.dtype), axis=1, keepdims=True)
+        mask = ops.broadcast_to(mask, (batch, length, 1))
+        return x + self.outer(ops.relu(self.inner(x)) * mask * 0.5)
+
+
+def test_lookups_of_tensorflow_and_layers_that_are_not_called(capsys):
+    model = around(Chosen(name="special"))
+    graph = kn.as_functional(model)
+    assert "leaves out weights that no call uses: special/other/kernel" in capsys.readouterr().out
+    assert graph.count_params() == model.count_params() - 5 * (WIDTH + 1)
+    plan = random_plan(graph)
+    widths = {row.layer: row.kept for row in plan.creators}
+    assert widths["special/inner"] < 12
+    assert widths["before"] < WIDTH
+    assert kn.verify(kn.rebuild(graph, plan), graph, plan, tolerance=1e-5).ok
+
+
+def test_products_with_numbers_are_not_sparse():
+    class Root(layers.Layer):
+        def call(self, x):
+            return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + 1e-3)
+
+    class Inside(layers.Layer):
+        def build(self, shape):
+            self.root, self.inner = Root(name="root"), layers.Dense(WIDTH, name="inner")
+
+        def call(self, x):
+            return self.inner(self.root(x * 0.5))
+
+    graph = kn.as_functional(around(Inside(name="special")), verbose=0)
+    plan = random_plan(graph)  # a warning would be an error here
+    assert {row.layer: row.kept for row in plan.creators}["special/inner"] < WIDTH
+
+
+def test_weights_in_constants_are_refused(capsys):
+    class Fixed(layers.Layer):
+        def build(self, shape):
+            self.inner = layers.Dense(WIDTH, name="inner")
+            self.inner.build(shape)
+
+        def call(self, x):
+            return ops.relu(x) * ops.sum(self.inner.kernel)
+
+    model = around(Fixed(name="special"))
+    assert kn.as_functional(model) is model
+    assert "such as 'kernel', whose values it computes with" in capsys.readouterr().out
 
 
 @keras.saving.register_keras_serializable("tests")

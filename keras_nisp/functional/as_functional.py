@@ -73,7 +73,7 @@ def as_functional(
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"Expected `model` to be a keras.Model. Received: {model!r}")
-    with _LOCK, warnings.catch_warnings():
+    with _LOCK, warnings.catch_warnings(), calling.lookups_of_tensorflow():
         # What Keras says of nested models, which pass masks on nevertheless.
         warnings.filterwarnings("ignore", message=".*destroy the mask information")
         if keras_models.is_graph(model):
@@ -83,7 +83,10 @@ def as_functional(
             converted, kept = _convert_subclassed(model, inputs, input_shape)
     if converted is not model:
         _warn_of_what_is_lost(model, converted)
+    left = _unused_weights(model, converted)
     kept = [part for part in kept if rule_of(part.layer).warns]  # others are followed as they are
+    if verbose and left:
+        print(f"{model.name}, as a functional graph, leaves out weights that no call uses: {left}")
     if verbose and kept:
         print(_told(model, kept, input_shape is None and keras_models.is_open(converted)))
     return converted
@@ -191,6 +194,14 @@ def _structured(converted: Converted | Constants, inputs: Any, model: keras.Mode
     )
     outputs = keras.tree.pack_sequence_as(converted.structure, keras.tree.flatten(outputs))
     return keras.Model(new, outputs, name=model.name)
+
+
+def _unused_weights(model: keras.Model, converted: keras.Model) -> str:
+    """The weights that a graph has not, by name."""
+    known = {id(weight) for weight in converted.weights}
+    names = [weight.path for weight in model.weights if id(weight) not in known]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _warn_of_losses(model: keras.Model, converter: Converter) -> None:

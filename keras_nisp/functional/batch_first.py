@@ -58,6 +58,7 @@ ALONG_AXIS = _operations(
     *("sum", "mean", "max", "min", "any", "all", "prod", "std", "var", "softmax", "log_softmax"),
     *("cumsum", "split", "flip", "take", "repeat", "argmax", "argmin", "logsumexp"),
 )
+(DEPTHWISE,) = _operations("depthwise_conv")
 SIDE_BY_SIDE = _operations("concatenate", "stack")
 
 
@@ -80,6 +81,8 @@ class BatchFirst:
         """
         operation, flat = node.operation, keras.tree.flatten((args, kwargs))
         if not any(isinstance(x, Laid) for x in flat):
+            if isinstance(operation, BROADCAST):
+                return self._broadcast(node, args[0])
             moves = isinstance(operation, (TRANSPOSE, EINSUM))
             return self._moved(operation, args) if moves else None
         try:
@@ -88,6 +91,15 @@ class BatchFirst:
             return self._operation(node, operation, args, kwargs)
         except NoWayError:
             return self._as_it_is(operation, args, kwargs)
+
+    def _broadcast(self, node, x: Any) -> Any:
+        """A tensor whose other axes are repeated, if its new shape would hold a batch size."""
+        shape = node.outputs[0].shape
+        samples = node.input_tensors[0].shape[0]
+        known = (
+            self.probe in (samples, shape[0]) and samples == shape[0] and len(x.shape) == len(shape)
+        )
+        return self._repeated(x, shape[1:]) if self.probe and known else None
 
     def _moved(self, operation, args: tuple) -> Laid | None:
         """What a call gives that puts the batch axis elsewhere."""
@@ -121,6 +133,8 @@ class BatchFirst:
             return self._side_by_side(operation, x)
         if rule_of(operation).elementwise and not kwargs:
             return self._elementwise(operation, args)
+        if isinstance(operation, DEPTHWISE):
+            return self._depthwise(operation, *args, node.outputs[0].shape)
         if len(args) > 1 and not isinstance(operation, (GET_ITEM, TAKE)):
             raise NoWayError
         for kinds, make in (
@@ -261,6 +275,19 @@ class BatchFirst:
         made = copying.copy_layer(operation, axis=moved_axis(axis, place))
         parts = [self._aligned(x, rank, before) for x in tensors]
         return laid(calling.called(made, (parts,), {}), place)
+
+    def _depthwise(self, operation, x: Any, kernel: Any, shape: tuple) -> Any:
+        """A convolution of each channel alone: its taps one by one, each times the input."""
+        settings = (operation.padding, operation.strides, operation.dilation_rate)
+        plain = settings == ("valid", 1, 1) and operation.data_format != "channels_first"
+        lies = batch_of(x) == 0 and batch_of(kernel) is None and isinstance(kernel, Laid)
+        if not plain or not lies or kernel.rank != 3 or kernel.shape[2] != 1 or shape[1] is None:
+            raise NoWayError
+        taps = kernel.tensor[..., 0]
+        y = x[:, : shape[1]] * taps[:, :1]
+        for i in range(1, kernel.shape[0]):
+            y += x[:, i : i + shape[1]] * taps[:, i : i + 1]
+        return y
 
     def _layer(self, layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
         """What a layer gives for weights: it is called on those of each sample."""

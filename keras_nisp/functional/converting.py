@@ -233,7 +233,8 @@ class Converter:
     def _convert(self, layer, args, kwargs, batch, lookups) -> Converted | Constants:
         own = keras_layers.own_weights(layer)
         given = layer, args, kwargs, batch, lookups
-        results = [self._trace(*given, training) for training in (False, True)]
+        with calling.noted_reads() as read:
+            results = [self._trace(*given, training) for training in (False, True)]
         if not all(tensors_of(result, {}) for _, result in results):
             return _constants(layer, [result for _, result in results], batch)
         inference, training = (keras.Function(x, tensors_of(y, {})) for x, y in results)
@@ -249,7 +250,7 @@ class Converter:
             raise NotAGraphError("it gives something that follows from its weights alone")
         outputs = [x.tensor if isinstance(x, Laid) else x for x in outputs]
         model = keras.Model(_single(inputs), outputs, name=layer.name)
-        _check_weights(model, layer)
+        _check_weights(model, layer, read)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         converted = Converted(model, structure, carried, places)
         check_same(model, layer, args, kwargs, self.sizes, structure, places, not self.lost)
@@ -265,6 +266,7 @@ class Converter:
             if lookups and isinstance(part, keras.layers.Embedding) and len(args) == 1:
                 args = (_for_each_sample(args[0], inputs[0]),)
                 self.looked_up.add(id(layer))
+            calling.as_dense(args, kwargs)
             converted = self.call(part, args, kwargs, batch)
             if converted is None:
                 return calling.with_known_sizes(part, args, kwargs, proceed(part, *args, **kwargs))
@@ -354,18 +356,18 @@ def _trained(layer: keras.Layer) -> list[keras.Variable]:
     return [weight for weight in layer.weights if id(weight) not in fixed]
 
 
-def _check_weights(model: keras.Model, layer: keras.Layer) -> None:
-    trained = {id(weight) for weight in _trained(layer)}
+def _check_weights(model: keras.Model, layer: keras.Layer, read: set[int]) -> None:
+    """Raises unless a graph has the weights whose values its layer read, and no others."""
+    trained = {id(weight) for weight in _trained(layer)} & read
     for kind in ("weights", "trainable_weights"):
         own = {id(weight): weight.path for weight in getattr(layer, kind)}
         others = {id(weight): weight.path for weight in getattr(model, kind)}
         missing = [path for key, path in own.items() if key in trained and key not in others]
         added = [path for key, path in others.items() if key not in own]
         if missing:
-            name = missing[0].rpartition("/")[2]
             raise NotAGraphError(
-                f"it has {kind.replace('_', ' ')} of its own, such as '{name}', which belong to "
-                "no layer that it calls"
+                f"it has {kind.replace('_', ' ')} of its own, such as "
+                f"'{missing[0].rpartition('/')[2]}', whose values it computes with elsewhere"
             )
         if added:
             raise NotAGraphError(f"its graph has {kind.replace('_', ' ')} that it has not: {added}")

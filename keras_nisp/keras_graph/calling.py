@@ -78,6 +78,51 @@ def symbolic_weights(layer: keras.Layer):
 
 
 @contextlib.contextmanager
+def noted_reads():
+    """Gives the `id` of each variable whose value is read meanwhile, in this thread."""
+    found: set[int] = set()
+    kind, thread = keras.Variable, threading.get_ident()
+    before, own = vars(kind).get("value"), kind.value.fget
+
+    def value(variable):
+        if threading.get_ident() == thread:
+            found.add(id(variable))
+        return own(variable)
+
+    kind.value = property(value)
+    try:
+        yield found
+    finally:
+        if before is None:
+            del kind.value
+        else:
+            kind.value = before
+
+
+@contextlib.contextmanager
+def lookups_of_tensorflow():
+    """In it `tf.gather` takes symbolic tensors, as `keras.ops.take` does."""
+
+    own = tf.gather
+
+    def gather(params, indices, *args, axis=None, batch_dims=0, **kwargs):
+        if not isinstance(params, keras.KerasTensor) or args or kwargs:
+            return own(params, indices, *args, axis=axis, batch_dims=batch_dims, **kwargs)
+        axis = batch_dims if axis is None else axis
+        if not batch_dims:
+            return keras.ops.take(params, indices, axis=axis)
+        if len(params.shape) == len(indices.shape) == batch_dims + 1 and axis == batch_dims:
+            return keras.ops.take_along_axis(params, indices, axis=axis)
+        return own(params, indices, axis=axis, batch_dims=batch_dims)
+
+    tf.gather = gather
+    try:
+        yield
+    finally:
+        tf.gather = own
+
+
+@contextlib.contextmanager
 def indexed_like_arrays():
     """In it symbolic tensors take all indices that arrays take, of which Keras refuses some as
     such: `x[:4]`, `x[None]`."""
@@ -206,7 +251,19 @@ def call_in_mode(layer: keras.Operation, training: bool, /, *args, **kwargs) -> 
 
 def called(operation: keras.Operation, args: tuple, kwargs: dict) -> Any:
     """The outputs of a symbolic call, with all sizes that can be known."""
+    if isinstance(operation, keras.Layer):
+        as_dense(args, kwargs)
     return with_known_sizes(operation, args, kwargs, operation(*args, **kwargs))
+
+
+def as_dense(args: tuple, kwargs: dict) -> None:
+    """Takes it back that tensors are sparse which Keras says of any product with a number:
+    layers are tried on sparse tensors then."""
+    for tensor in _symbolic((args, kwargs)):
+        if tensor.sparse and not isinstance(
+            tensor._keras_history.operation, keras.layers.InputLayer
+        ):
+            tensor._sparse = False
 
 
 def with_known_sizes(operation: keras.Operation, args: tuple, kwargs: dict, outputs: Any) -> Any:
