@@ -134,7 +134,7 @@ class BatchFirst:
         if rule_of(operation).elementwise and not kwargs:
             return self._elementwise(operation, args)
         if isinstance(operation, DEPTHWISE):
-            return self._depthwise(operation, *args, node.outputs[0].shape)
+            return self._depthwise(operation, args[0], args[1], node.outputs[0].shape)
         if len(args) > 1 and not isinstance(operation, (GET_ITEM, TAKE)):
             raise NoWayError
         for kinds, make in (

@@ -13,7 +13,7 @@ from keras_nisp.channels.registry import registered, rule_of
 from keras_nisp.errors import ReasonError, reason_of
 from keras_nisp.functional.call_graphs import Weights, for_any_batch, modes, one_graph, same
 from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
-from keras_nisp.functional.laid import Laid, NotAGraphError, is_tensor, with_batch_at
+from keras_nisp.functional.laid import NotAGraphError, batch_of, is_tensor, tensor_of, with_batch_at
 from keras_nisp.keras_graph import calling, copying, keras_layers, keras_models, walking
 from keras_nisp.keras_graph.holders import Holders
 from keras_nisp.keras_graph.masks import mask_of, set_mask
@@ -231,25 +231,24 @@ class Converter:
         return None
 
     def _convert(self, layer, args, kwargs, batch, lookups) -> Converted | Constants:
-        own = keras_layers.own_weights(layer)
-        given = layer, args, kwargs, batch, lookups
         with calling.noted_reads() as read:
-            results = [self._trace(*given, training) for training in (False, True)]
+            traces = [(layer, args, kwargs, batch, lookups, mode) for mode in (False, True)]
+            results = [self._trace(*given) for given in traces]
         if not all(tensors_of(result, {}) for _, result in results):
             return _constants(layer, [result for _, result in results], batch)
         inference, training = (keras.Function(x, tensors_of(y, {})) for x, y in results)
         structure = results[1][1]
         in_mode = modes(inference, training)
         tensors = tensors_of(args, kwargs)
+        own = keras_layers.own_weights(layer)
         masks = training.inputs[len(tensors) : len(training.inputs) - len(own)]
         batches = [tensor.shape[0] for tensor in (*tensors, *masks_of(tensors))]
         weights = Weights(own, self.holders, layer.dtype_policy)
         inputs, outputs = one_graph(training, in_mode, batches, batch, weights)
-        places = [x.batch if isinstance(x, Laid) else 0 for x in outputs]
+        places = list(map(batch_of, outputs))
         if None in places:
             raise NotAGraphError("it gives something that follows from its weights alone")
-        outputs = [x.tensor if isinstance(x, Laid) else x for x in outputs]
-        model = keras.Model(_single(inputs), outputs, name=layer.name)
+        model = keras.Model(_single(inputs), list(map(tensor_of, outputs)), name=layer.name)
         _check_weights(model, layer, read)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         converted = Converted(model, structure, carried, places)
