@@ -98,7 +98,7 @@ def _convert_graph(model: keras.Model, input_shape) -> tuple[keras.Model, list[K
     arguments = (keras_models.structured_inputs(model, _inputs(own, shapes)),)
     faults: list[Exception] = []
     for lookups in (True, False):
-        converter = Converter(_open_sizes(own, shapes), lookups)
+        converter = Converter(_open_sizes(own, shapes), own[0].shape[0], lookups)
         converted = converter.graph(model, shapes)
         try:
             if converted is not model:
@@ -128,7 +128,7 @@ def _convert_subclassed(
         )
     keras_models.check_not_quantized(model)
     shapes = _known_shapes(input_shape, flat)
-    converter = Converter(_open_sizes(flat, shapes))
+    converter = Converter(_open_sizes(flat, shapes), flat[0].shape[0])
     converted, kept = converter.noted(converter.composite, model, (inputs,), {})
     if kept and converter.sizes:
         converter.composites.clear()  # else names count both attempts

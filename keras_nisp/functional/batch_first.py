@@ -81,6 +81,8 @@ class BatchFirst:
         """
         operation, flat = node.operation, keras.tree.flatten((args, kwargs))
         if not any(isinstance(x, Laid) for x in flat):
+            if isinstance(operation, SIDE_BY_SIDE[1]) and operation.axis == 0:
+                return self._side_by_side(operation, args[0])
             if isinstance(operation, BROADCAST):
                 return self._broadcast(node, args[0])
             moves = isinstance(operation, (TRANSPOSE, EINSUM))

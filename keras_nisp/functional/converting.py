@@ -87,6 +87,7 @@ class Converter:
 
     Args:
         sizes: which open axes may have.
+        batch: the batch size of the whole, `None` if it is open.
         lookups: whether constant indices become a row for each sample, so that what is looked up
             shows in the graph. Wrong where a layer's first axis is not that of samples.
 
@@ -95,8 +96,8 @@ class Converter:
         lost: those that were converted without the losses that they add in training.
     """
 
-    def __init__(self, sizes: list[int], lookups: bool = True):
-        self.sizes, self.lookups = sizes, lookups
+    def __init__(self, sizes: list[int], batch: int | None, lookups: bool = True):
+        self.sizes, self.batch, self.lookups = sizes, batch, lookups
         self.looked_up: set[int] = set()  # layers in which indices became rows
         self.models: dict[tuple, tuple] = {}
         self.composites: dict[int, list[tuple]] = {}
@@ -212,9 +213,16 @@ class Converter:
         """With an open batch size if that will do; else with one that is then opened; else
         without `_for_each_sample`. Layers with weights that a rule follows stay as they are."""
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
-        if not layer.built:
-            _build(layer, args, kwargs)
+        if not layer.built:  # else its parts make their weights when traced
+            with warnings.catch_warnings(), contextlib.suppress(Exception):
+                warnings.simplefilter("ignore")
+                layer(*args, **kwargs)
         if keras_layers.own_weights(layer) and not rule_of(layer).warns:
+            return None
+        if any(
+            x.shape[:1] not in ((), (1,), (None,), (self.batch,)) for x in tensors_of(args, kwargs)
+        ):
+            self.kept[id(layer)] = Kept(layer, "samples are not the first axis of what it takes")
             return None
         for batch, lookups in ((None, True), (PROBE, True), (PROBE, False)):
             if not lookups and id(layer) not in self.looked_up:
@@ -370,13 +378,6 @@ def _check_weights(model: keras.Model, layer: keras.Layer, read: set[int]) -> No
             )
         if added:
             raise NotAGraphError(f"its graph has {kind.replace('_', ' ')} that it has not: {added}")
-
-
-def _build(layer, args, kwargs) -> None:
-    """Lets a layer make its weights, if a symbolic call does; else its parts do when traced."""
-    with warnings.catch_warnings(), contextlib.suppress(Exception):
-        warnings.simplefilter("ignore")
-        layer(*args, **kwargs)
 
 
 def _is_composite(operation) -> bool:
