@@ -116,7 +116,8 @@ class Mixture(layers.Layer):
         self.experts = Experts(interleaved, name="experts")
 
     def call(self, x, training=False):
-        flat = ops.reshape(x, (-1, x.shape[-1]))
+        batch, length, width = ops.shape(x)
+        flat = ops.reshape(x, (batch * length, width))
         shares = ops.softmax(self.router(flat))
         best, chosen = ops.top_k(shares, k=2)
         weights = ops.sum(ops.one_hot(chosen, 3) * best[..., None], axis=1)
@@ -244,6 +245,24 @@ def test_weights_in_constants_are_refused(capsys):
     model = around(Fixed(name="special"))
     assert kn.as_functional(model) is model
     assert "such as 'kernel', whose values it computes with" in capsys.readouterr().out
+
+
+def test_layers_that_are_called_on_several_streams_stay():
+    class Inner(layers.Layer):
+        def call(self, x):
+            return ops.relu(x[0]) + x[1]
+
+    class Streams(layers.Layer):
+        def build(self, shape):
+            self.inner = Inner(name="inner")
+
+        def call(self, x):
+            return self.inner(ops.stack([x, -x], axis=0))
+
+    graph = kn.as_functional(around(Streams(name="special")), verbose=0)
+    unknown = pytest.warns(kn.UnknownLayerWarning, match="special/inner")
+    with unknown, pytest.raises(ValueError, match="no channels that may be removed"):
+        kn.plan_pruning(graph, kn.Random(), ratio=0.5)
 
 
 @keras.saving.register_keras_serializable("tests")

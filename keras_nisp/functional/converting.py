@@ -13,7 +13,14 @@ from keras_nisp.channels.registry import registered, rule_of
 from keras_nisp.errors import ReasonError, reason_of
 from keras_nisp.functional.call_graphs import Weights, for_any_batch, modes, one_graph, same
 from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
-from keras_nisp.functional.laid import NotAGraphError, batch_of, is_tensor, tensor_of, with_batch_at
+from keras_nisp.functional.laid import (
+    NotAGraphError,
+    batch_of,
+    is_tensor,
+    rows_for_each_sample,
+    tensor_of,
+    with_batch_at,
+)
 from keras_nisp.keras_graph import calling, copying, keras_layers, keras_models, walking
 from keras_nisp.keras_graph.holders import Holders
 from keras_nisp.keras_graph.masks import mask_of, set_mask
@@ -211,7 +218,7 @@ class Converter:
 
     def _converted(self, layer, args, kwargs) -> Converted | Constants | None:
         """With an open batch size if that will do; else with one that is then opened; else
-        without `_for_each_sample`. Layers with weights that a rule follows stay as they are."""
+        without `rows_for_each_sample`. Layers with weights that a rule follows stay as they are."""
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
         if not layer.built:  # else its parts make their weights when traced
             with warnings.catch_warnings(), contextlib.suppress(Exception):
@@ -219,9 +226,7 @@ class Converter:
                 layer(*args, **kwargs)
         if keras_layers.own_weights(layer) and not rule_of(layer).warns:
             return None
-        if any(
-            x.shape[:1] not in ((), (1,), (None,), (self.batch,)) for x in tensors_of(args, kwargs)
-        ):
+        if not all(map(self._has_samples_first, tensors_of(args, kwargs))):
             self.kept[id(layer)] = Kept(layer, "samples are not the first axis of what it takes")
             return None
         for batch, lookups in ((None, True), (PROBE, True), (PROBE, False)):
@@ -237,6 +242,11 @@ class Converter:
                 reason = reason_of(error)
         self.kept[id(layer)] = Kept(layer, reason)
         return None
+
+    def _has_samples_first(self, tensor: keras.KerasTensor) -> bool:
+        """Whether the first axis is that of samples, perhaps with others in it."""
+        size = tensor.shape[0] if tensor.shape else None
+        return size in (None, 1) or not size % (self.batch or PROBE) or not size % PROBE
 
     def _convert(self, layer, args, kwargs, batch, lookups) -> Converted | Constants:
         with calling.noted_reads() as read:
@@ -271,7 +281,7 @@ class Converter:
             if part is layer:
                 return proceed(part, *args, **kwargs)
             if lookups and isinstance(part, keras.layers.Embedding) and len(args) == 1:
-                args = (_for_each_sample(args[0], inputs[0]),)
+                args = (rows_for_each_sample(args[0], inputs[0]),)
                 self.looked_up.add(id(layer))
             calling.as_dense(args, kwargs)
             converted = self.call(part, args, kwargs, batch)
@@ -307,21 +317,6 @@ class Converter:
         if noted:
             raise NotAGraphError(f"its call changes {noted[0]}")
         return [*inputs, *masks, *own], result
-
-
-def _for_each_sample(indices: Any, like: keras.KerasTensor) -> Any:
-    """Constant indices as a symbolic tensor, so that what is looked up shows in the graph: one row
-    of them for each sample."""
-    if is_tensor(indices) or not like.shape:
-        return indices
-    indices = keras.ops.convert_to_tensor(indices)
-    if len(indices.shape) == 1:
-        indices = indices[None]
-    if len(indices.shape) != 2 or indices.shape[0] != 1:
-        return indices
-    zeros = keras.ops.zeros_like(like, dtype=indices.dtype)
-    zeros = keras.ops.sum(zeros, axis=tuple(range(1, len(like.shape))), keepdims=True)
-    return keras.ops.add(indices, keras.ops.reshape(zeros, (-1, 1)))
 
 
 def _constants(layer: keras.Layer, results: list, probe: int | None) -> Constants:

@@ -123,3 +123,18 @@ def with_batch_at(tensor: Any, place: int) -> Any:
         return tensor
     others = list(range(1, len(tensor.shape)))
     return keras.ops.transpose(tensor, (*others[:place], 0, *others[place:]))
+
+
+def rows_for_each_sample(indices: Any, like: keras.KerasTensor) -> Any:
+    """Constant indices as a symbolic tensor, so that what is looked up shows in the graph: one row
+    of them for each sample."""
+    if is_tensor(indices) or not like.shape:
+        return indices
+    indices = keras.ops.convert_to_tensor(indices)
+    if len(indices.shape) == 1:
+        indices = indices[None]
+    if len(indices.shape) != 2 or indices.shape[0] != 1:
+        return indices
+    zeros = keras.ops.zeros_like(like, dtype=indices.dtype)
+    zeros = keras.ops.sum(zeros, axis=tuple(range(1, len(like.shape))), keepdims=True)
+    return keras.ops.add(indices, keras.ops.reshape(zeros, (-1, 1)))
