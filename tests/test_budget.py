@@ -222,6 +222,19 @@ def test_conflicting_ratios():
         kn.plan_pruning(residual(), kn.Random(), ratios={"stem": 0.5, "outer0": 0.2})
 
 
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+def test_layers_without_a_rule_are_named_where_a_budget_cannot_be_reached():
+    class Odd(layers.Layer):
+        def call(self, x):
+            return x[..., ::-1] * x
+
+    inputs = keras.Input((8,))
+    hidden = Odd(name="odd")(layers.Dense(16)(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(4)(hidden)))
+    with pytest.raises(kn.BudgetError, match=r"or give 'odd' \(Odd\) a rule"):
+        kn.plan_pruning(model, kn.Magnitude(), flops_reduction=0.9)
+
+
 def test_reachable_reduction_is_said():
     """The reduction that the error names can be had."""
     with pytest.raises(kn.BudgetError) as error:

@@ -223,11 +223,13 @@ class Solver:
         whole, least = (measure(self.channel_map.removing(u)) for u in (nothing, steps.units))
         target = whole * (1 - self.budget.amount)
         if least > target:
+            unknown = next(iter(self.channel_map.unknown.values()), None)
+            rule = f", or give {unknown} a rule, which may hold channels" if unknown else ""
             raise BudgetError(
                 f"Expected a reduction of {name} that can be reached. Received: "
                 f"{self.budget.kind}={self.budget.amount:g}, but with everything removed that may "
                 f"be, it is {1 - least / whole:.4f}. Ask for less, or loosen `exclude`, "
-                "`min_channels`, `round_to` or `target`."
+                f"`min_channels`, `round_to` or `target`{rule}."
             )
         return measure, ends, target
 
