@@ -54,6 +54,29 @@ def attention_by_hand(x):
     return ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, 6, 8))
 
 
+def queries_in_front(x, take_apart):
+    """Queries, keys and values from one kernel, moved before the batch axis, as timm's ViT does."""
+    y = ops.reshape(layers.Dense(24, name="qkv")(x), (-1, 6, 3, 2, 4))
+    query, key, value = take_apart(ops.transpose(y, (2, 0, 3, 1, 4)))
+    logits = ops.matmul(query * 0.5, ops.transpose(key, (0, 1, 3, 2)))
+    y = ops.matmul(ops.softmax(logits), value)
+    return ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, 6, 8))
+
+
+def weighted_in_front(x):
+    """Instances, stacked before the batch axis, and weights that add up to 1 over them."""
+    embedded = [layers.Dense(5, activation="tanh")(x[:, i]) for i in range(3)]
+    weights = ops.softmax(ops.stack([layers.Dense(1)(y) for y in embedded]), axis=0)
+    return ops.mean(ops.stack([weights[i] * y for i, y in enumerate(embedded)]), axis=0)
+
+
+def mixer(x):
+    """A layer along the tokens: channels pass, each alone."""
+    y = layers.Dense(5, name="tokens")(ops.transpose(layers.LayerNormalization()(x), (0, 2, 1)))
+    y = layers.Dense(6, name="tokens_back")(ops.gelu(y))
+    return x + ops.transpose(y, (0, 2, 1))
+
+
 def windows(x):
     """Window partition, a shift, and back, as in Swin."""
     x = layers.Conv2D(6, 1, padding="same")(x)[:, :6, :6]
@@ -260,6 +283,14 @@ CASES = {
         "image",
         lambda x: ops.space_to_depth(layers.Conv2D(5, 2, padding="same")(x)[:, :6], 2),
     ),
+    "queries in front": ("sequence", lambda x: queries_in_front(x, lambda y: (y[0], y[1], y[2]))),
+    "queries in front, unstacked": ("sequence", lambda x: queries_in_front(x, ops.unstack)),
+    "queries in front, split": (
+        "sequence",
+        lambda x: queries_in_front(x, lambda y: [ops.squeeze(t, 0) for t in ops.split(y, 3)]),
+    ),
+    "weighted in front": ("sequence", weighted_in_front),
+    "mixer": ("sequence", mixer),
     "moveaxis": ("image", lambda x: ops.moveaxis(layers.Conv2D(5, 1)(x), -1, 1)),
     "sum over channels": ("image", lambda x: ops.sum(layers.Conv2D(5, 1)(x), -1)),
     "reductions": ("image", lambda x: ops.std(ops.max(layers.Conv2D(5, 1)(x), 1, True), (1, 2))),
@@ -270,9 +301,10 @@ CASES = {
     "zero-padded shortcut": ("image", zero_padded_shortcut),
     "spatial attention": ("image", spatial_attention),
 }
-# Layers whose channels stay: what reads an axis without channels, and a gate for many channels.
-HELD = {"stack": 2, "moveaxis": 1, "spatial attention": 1}
+# Layers whose channels stay: one gate for many channels, what meets positions.
+HELD = {"spatial attention": 1, "weighted in front": 3, "mixer": 1}
 INEXACT = {
+    "mixer",
     *("rms norm", "layer norm", "group norm", "unit norm", "softmax", "spatial attention"),
     "dot, normalised",
 }

@@ -32,6 +32,7 @@ class Call:
         rule: the rule that knows its family.
         inputs: a `Traced` for each tensor among the arguments, flat.
         output_shapes: shapes of the outputs without their batch axis, flat.
+        batch_axes: where the batch axis of each output lies, flat.
         outputs: a `Traced` for each output, flat; empty while `trace` runs.
         batch: how many entries of the batch axis one sample takes in the outputs: that of the
             inputs, unless `trace` assigns another.
@@ -59,6 +60,7 @@ class Call:
     inputs: list[Traced]
     output_shapes: list[tuple[int, ...]]
     tracer: "Tracer" = dataclasses.field(repr=False)
+    batch_axes: list[int] = dataclasses.field(default_factory=list)
     outputs: list[Traced] = dataclasses.field(default_factory=list)
     reads: bool = False
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
@@ -75,6 +77,7 @@ class Call:
         self.mixes_channels = self.rule.mixes_channels
         self.sums_channels = self.rule.sums_channels
         self.batch = max((tensor.batch for tensor in self.inputs), default=1)
+        self.batch_axes = self.batch_axes or [0] * len(self.output_shapes)
 
     @property
     def weights(self) -> list[keras.Variable]:

@@ -39,6 +39,8 @@ class Traced:
         batch: how many entries of the batch axis one sample takes: more than one where
             positions were moved into it (windows, time steps).
         lines: of names that are products, what lies along each axis along which they vary.
+        batch_axis: where the batch axis lies: not first where queries, keys and values were moved
+            before it, to be taken apart.
 
     Example:
 
@@ -56,11 +58,25 @@ class Traced:
     shape: tuple[int, ...]
     batch: int = 1
     lines: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    batch_axis: int = 0
 
     @property
     def rank(self) -> int:
         """The number of axes, the batch axis not counted."""
         return len(self.shape)
+
+    def axis_in_tensor(self, axis: int) -> int:
+        """Where an axis of `shape` lies in the tensor itself, the batch axis counted."""
+        return axis + (axis >= self.batch_axis)
+
+    def own_axis(self, axis: int) -> int | None:
+        """Which axis of `shape` an axis of the tensor is, the batch axis counted; `None` for it."""
+        axis %= self.rank + 1
+        return None if axis == self.batch_axis else axis - (axis > self.batch_axis)
+
+    def with_batch(self, count: Any) -> tuple[Any, ...]:
+        """The shape of the tensor itself, with a batch of this size, or `None` for it."""
+        return (*self.shape[: self.batch_axis], count, *self.shape[self.batch_axis :])
 
     def line(self, axis: int) -> np.ndarray:
         """The names along one axis, at the first position of all others.

@@ -111,6 +111,7 @@ class Rule:
             rows of a table.
         pads: whether the layer puts zeros around its input and does nothing else.
         convolves: whether it slides a kernel over its input, which a runtime may pad meanwhile.
+        moves_batch: whether `trace` takes tensors whose batch axis is not their first.
 
     Example: a custom layer that scales every channel.
 
@@ -137,6 +138,7 @@ class Rule:
     rescales = False
     pads = False
     convolves = False
+    moves_batch = False
 
     def trace(self, call: "Call", *args: Any, **kwargs: Any) -> np.ndarray | list[np.ndarray]:
         """Says what happens to names.
@@ -302,7 +304,8 @@ class Barrier(Rule):
         # Nothing is known of where importance comes from: spread it evenly.
         tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
         mean = tf.add_n([tf.reduce_mean(x) for x in tensors])
-        return [tf.fill((out.batch * call.samples, *out.shape), mean) for out in call.outputs]
+        shapes = [out.with_batch(out.batch * call.samples) for out in call.outputs]
+        return [tf.fill(shape, mean) for shape in shapes]
 
 
 BARRIER = Barrier(warns=True)

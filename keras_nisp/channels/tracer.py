@@ -152,17 +152,19 @@ class Tracer:
         """
         kwargs = meaningful(kwargs)
         flat = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Traced)]
-        shapes = walking.output_shapes(site, args, kwargs, _shape_of)
+        shapes, axes = walking.output_shapes(site, args, kwargs, _shape_of)
         rule = rule_for(site.operation, args, kwargs)
-        call = Call(site.operation, site.path, rule, flat, shapes, self, node=site.node)
+        call = Call(site.operation, site.path, rule, flat, shapes, self, axes, node=site.node)
         call.samples = self.samples
         call.whole_groups = whole_groups is not None and whole_groups(call)
         names = _trace_call(call, args, kwargs)
         places = [None if number is None else (number, index) for index in range(len(shapes))]
         call.outputs = [
             self.traced(n, shape, call.batch, place)
-            for n, shape, place in zip(names, shapes, places, strict=True)
+            for n, shape, place in zip(names, call.output_shapes, places, strict=True)
         ]
+        for tensor, axis in zip(call.outputs, call.batch_axes, strict=True):
+            tensor.batch_axis = axis
         return call
 
     def follow(self, model: keras.Model, inputs: list[Traced]) -> tuple[list[Traced], list[Call]]:
@@ -186,11 +188,13 @@ class Tracer:
 
 
 def _shape_of(value) -> tuple | None:
-    return value.shape if isinstance(value, Traced) else None
+    return value.with_batch(None) if isinstance(value, Traced) else None
 
 
 def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
     """The names of a call's outputs, by its rule; fixed where the rule does not reach."""
+    if any(tensor.batch_axis for tensor in call.inputs) and not _follows_batch(call, args):
+        return call.fix_all("which takes a tensor whose batch axis is not its first")
     try:
         names = _named_by_rule(call, args, kwargs)
     except RuleError:
@@ -210,6 +214,13 @@ def _trace_call(call: Call, args, kwargs) -> list[np.ndarray]:
         for array in [tensor.names for tensor in call.inputs] + names:
             call.fix(array, reason)
     return names
+
+
+def _follows_batch(call: Call, args) -> bool:
+    """Whether the rule holds wherever the batch axis lies: for numbers one by one it does."""
+    shapes = {(tensor.batch_axis, tensor.rank) for tensor in call.inputs}
+    arrays = any(np.ndim(x) for x in keras.tree.flatten(args) if not isinstance(x, Traced))
+    return call.rule.moves_batch or (call.rule.elementwise and len(shapes) == 1 and not arrays)
 
 
 def _named_by_rule(call: Call, args, kwargs) -> list[np.ndarray]:

@@ -156,21 +156,27 @@ def _call(
     return keras.tree.flatten(values)
 
 
-def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> list:
-    """Shapes of a call's outputs without the batch axis.
+def output_shapes(
+    site: Site, args: tuple, kwargs: dict, shape_of: Callable
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Shapes of a call's outputs without the batch axis, and where this lies.
 
     Recorded shapes serve unless the call sees other sizes than were recorded: inside
     a nested model, or where the model's input size is open. Sizes that Keras leaves open although
-    those of the inputs are known are tried out.
+    those of the inputs are known are tried out. An output that is open, but not along its first
+    axis, has its batch axis there, if those of the inputs are open.
 
     Args:
         site: the call.
         args, kwargs: its arguments, with values for tensors.
-        shape_of: gives the shape of a value, or `None` for what is not a tensor.
+        shape_of: gives the shape of a value, with `None` for its batch axis; or `None` for what is
+            not a tensor.
     """
     flat = keras.tree.flatten((args, kwargs))
     actual = [shape for shape in map(shape_of, flat) if shape is not None]
-    recorded = [tuple(tensor.shape[1:]) for tensor in site.node_inputs]
+    places = [shape.index(None) for shape in actual]
+    recorded = [tuple(tensor.shape) for tensor in site.node_inputs]
+    fixed = [s[at] for s, at in zip(recorded, places, strict=False) if len(s) > at]
 
     def outputs(run, make):
         dtypes = iter([tensor.dtype for tensor in site.node_inputs])
@@ -180,20 +186,37 @@ def output_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> 
             return value if shape is None else make(shape, next(dtypes, keras.backend.floatx()))
 
         given, named = keras.tree.map_structure(made, (args, kwargs))
-        flat = keras.tree.flatten(run(*given, **named))
-        return [tuple(tensor.shape[1:]) for tensor in flat]
+        return [tuple(tensor.shape) for tensor in keras.tree.flatten(run(*given, **named))]
 
-    if actual == recorded:
-        shapes = [tuple(tensor.shape[1:]) for tensor in site.node_outputs]
+    if len(actual) == len(recorded) and all(map(_same_sizes, actual, recorded)):
+        shapes = [tuple(tensor.shape) for tensor in site.node_outputs]
     else:
-        shapes = outputs(
-            site.operation.compute_output_spec,
-            lambda shape, dtype: keras.KerasTensor((None, *shape), dtype=dtype),
-        )
-    if any(None in shape for shape in shapes):
-        batch = next((tensor.shape[0] for tensor in site.node_inputs), None) or 1
+        try:
+            shapes = outputs(
+                site.operation.compute_output_spec,
+                lambda shape, dtype: keras.KerasTensor(shape, dtype=dtype),
+            )
+        except ValueError:  # what is taken apart along the batch axis has to be known
+            shapes = [(None,) * (1 + len(site.node_outputs[0].shape))] * len(site.node_outputs)
+    open_batch = None in fixed or not recorded
+    axes = [
+        shape.index(None) if open_batch and shape and shape[0] is not None and None in shape else 0
+        for shape in shapes
+    ]
+    if any(None in _without(shape, axis) for shape, axis in zip(shapes, axes, strict=True)):
+        batch = next((size for size in fixed if size), None) or 1
         shapes = outputs(
             functools.partial(infer, site.operation),
-            lambda shape, dtype: tf.zeros((batch, *shape), dtype),
+            lambda shape, dtype: tf.zeros([batch if n is None else n for n in shape], dtype),
         )
-    return shapes
+    return [_without(shape, axis) for shape, axis in zip(shapes, axes, strict=True)], axes
+
+
+def _same_sizes(actual: tuple, recorded: tuple) -> bool:
+    """Whether shapes are the same but for the batch axis, `None` in the first."""
+    at = actual.index(None)
+    return len(actual) == len(recorded) and _without(actual, at) == _without(recorded, at)
+
+
+def _without(shape: tuple, axis: int) -> tuple:
+    return (*shape[:axis], *shape[axis + 1 :])

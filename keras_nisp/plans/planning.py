@@ -325,10 +325,9 @@ def _groups(channel_map, removed, scores, course: Course | None) -> tuple[GroupP
     followers: list[dict[str, None]] = [{} for _ in channel_map.groups]
     readers: list[dict[str, None]] = [{} for _ in channel_map.groups]
     for call in channel_map.calls:
-        for tensors, members in ((call.outputs, followers), (call.inputs, readers)):
-            if members is readers and not call.reads:
-                continue
-            touched = np.unique(np.concatenate([group_of[t.names].ravel() for t in tensors]))
+        given = channel_map.products.deciding(_names(call.outputs))
+        for units, members in ((given, followers), (_read(channel_map, call), readers)):
+            touched = np.unique(group_of[units])
             for index in touched[touched >= 0].tolist():
                 if members is readers or call.path not in creators[index]:
                     members[index][call.path] = None
@@ -344,6 +343,22 @@ def _groups(channel_map, removed, scores, course: Course | None) -> tuple[GroupP
         )
         for i, group in enumerate(channel_map.groups)
     )
+
+
+def _names(tensors) -> np.ndarray:
+    return np.concatenate([np.zeros(0, int), *(tensor.names.ravel() for tensor in tensors)])
+
+
+def _read(channel_map, call) -> np.ndarray:
+    """The units that a call reads: those that its kernels do, or all that enter a product."""
+    if not call.reads:
+        return np.zeros(0, int)
+    units = channel_map.products.deciding(_names(call.inputs))
+    bound = [b for w in call.weights if (b := channel_map.bindings.get(id(w))) and b.read]
+    if not bound:
+        return units
+    by_kernels = np.concatenate([b.axes[axis] for b in bound for axis in b.read])
+    return np.intersect1d(units, channel_map.products.deciding(by_kernels))
 
 
 def _scores(scores: np.ndarray, removed: np.ndarray) -> tuple[tuple, tuple]:

@@ -13,24 +13,30 @@ from keras_nisp.rules.products import parse
 
 @register_rule(layers.Dense)
 class Dense(Rule):
-    """Reads the last axis and creates a new one, at every position of the others."""
+    """Reads the last axis and creates a new one, at every position of the others.
+
+    These may hold channels, too: each is read alone, as where a mixer works along its tokens.
+    """
 
     does = "creates"
 
     def trace(self, call, x):
         layer = call.layer
-        several = x.names.shape[-1] > 1 and len(x.lines) > 1
-        inputs = x.line(-1) if several else call.along(x, -1)
+        lines = {i: x.line(i) for i, size in enumerate(x.names.shape[:-1]) if size > 1}
+        holds = x.names.shape[-1] > 1 or not lines
+        read = {0: x.line(-1) if lines else call.along(x, -1)} if holds else {}
         outputs = call.create(layer.units)
         applied = positions(call.output_shape, -1)
-        lines = {i: line for i, line in x.lines.items() if several and i < x.rank - 1}
         create, passed = {1: outputs}, lines.values()
-        call.bind(layer.kernel, None, {0: inputs}, create, positions=applied, passed=passed)
+        call.bind(layer.kernel, None, read, create, positions=applied, passed=passed)
         call.bind(layer.bias, own={0: outputs})
         return activated(call, call.grid({**lines, x.rank - 1: outputs}))
 
     def resize(self, call, config, width):
-        return {**config, "units": width(call.outputs[0].line(-1))}
+        output = call.outputs[0]
+        if output.names.shape[-1] == 1:  # what lies along it stays as a whole
+            return config
+        return {**config, "units": width(output.line(-1))}
 
     def plain_kernels(self, layer):
         return [PlainKernel(layer.kernel, layer.bias)]

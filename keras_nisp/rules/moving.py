@@ -23,6 +23,7 @@ class Movement(Rule):
     """The operation itself is run on the array of names."""
 
     does = "moves"
+    moves_batch = True
 
     def trace(self, call, *args, **kwargs):
         return move(call, args, kwargs)
@@ -36,29 +37,79 @@ class Movement(Rule):
 
 def move(call, args, kwargs) -> list[np.ndarray]:
     """The names of the outputs of an operation that moves values."""
+    if not any(tensor.batch_axis for tensor in call.inputs):
+        outputs = _moved(call, args, kwargs, call.samples, 0)
+        if outputs is not None and all(
+            len(output) % call.samples == 0 and (output == output[:1]).all() for output in outputs
+        ):
+            call.batch = len(outputs[0]) // call.samples
+            call.batch_axes = [0] * len(outputs)
+            call.output_shapes = [output.shape[1:] for output in outputs]
+            return [output[0] for output in outputs]
+    return _move_batch_axis(call, args, kwargs)
+
+
+def _move_batch_axis(call, args, kwargs) -> list[np.ndarray]:
+    """The same where the batch axis of an input is not the first, or that of an output.
+
+    It is found by the names of a second sample, which are others.
+    """
+    count, samples = call.tracer.count, 2 * call.samples
+    outputs = _moved(call, args, kwargs, samples, count)
+    axes = [_batch_axis(output // count, samples) for output in outputs or ()]
+    if outputs is None or None in axes or call.batch != 1:
+        return call.fix_all("which moves channels into the batch axis")
+    names = [output.take(0, axis) for output, axis in zip(outputs, axes, strict=True)]
+    call.batch_axes, call.output_shapes = axes, [array.shape for array in names]
+    return names
+
+
+def _moved(call, args, kwargs, samples: int, step: int) -> list[np.ndarray] | None:
+    """What the operation gives of arrays of names; `None` if it does not take them.
+
+    Args:
+        call, args, kwargs: of the operation.
+        samples: how many.
+        step: by how much the names of a sample differ from those of the one before.
+    """
 
     def laid_out(x):
         if not isinstance(x, Traced):
             return x
-        return tf.constant(np.broadcast_to(x.names, (x.batch * call.samples, *x.shape)), tf.int32)
+        at, count = x.batch_axis, x.batch * samples
+        names = np.broadcast_to(np.expand_dims(x.names, at), x.with_batch(count))
+        shape = [count if axis == at else 1 for axis in range(x.rank + 1)]
+        return tf.constant(names + step * np.arange(count).reshape(shape), tf.int32)
 
-    moved = call.infer(*keras.tree.map_structure(laid_out, args), **kwargs)
-    outputs = [np.asarray(output) for output in keras.tree.flatten(moved)]
-    for output, shape in zip(outputs, call.output_shapes, strict=True):
-        bound = output.shape[1:] == shape and len(output) % call.samples == 0
-        if not bound or (output != output[:1]).any():
-            return call.fix_all("which moves channels into the batch axis")
-    call.batch = len(outputs[0]) // call.samples
-    return [output[0] for output in outputs]
+    try:
+        moved = call.infer(*keras.tree.map_structure(laid_out, args), **kwargs)
+    except (ValueError, tf.errors.InvalidArgumentError):  # a size that no batch axis has
+        return None
+    return [np.asarray(output) for output in keras.tree.flatten(moved)]
+
+
+def _batch_axis(numbers: np.ndarray, samples: int) -> int | None:
+    """The axis along which the numbers of samples lie, if it is one."""
+    for axis, size in enumerate(numbers.shape):
+        row = np.arange(samples).reshape([-1 if i == axis else 1 for i in range(numbers.ndim)])
+        if size == samples and (numbers == row).all():
+            return axis
+    return None
 
 
 def _as_float(outputs):
     return keras.tree.map_structure(lambda x: tf.cast(x, tf.float32), outputs)
 
 
-def varies(x, axis: int) -> bool:
-    """Whether names differ along an axis of a `Traced` tensor (batch axis counted)."""
-    return axis % (x.rank + 1) > 0 and x.names.shape[axis % (x.rank + 1) - 1] > 1
+def channels_along(x: Traced, axis: int) -> np.ndarray | None:
+    """The names along an axis of a tensor (batch axis counted), if they differ there."""
+    own = x.own_axis(axis)
+    return None if own is None or x.names.shape[own] == 1 else x.line(own)
+
+
+def varies(x: Traced, axis: int) -> bool:
+    """Whether names differ along an axis of a tensor (batch axis counted)."""
+    return channels_along(x, axis) is not None
 
 
 @register_operations("repeat")
@@ -75,19 +126,27 @@ class Repeat(Movement):
 class Stack(Movement):
     """What is stacked has the same channels, so that the new axis holds none."""
 
+    moves_batch = False
+
     def trace(self, call, tensors):
-        axis = call.layer.axis % (tensors[0].rank + 2) - 1
-        if axis < 0 or not all(isinstance(x, Traced) for x in tensors):
-            return call.fix_all("which stacks samples or constants")
+        if not all(isinstance(x, Traced) for x in tensors):
+            return call.fix_all("which stacks constants")
+        names, shape = tensors[0].names, tensors[0].shape
         for other in tensors[1:]:
-            call.join(tensors[0].names, other.names)
-        return np.expand_dims(tensors[0].names, axis)
+            call.join(names, other.names)
+        axis = call.layer.axis % (len(shape) + 2)
+        at = max(axis - 1, 0)
+        call.batch_axes = [0 if axis else 1]
+        call.output_shapes = [(*shape[:at], len(tensors), *shape[at:])]
+        return np.expand_dims(names, at)
 
 
 @register_rule(layers.Reshape)
 @register_operations("reshape", "broadcast_to")
 class Reshape(Movement):
     """The new target shape is measured: along axes on which names vary, what is kept."""
+
+    moves_batch = False
 
     def resize(self, call, config, width):
         (key,) = {"target_shape", "newshape", "shape"} & set(config)
@@ -104,11 +163,11 @@ class Split(Movement):
     """Where channels are split, the new indices are given one by one."""
 
     def resize(self, call, config, width):
-        axis = config["axis"] % (call.inputs[0].rank + 1)
-        if not varies(call.inputs[0], axis):
+        x, axis = call.inputs[0], config["axis"]
+        if (names := channels_along(x, axis)) is None:
             return config
-        widths = [width(out.line(axis - 1)) for out in call.outputs]
-        return {**config, "indices_or_sections": np.cumsum(widths)[:-1].tolist()}
+        ends = np.cumsum([out.shape[x.own_axis(axis)] for out in call.outputs])[:-1]
+        return {**config, "indices_or_sections": [width(names[:end]) for end in ends]}
 
 
 @register_operations("unstack")
@@ -116,17 +175,18 @@ class Unstack(Movement):
     """Along an axis without channels, or one of several with them, which then stay."""
 
     def trace(self, call, x):
-        if varies(x, call.layer.axis):
+        if (names := channels_along(x, call.layer.axis)) is not None:
             if not x.lines:
                 return call.fix_all("which takes channels apart")
-            axis = call.layer.axis % (x.rank + 1) - 1
-            call.fix(x.line(axis), f"is taken apart by '{call.path}'")
+            call.fix(names, f"is taken apart by '{call.path}'")
         return move(call, (x,), {})
 
 
 @register_operations("roll")
 class Roll(Movement):
     """Along axes without channels."""
+
+    moves_batch = False
 
     def trace(self, call, x):
         axes = call.layer.axis
@@ -142,19 +202,17 @@ class Take(Movement):
     def trace(self, call, x, indices):
         if not isinstance(x, Traced) or isinstance(indices, Traced) or call.layer.axis is None:
             return call.fix_all("which looks values up")
-        if np.ndim(indices) > 1 and varies(x, call.layer.axis):
+        names = channels_along(x, call.layer.axis)
+        if np.ndim(indices) > 1 and names is not None:
             return call.fix_all("which takes channels into several axes")
-        if np.ndim(indices) == 0 and varies(x, call.layer.axis):
-            axis = call.layer.axis % (x.rank + 1) - 1
-            call.fix(x.line(axis)[indices], f"is taken alone by '{call.path}'")
+        if np.ndim(indices) == 0 and names is not None:
+            call.fix(names[indices], f"is taken alone by '{call.path}'")
         return move(call, (x, indices), {})
 
     def arguments(self, call, args, kwargs, width):
         x, indices = args
-        traced = call.inputs[0]
-        if not varies(traced, call.layer.axis):
+        if (names := channels_along(call.inputs[0], call.layer.axis)) is None:
             return args, kwargs
-        names = traced.line(call.layer.axis % (traced.rank + 1) - 1)
         indices = np.asarray(indices) % len(names)
         starts = np.cumsum([0, *(width(names[i : i + 1]) for i in range(len(names)))])
         new = [np.arange(starts[i], starts[i + 1]) for i in np.ravel(indices)]
@@ -170,12 +228,12 @@ class GetItem(Movement):
         for axis, entry in _entries(key, x.rank + 1):
             if not isinstance(entry, (int, slice, np.integer)):
                 return call.fix_all("which is indexed by an array")
-            if not varies(x, axis):
+            if (names := channels_along(x, axis)) is None:
                 continue
             if not isinstance(entry, slice):
-                call.fix(x.line(axis - 1)[entry], f"is taken alone by '{call.path}'")
-            elif _in_turn(entry, x.shape[axis - 1]):
-                rows = x.line(axis - 1).reshape(-1, entry.step)
+                call.fix(names[entry], f"is taken alone by '{call.path}'")
+            elif _in_turn(entry, len(names)):
+                rows = names.reshape(-1, entry.step)
                 call.join(rows[:, :1], rows)
             elif entry.step not in (None, 1) and entry != slice(None, None, -1):
                 return call.fix_all("which takes channels in steps")
@@ -187,9 +245,9 @@ class GetItem(Movement):
         for index, (axis, entry) in zip(
             _taking_axes(key), _entries(key, traced.rank + 1), strict=True
         ):
+            names = channels_along(traced, axis)
             whole = entry in (slice(None), slice(None, None, -1))
-            if varies(traced, axis) and not whole and not _in_turn(entry, traced.shape[axis - 1]):
-                names = traced.line(axis - 1)
+            if names is not None and not whole and not _in_turn(entry, len(names)):
                 if isinstance(entry, slice):
                     start, stop, _ = entry.indices(len(names))
                     changed[index] = slice(width(names[:start]), width(names[:stop]))
@@ -228,6 +286,8 @@ def _entries(key, rank: int) -> list[tuple]:
 @register_operations("pad")
 class Pad(Movement):
     """Zero channels hold nothing: they go with the channels that they meet."""
+
+    moves_batch = False
 
     def trace(self, call, x, constant_values=None):
         lines = {i: x.line(i) for i in varying_axes(x)}

@@ -12,8 +12,8 @@ from keras_nisp.channels.rule import PassThrough, Rule
 def reduced_axes(call, x) -> list[int] | None:
     """The axes that an operation reduces, batch axis not counted; `None` if that is one."""
     axis = call.layer.axis
-    axes = range(x.rank + 1) if axis is None else [int(a) % (x.rank + 1) for a in np.ravel(axis)]
-    return None if 0 in axes else [a - 1 for a in axes]
+    axes = [x.own_axis(int(a)) for a in (range(x.rank + 1) if axis is None else np.ravel(axis))]
+    return None if None in axes else axes
 
 
 def holds_channels(x, axes) -> bool:
@@ -27,13 +27,15 @@ class _Reduction(Rule):
     Importance spreads over all that is reduced, undivided unless it is a mean.
     """
 
+    moves_batch = True
+
     def trace(self, call, x):
         axes = reduced_axes(call, x)
         call.mixes_channels = call.sums_channels = False
         if axes is None:
             return call.fix_all("which reduces the batch axis")
         if holds_channels(x, axes):
-            reason = self.over_channels(call)
+            reason = "which reduces channels" if x.batch_axis else self.over_channels(call)
             if reason:
                 return call.fix_all(reason)
             call.reads = True
@@ -129,7 +131,7 @@ class PositionsOnly(_Reduction):
 class Softmax(Rule):
     """Over positions names pass; over channels it is taken over those that are kept."""
 
-    mixes_channels = True
+    mixes_channels = moves_batch = True
 
     def trace(self, call, x, mask=None):
         axes = reduced_axes(call, x)
@@ -137,6 +139,8 @@ class Softmax(Rule):
             return call.fix_all("which runs along the batch axis")
         # A copy of a channel counts again in the sum.
         call.mixes_channels = call.sums_channels = holds_channels(x, axes)
+        if x.batch_axis and call.mixes_channels:
+            return call.fix_all("which mixes channels")
         return x.names
 
     def absolute(self, call, x, mask=None):

@@ -51,7 +51,7 @@ class Oracle:
         """The axes (batch axis included) of a tensor of which only some positions are kept, and
         these."""
         kept = [
-            (axis + 1, self.units.keep[traced.line(axis)])
+            (traced.axis_in_tensor(axis), self.units.keep[traced.line(axis)])
             for axis, size in enumerate(traced.names.shape)
             if size > 1
         ]
@@ -61,7 +61,8 @@ class Oracle:
         """A tensor of any values with merged channels equal."""
         for axis, size in enumerate(traced.names.shape):
             if size > 1 and self.units.merged[traced.line(axis)].any():
-                return self.units.level(value, axis + 1, traced.line(axis))
+                at = traced.axis_in_tensor(axis)
+                return self.units.level(value, at, traced.line(axis))
         return value
 
     def _as_if(self, binding: Binding) -> tf.Tensor:

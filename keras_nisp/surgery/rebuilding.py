@@ -191,7 +191,7 @@ class Surgeon:
             shape = list(tensor.shape)
             for axis, size in enumerate(traced.names.shape):
                 if size > 1:
-                    shape[axis + 1] = self.width(traced.line(axis))
+                    shape[traced.axis_in_tensor(axis)] = self.width(traced.line(axis))
             shapes.append(tuple(shape))
         return shapes
 

@@ -198,7 +198,8 @@ class _Copied(Oracle):
         if wide is traced or (self.copies[traced.names] == 1).all():
             return []  # Of units between layers without a rule no source is known, either.
         axis = next(i for i, size in enumerate(traced.names.shape) if size > 1)
-        return [(axis + 1, _positions(traced.line(axis), wide.line(axis), self.source))]
+        positions = _positions(traced.line(axis), wide.line(axis), self.source)
+        return [(traced.axis_in_tensor(axis), positions)]
 
 
 def _sources(channel_map: ChannelMap, wide_map: ChannelMap, copies: np.ndarray) -> np.ndarray:
