@@ -11,8 +11,9 @@ from keras_nisp.centripetal.merging import plan_merging  # noqa: E402
 from keras_nisp.centripetal.monitor import CentripetalMonitor  # noqa: E402
 from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD  # noqa: E402
 from keras_nisp.channels.call import Call  # noqa: E402
-from keras_nisp.channels.channel_map import ChannelMap, Traced  # noqa: E402
+from keras_nisp.channels.channel_map import ChannelMap  # noqa: E402
 from keras_nisp.channels.cost import profile  # noqa: E402
+from keras_nisp.channels.named_tensor import Traced  # noqa: E402
 from keras_nisp.channels.tracing import trace  # noqa: E402
 from keras_nisp.damage.table import Sensitivity  # noqa: E402
 from keras_nisp.errors import (  # noqa: E402

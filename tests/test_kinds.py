@@ -204,3 +204,54 @@ def test_as_functional_has_nothing_to_say_of_layers_that_are_recognised(capsys):
     assert kn.as_functional(model) is model
     said = capsys.readouterr()
     assert not said.out + said.err
+
+
+@keras.saving.register_keras_serializable("kinds")
+class DropPath(layers.Layer):
+    """Leaves whole samples out while training, by a seed of its own."""
+
+    def __init__(self, rate, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
+        return x * ops.floor(1 - self.rate + keras.random.uniform(shape, seed=self.seeds))
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
+
+
+@keras.saving.register_keras_serializable("kinds")
+class Noise(DropPath):
+    """Its noise has as many channels as there were when it was made: not for fewer."""
+
+    def build(self, shape):
+        self.shape = shape[-1]
+
+    def call(self, x, training=False):
+        return x + keras.random.normal((self.shape,), seed=self.seeds) if training else x
+
+
+class Clipped(DropPath):
+    def call(self, x, training=False):
+        return ops.clip(x, -50, 50)
+
+
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+@pytest.mark.parametrize("kind, width", [(DropPath, 4), (Noise, 8), (Clipped, 8)])
+def test_what_does_nothing_in_inference_passes_channels(kind, width):
+    inputs = keras.Input((6, 3))
+    x = y = layers.Dense(8, name="dense")(inputs)
+    y = kind(0.5)(layers.Dense(8)(layers.Dense(6)(y)))
+    outputs = layers.Dense(2)(layers.Flatten()(x + y))
+    model = randomise(keras.Model(inputs, outputs))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert {row.layer: row.kept for row in plan.creators}["dense"] == width
+    small = kn.rebuild(model, plan)
+    assert kn.verify(small, model, plan).ok
+    small.compile("sgd", "mse")
+    small.fit(np.zeros((4, 6, 3)), np.zeros((4, 2)), verbose=0)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_nisp.channels.channel_map import Binding, Traced, rows
+from keras_nisp.channels.channel_map import Binding
+from keras_nisp.channels.named_tensor import Traced, rows
 from keras_nisp.channels.registry import rule_for
 from keras_nisp.channels.rule import Barrier, Rule, spread
 from keras_nisp.errors import RuleError, warn

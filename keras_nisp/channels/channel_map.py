@@ -9,7 +9,6 @@ a *group*.
 import dataclasses
 import functools
 import hashlib
-import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,81 +19,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from keras_nisp.channels.grids import compact, place_in
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.keras_graph import calling, walking
 
 if TYPE_CHECKING:
     from keras_nisp.channels.call import Call
     from keras_nisp.channels.tracer import Tracer
-
-
-@dataclasses.dataclass(eq=False)
-class Traced:
-    """A tensor as the trace sees it: what a rule's `trace` is given for each tensor.
-
-    Attributes:
-        names: integer array that broadcasts to `shape`; equal integers are one channel. Of a
-            feature map with channels along its last axis it has the shape `(1, 1, channels)`.
-            Where channels lie along several axes, as in heads, equal integers are equal in both.
-        shape: the tensor's shape without the batch axis.
-        batch: how many entries of the batch axis one sample takes: more than one where
-            positions were moved into it (windows, time steps).
-        lines: of names that are products, what lies along each axis along which they vary.
-        batch_axis: where the batch axis lies: not first where queries, keys and values were moved
-            before it, to be taken apart.
-
-    Example:
-
-    >>> model = keras.Sequential([
-    ...     keras.Input((4,)),
-    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
-    ...     keras.layers.Dense(3),
-    ... ])
-    >>> call = trace(model).calls[-1]
-    >>> call.inputs[0].names.tolist(), call.inputs[0].shape
-    ([4, 5, 6, 7, 8, 9, 10, 11], (8,))
-    """
-
-    names: np.ndarray
-    shape: tuple[int, ...]
-    batch: int = 1
-    lines: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-    batch_axis: int = 0
-
-    @property
-    def rank(self) -> int:
-        """The number of axes, the batch axis not counted."""
-        return len(self.shape)
-
-    def axis_in_tensor(self, axis: int) -> int:
-        """Where an axis of `shape` lies in the tensor itself, the batch axis counted."""
-        return axis + (axis >= self.batch_axis)
-
-    def own_axis(self, axis: int) -> int | None:
-        """Which axis of `shape` an axis of the tensor is, the batch axis counted; `None` for it."""
-        axis %= self.rank + 1
-        return None if axis == self.batch_axis else axis - (axis > self.batch_axis)
-
-    def with_batch(self, count: Any) -> tuple[Any, ...]:
-        """The shape of the tensor itself, with a batch of this size, or `None` for it."""
-        return (*self.shape[: self.batch_axis], count, *self.shape[self.batch_axis :])
-
-    def line(self, axis: int) -> np.ndarray:
-        """The names along one axis, at the first position of all others.
-
-        For `resize` and what else reads names; in `trace`, `call.along` also makes sure that they
-        are the same at the other positions.
-
-        Args:
-            axis: the batch axis not counted; -1 is the last.
-
-        Returns:
-            1-D array, one name for each position along the axis.
-        """
-        axis %= self.rank
-        if axis in self.lines:
-            return self.lines[axis]
-        names = np.moveaxis(self.names, axis, -1)
-        return np.broadcast_to(rows(names)[0], (self.shape[axis],))
 
 
 @dataclasses.dataclass(eq=False)
@@ -383,11 +313,6 @@ def kept_of(count: int, lines: list[np.ndarray], keep: np.ndarray) -> int:
     for line in lines:
         count = count // len(line) * int(np.count_nonzero(keep[line]))
     return count
-
-
-def rows(names: np.ndarray) -> np.ndarray:
-    """Names as `(positions, the last axis)`, which may be empty."""
-    return names.reshape(math.prod(names.shape[:-1]), names.shape[-1])
 
 
 def _in_units(tensor: Traced, units: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from keras_nisp.keras_graph.masks import carry_mask
 
 if TYPE_CHECKING:
     from keras_nisp.channels.call import Call
-    from keras_nisp.channels.channel_map import Traced
+    from keras_nisp.channels.named_tensor import Traced
 
 WITHOUT_RULE = "a layer without a rule"
 Width = Callable[[np.ndarray], int]

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import Barrier, Rule
 from keras_nisp.channels.tracer import Place, Tracer

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.rule import meaningful, spread
 from keras_nisp.importance.base import map_tensors, per_unit
 from keras_nisp.keras_graph import keras_models

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.errors import NoFinalResponseLayerError
 from keras_nisp.importance.base import per_unit, run
 from keras_nisp.keras_graph.masks import level

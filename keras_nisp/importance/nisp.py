@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.rule import absolute
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.enough import check_varied

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import PlainKernel, channel_axis
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.channels.channel_map import ChannelMap, Traced
+from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.rule import PlainKernel
 from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph.recording import Step, Token

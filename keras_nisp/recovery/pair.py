@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
+from keras_nisp.channels.channel_map import Binding, ChannelMap
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import PlainKernel
 from keras_nisp.channels.unit_map import DROPPED, UnitMap, segment_sum

@@ -3,7 +3,8 @@
 `recognised` tries layers with weights of their own by numbers, on tensors of the shapes on which
 they are called: a norm over the last axis, whose scale and offset are vectors, or a layer in which
 each channel is alone (a scale, a table that is added by position). Users may say so of a class:
-`register_rule(MyNorm)(ChannelNorm)`.
+`register_rule(MyNorm)(ChannelNorm)`. A layer without weights that gives in inference what it is
+given (a drop of paths, say) is idle.
 """
 
 import contextlib
@@ -17,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_kinds
 from keras_nisp.channels.rule import Rule, Width
 from keras_nisp.keras_graph import calling, copying, keras_layers
+from keras_nisp.rules.activation import Idle
 
 LENGTH = 5  # of axes that are open
 SAME, SAME_HALF = 1e-4, 3e-2
@@ -124,13 +126,12 @@ _CENTRED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 @register_kinds
 def recognised(layer: keras.Layer) -> Rule | None:
     """The rule of a layer that computes what one of these kinds does; `None` if it does not."""
-    if not layer.weights or keras_layers.parts(layer) or not _alike(layer.weights):
+    if keras_layers.parts(layer) or not (shapes := _shapes(layer)):
         return None
     known = _KINDS.setdefault(layer, {})
-    shapes = _shapes(layer)
     for shape in shapes:
         if shape not in known:
-            known[shape] = _kind(layer, shape)
+            known[shape] = _kind(layer, shape) if layer.weights else _idle(layer, shape)
     kinds = {known[shape] for shape in shapes}
     kind = kinds.pop()
     return kind() if kind is not None and not kinds else None
@@ -138,12 +139,30 @@ def recognised(layer: keras.Layer) -> Rule | None:
 
 def _shapes(layer: keras.Layer) -> list[Shape]:
     """Of what a layer is called on, with sizes for open axes."""
-    width = layer.weights[0].shape[-1]
-    shapes = keras_layers.called_on(layer) or [(None, LENGTH, width)]
+    shapes = keras_layers.called_on(layer)
+    if not shapes and layer.weights:
+        shapes = [(None, LENGTH, layer.weights[0].shape[-1])]
     return [(shape[0] or 2, *(LENGTH if n is None else n for n in shape[1:])) for shape in shapes]
 
 
+def _idle(layer: keras.Layer, shape: Shape) -> type[Idle] | None:
+    """Whether a layer gives in inference what it is given, and takes fewer channels as well."""
+    with contextlib.suppress(Exception), warnings.catch_warnings(), tf.init_scope():
+        warnings.simplefilter("ignore")
+        rng, copy = np.random.default_rng(0), copying.copy_layer(layer)
+        for size in (shape, (*shape[:-1], max(shape[-1] - 1, 1))):
+            x = tf.constant(100 * rng.standard_normal(size), layer.compute_dtype)
+            if not np.array_equal(calling.infer(copy, x), x):
+                return None
+            if calling.call_in_mode(copy, True, x).shape != size:
+                return None
+        return Idle
+    return None
+
+
 def _kind(layer: keras.Layer, shape: Shape) -> type[_LastAxis] | None:
+    if not _alike(layer.weights):
+        return None
     with contextlib.suppress(Exception), warnings.catch_warnings():  # whatever users' code raises
         warnings.simplefilter("ignore")
         trial = _Trial(layer, shape)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 from opt_einsum.parser import parse_einsum_input
 
-from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import Rule, spread, zeroed
 

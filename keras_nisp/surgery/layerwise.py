@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import Traced
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.errors import PlanMismatchError, RuleError
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph.masks import carry_mask, mask_of, take_off_alike, with_own_mask

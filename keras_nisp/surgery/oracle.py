@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.channels.channel_map import Binding, ChannelMap, Traced
+from keras_nisp.channels.channel_map import Binding, ChannelMap
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.rule import meaningful
 from keras_nisp.channels.unit_map import DROPPED, UnitMap
 from keras_nisp.keras_graph.masks import carry_mask, pass_on
