@@ -242,7 +242,7 @@ class Clipped(DropPath):
 
 
 @pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
-@pytest.mark.parametrize("kind, width", [(DropPath, 4), (Noise, 8), (Clipped, 8)])
+@pytest.mark.parametrize(("kind", "width"), [(DropPath, 4), (Noise, 8), (Clipped, 8)])
 def test_what_does_nothing_in_inference_passes_channels(kind, width):
     inputs = keras.Input((6, 3))
     x = y = layers.Dense(8, name="dense")(inputs)

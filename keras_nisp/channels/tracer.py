@@ -13,7 +13,7 @@ from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import is_registered, rule_for
 from keras_nisp.channels.rule import Barrier, meaningful
 from keras_nisp.errors import RuleError
-from keras_nisp.keras_graph import walking
+from keras_nisp.keras_graph import penalties, walking
 
 Place = tuple[int, int]  # number of a call, and of one of its outputs
 
@@ -166,7 +166,30 @@ class Tracer:
         ]
         for tensor, axis in zip(call.outputs, call.batch_axes, strict=True):
             tensor.batch_axis = axis
+        self._fix_sizes_of_penalties(call)
         return call
+
+    def _fix_sizes_of_penalties(self, call: Call) -> None:
+        """Fixes channels of which a regularizer or constraint of a user takes no fewer."""
+        found = [
+            (penalty, tensor.with_batch(1), call.layer.compute_dtype, tensor.axis_in_tensor(axis),
+             tensor.line(axis))
+            for penalty in penalties.of_outputs(call.layer)
+            for tensor in call.outputs
+            for axis, size in enumerate(tensor.names.shape) if size > 1
+        ]  # fmt: skip
+        for weight in call.weights:
+            if (binding := self.bindings.get(id(weight))) is not None:
+                shape, dtype = tuple(weight.shape), weight.dtype
+                found += [
+                    (penalty, shape, dtype, *axis)
+                    for penalty in penalties.of_weight(weight)
+                    for axis in binding.axes.items()
+                ]
+        for penalty, shape, dtype, axis, names in found:
+            if not penalties.takes_fewer(penalty, shape, axis, dtype):
+                kind = getattr(penalty, "__name__", type(penalty).__name__)
+                self.fixed.append((names, f"are as many as {kind} of '{call.path}' takes"))
 
     def follow(self, model: keras.Model, inputs: list[Traced]) -> tuple[list[Traced], list[Call]]:
         """The outputs of a graph that a layer holds inside, and its calls."""
