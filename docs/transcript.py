@@ -34,6 +34,7 @@ keras-nisp benchmark model.keras tuned.tflite
 keras-nisp benchmark tuned.tflite tuned_int8.tflite
 keras-nisp sensitivity tuned.keras --data tfds:fashion_mnist/test --data-dir DATA -o sensitivity.json
 keras-nisp apply plan.json model.keras -o again.keras
+keras-nisp merge model.keras --flops 0.5 -o merging.json --steps 20000
 """.strip().splitlines()  # noqa: E501
 
 
@@ -78,7 +79,7 @@ def main():
         for command in CHAIN:
             print(command, flush=True)
             output = run(command, Path(folder), data_dir)
-            output = re.sub(r"^.*(step|Epoch).*\n", "", output, flags=re.MULTILINE)
+            output = re.sub(r"^(\d+/\d+ - |Epoch ).*\n", "", output, flags=re.MULTILINE)
             shown = output.replace(data_dir, "DATA").strip("\n").splitlines()
             lines += [f"$ {command}", *itertools.chain(*map(folded, shown)), ""]
     page = HERE / "command_line.md"

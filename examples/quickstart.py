@@ -63,7 +63,9 @@ def stages(args, training, test):
 
     train(small, training, tuning_epochs, args.batch_size, rate=0.02)
     kn.recalibrate(small, calibration)  # moving averages of BatchNorm lag behind a few epochs
-    small.save(args.out / "small.keras", include_optimizer=False)
+    path = args.out / "small.keras"
+    small.save(path)
+    keras.models.load_model(path, compile=False).save(path)  # without the optimizer's slots
     right = [accuracy(model, *test) for model in (original, pruned, small)]
     outcome = {"accuracy, test": "original {:.4f}, pruned {:.4f}, fine-tuned {:.4f}".format(*right)}
     outcome["surgery"] = kn.verify(pruned, original, plan, calibration)

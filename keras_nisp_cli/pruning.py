@@ -256,7 +256,7 @@ def _finish(console, path: Path, result, samples, options: dict, repairs: bool =
     with console.stage(f"Writing {output.name}"):
         outcome = {"surgery": checked, "repair": _repaired(samples, repairs, options)}
         if right:
-            change = f"{right[0]:.4f} -> {right[1]:.4f} on {len(samples):,} samples"
+            change = f"{right[0]:.4f} -> {right[1]:.4f} on the {len(samples):,} calibration samples"
             outcome = {"accuracy": change, **outcome}
         if note:
             outcome["latency"] = note.removeprefix("latency: ")

@@ -321,7 +321,7 @@ def test_accuracies_and_what_comes_next_are_told(files, run):
         (keras.models.load_model(path).predict(loaded["x"], verbose=0).argmax(-1) == loaded["y"])
         for path in (model, small)
     ]
-    told = f"accuracy {right[0].mean():.4f} -> {right[1].mean():.4f} on 96 samples"
+    told = f"accuracy {right[0].mean():.4f} -> {right[1].mean():.4f} on the 96 calibration samples"
     assert told in out.splitlines()
     assert out.splitlines()[-1] == f"next: keras-nisp diff {model} {small} --data {data[1]}"
     code, out, _ = run("inspect", model)
