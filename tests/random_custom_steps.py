@@ -105,7 +105,9 @@ def adapted(graph, choose):
         y = graph.keep(f"adapted({x})", x)
         graph.lines.append("adapted.adapt(0.7)")
         return y
-    scale = f'np.linspace(0.5, 2, {x.channels}, dtype="float32")'
+    shape = [1] * (len(x.space) + 2)  # Keras 3.12 takes no vector for an axis before the last
+    shape[graph.axis(x)] = x.channels
+    scale = f'np.linspace(0.5, 2, {x.channels}, dtype="float32").reshape({shape})'
     graph.lines.append(f"adapted = layers.Normalization(axis={graph.axis(x)}, mean={scale},")
     graph.lines.append(f"                               variance={scale})")
     return graph.keep(f"adapted({x})", x)
