@@ -51,10 +51,7 @@ def blocks(page: Path):
 
 def run(page: Path, names: dict) -> dict:
     """Python in one namespace, commands of keras-nisp in the same folder, and no others."""
-    found = list(blocks(page))
-    if page.name == "README.md":  # whose first lines are commands for the files of its example
-        found.sort(key=lambda block: block[0])
-    for language, line, code in found:
+    for language, line, code in blocks(page):
         if language == "python":
             exec(compile("\n" * line + code, str(page), "exec"), names)
             continue
