@@ -427,6 +427,10 @@ def test_export_and_benchmark(files, run):
     assert all(not f["agreement"]["random"] for f in facts.values())
     assert facts["TFLite"]["bytes"] == tflite.stat().st_size
     assert facts["TFLite"]["agreement"]["top1"] == 1
+    loaded = np.load(files / "data.npz")
+    answers = keras.models.load_model(model).predict(loaded["x"], verbose=0).argmax(-1)
+    right = (answers == loaded["y"]).mean()
+    assert facts["TFLite"]["agreement"]["accuracy"] == pytest.approx([right, right])
     assert (serving / "1" / "saved_model.pb").exists()
     int8 = files / "int8.tflite"
     one = ("--quantization", "int8", "--batch-size", 1)
@@ -435,7 +439,7 @@ def test_export_and_benchmark(files, run):
     assert load_interpreter(int8).get_input_details()[0]["shape_signature"][0] == 1
     plain = ("--quantization", "float32", "--force")
     assert run("export", model, "--tflite", tflite, *plain, *data)[0] == 0
-    assert "top-1 agrees for" in out
+    assert re.search(r"top-1 agrees for [\d.]+ %, accuracy 0\.\d{4} -> 0\.\d{4}", out)
     speed = ("--rounds", 2, "--repeats", 2)
     code, out, _ = run("benchmark", tflite, int8, *speed, "--json")
     assert [m["name"] for m in json.loads(out)["models"]] == ["a.tflite", "int8.tflite"]

@@ -98,5 +98,19 @@ def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
     return [np.concatenate(list(map(np.asarray, column))) for column in zip(*parts, strict=True)]
 
 
+def class_labels(samples: Samples) -> np.ndarray | None:
+    """Indices of classes, if the labels are these or one-hot; `None` for others, or without any."""
+    labels = [np.asarray(part) for part in keras.tree.flatten(samples.labels)]
+    if len(labels) != 1 or labels[0].dtype.kind not in "biuf":
+        return None
+    (values,) = labels
+    if (values < 0).any() or (values % 1).any() or not np.isfinite(values).all():
+        return None
+    if values.ndim == 1 or values.shape[1:] == (1,):
+        return values.ravel().astype(int)
+    one_hot = values.ndim == 2 and (values.sum(-1) == 1).all()
+    return values.argmax(-1) if one_hot else None
+
+
 def map_labels(function, labels):
     return None if labels is None else keras.tree.map_structure(function, labels)

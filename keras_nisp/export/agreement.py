@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.random_samples import random_samples
-from keras_nisp.data.samples import Samples
+from keras_nisp.data.samples import Samples, class_labels
 from keras_nisp.errors import ExportError
 from keras_nisp.export.signature import Signature
 from keras_nisp.io.shown import Shown
@@ -49,11 +49,14 @@ class Agreement(Shown):
         outputs: an `OutputAgreement` for each output, by the relative difference, worst first.
         samples: how many were compared.
         random: whether they were random numbers, which say little of accuracy.
+        accuracy: shares of right answers of the Keras model and of the export, if the samples have
+            labels of a classifier.
     """
 
     outputs: tuple[OutputAgreement, ...]
     samples: int
     random: bool
+    accuracy: tuple[float, float] | None = None
 
     @property
     def difference(self) -> float:
@@ -81,6 +84,8 @@ class Agreement(Shown):
         text = f"outputs differ by {self.difference:.1e} ({self.relative:.1e} of their scale){of}"
         if self.top1 is not None:
             text += f", top-1 agrees for {100 * self.top1:.1f} %"
+        if self.accuracy is not None:
+            text += ", accuracy {:.4f} -> {:.4f}".format(*self.accuracy)
         return f"{text}, {self.samples} {kind}"
 
 
@@ -120,7 +125,19 @@ def compare(
             outputs[name][1].append(np.atleast_1d(received[name]))
     rows = [_compared(signature, kind, name, *parts) for name, parts in outputs.items()]
     rows.sort(key=lambda row: -np.nan_to_num(row.relative, nan=np.inf))
-    return Agreement(tuple(rows), len(samples), random)
+    answers = [np.concatenate(part) for part in next(iter(outputs.values()))]
+    right = _right(answers, samples) if len(outputs) == 1 else None
+    return Agreement(tuple(rows), len(samples), random, right)
+
+
+def _right(answers: list[np.ndarray], samples: Samples) -> tuple[float, float] | None:
+    """Accuracies of a classifier and its export on samples with labels."""
+    labels = class_labels(samples)
+    classifies = all(a.ndim == 2 and a.shape[-1] > 1 and a.dtype.kind == "f" for a in answers)
+    if labels is None or not classifies:
+        return None
+    first, second = (float((a.argmax(-1) == labels).mean()) for a in answers)
+    return first, second
 
 
 def _run_as_graph(function: Callable, inputs: list, name: str) -> dict:
@@ -223,4 +240,6 @@ def check_samples(
 
 def whole_batches(samples: Samples, batch_size: int | None) -> Samples:
     """Samples that fill batches of a size, if there is one."""
-    return samples if batch_size is None else Samples(samples.inputs, batch=batch_size)
+    if batch_size is None:
+        return samples
+    return Samples(samples.inputs, samples.labels, batch_size)

@@ -113,7 +113,8 @@ def export_tflite(
             CPU), `"dynamic"` (int8 weights, float inputs and outputs), or `"int8"` (weights,
             activations, inputs and outputs, for the fastest and for integer-only devices).
         calibration: some real inputs, of which `"int8"` takes the
-            ranges of activations (up to 200 samples). Labels are passed over.
+            ranges of activations (up to 200 samples). With labels of a classifier, accuracies are
+            told.
         batch_size: fixes how many samples a run takes, 1 on most devices. By default that of
             `keras.Input`, which is open unless it was given: then `Flatten`, say, needs
             operations on shapes, which some devices do not have.

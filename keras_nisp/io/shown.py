@@ -15,4 +15,4 @@ class Shown:
         return f"<{type(self).__name__}: {line}>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f'<pre style="white-space: pre-wrap">{html.escape(str(self))}</pre>'

@@ -20,7 +20,7 @@ from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import Sensitivity, layers_of
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.enough import warn_of_kind
-from keras_nisp.data.samples import MAX_SAMPLES, Samples, outputs_of
+from keras_nisp.data.samples import MAX_SAMPLES, Samples, class_labels, outputs_of
 from keras_nisp.errors import PlanFileError
 from keras_nisp.importance.base import Custom, Importance, as_importance, supplied
 from keras_nisp.io import schema
@@ -68,20 +68,12 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
 
 def known_accuracies(models: Iterable[keras.Model], samples: Samples) -> list[float]:
     """Accuracies on samples that have labels of a classifier; none on others."""
-    labels = [np.asarray(part) for part in keras.tree.flatten(samples.labels)]
-    if len(labels) != 1 or not _are_classes(labels[0]):
+    if class_labels(samples) is None:
         return []
     try:
         return [accuracy(model, samples) for model in models]
     except ValueError:
         return []
-
-
-def _are_classes(labels: np.ndarray) -> bool:
-    """Whether labels are indices of classes, or one-hot; other targets have no accuracy."""
-    if labels.dtype.kind not in "biuf" or (labels < 0).any() or (labels % 1).any():
-        return False
-    return labels.ndim == 1 or labels.shape[1:] == (1,) or bool((labels.sum(-1) == 1).all())
 
 
 @renamed(limit="max_samples")
