@@ -27,7 +27,10 @@ HUB = [
 MARKS = {
     "export.md": [pytest.mark.bridges],
     "language_models.md": [pytest.mark.bridges, *map(pytest.mark.filterwarnings, HUB)],
-    "phone.md": [pytest.mark.slow],
+    "phone.md": [
+        pytest.mark.slow,
+        pytest.mark.filterwarnings("ignore:Quantization changes the answers"),
+    ],
     "serving.md": [pytest.mark.bridges],
     "tfmot.md": [
         pytest.mark.bridges,
