@@ -159,12 +159,16 @@ def headline() -> None:
         _save(figure, "headline")
 
 
-CURVES = {  # arms of the figure; the last is a rival, by its best importance
-    "former default": {"label": "former default: one ratio, one map for all taps"},
-    "uniform": {"label": "one ratio, kernels refitted by tap"},
-    "allocated": {"label": "the default: widths by damage, refitted by tap"},
-    "taught": {"label": "and taught by the original"},
-    "Torch-Pruning": {"label": "Torch-Pruning, BatchNorm renewed", "color": INK, "ls": "--"},
+CURVES = {  # by the arms that a curve is made of; the last is a rival, by its best importance
+    ("former default",): {"label": "one ratio for all layers, as before"},
+    ("allocated",): {"label": "prune, by default"},
+    ("taught", "taught, flipped"): {"label": "and taught by the original"},
+    ("Torch-Pruning",): {"label": "Torch-Pruning, BatchNorm renewed", "color": INK, "ls": "--"},
+}
+NETWORKS = {
+    "lenet_mnist": "LeNet, MNIST",
+    "residual_fashion": "residual CNN, Fashion-MNIST",
+    "resnet20_cifar10": "ResNet-20, CIFAR-10",
 }
 
 
@@ -178,11 +182,10 @@ def curves() -> None:
     for axis, (task, rows) in zip(axes[0], tasks.items(), strict=True):
         base = [row["accuracy"] for row in results("curves")[task] if row["arm"] == "base"]
         axis.axhline(np.mean(base), color=INK, linestyle=":", label="original")
-        for arm, style in CURVES.items():
-            points = _best([row for row in rows if row["arm"] == arm])
-            if points:
+        for arms, style in CURVES.items():
+            if points := _best([row for row in rows if row["arm"] in arms]):
                 axis.plot(*zip(*points, strict=True), marker="o", **style)
-        axis.set_title(f"{task}, 512 images without labels")
+        axis.set_title(NETWORKS.get(task, task))
         axis.set_xlabel("FLOPs removed, %")
         axis.set_ylabel("accuracy")
     axes[0][-1].legend(loc="lower left")
