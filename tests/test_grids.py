@@ -1,8 +1,10 @@
 """Tensors stay boxes, whatever is made of names that vary along several axes."""
 
+import keras
 import numpy as np
 import pytest
 
+import keras_nisp as kn
 from keras_nisp.channels.tracer import Tracer
 
 PLACE = (0, 0)
@@ -73,3 +75,17 @@ def test_what_is_left_is_a_box(seed):
                     box = box & keep[solution.units[tensor.line(axis)]].reshape(shape)
             kept = keep[solution.units[tensor.names]]
             np.testing.assert_array_equal(kept, np.broadcast_to(box, kept.shape))
+
+
+def test_heads_in_the_batch_axis_stay_and_what_follows_goes_on():
+    inputs = keras.Input((5, 4))
+    x = keras.layers.Dense(6, name="before")(inputs)
+    x = keras.ops.reshape(x, (-1, 3))  # two heads at each of five positions
+    x = keras.layers.LayerNormalization()(x)
+    x = keras.ops.reshape(x, (-1, 5, 6))
+    x = keras.layers.Dense(8, name="after")(x)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert [row.kept for row in plan.creators] == [6, 4, 2]
+    assert plan.before.flops == 5 * (4 * 6 + 6 * 8 + 8 * 2)
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok

@@ -58,6 +58,8 @@ def _move_batch_axis(call, args, kwargs) -> list[np.ndarray]:
     outputs = _moved(call, args, kwargs, samples, count)
     axes = [_batch_axis(output // count, samples) for output in outputs or ()]
     if outputs is None or None in axes or call.batch != 1:
+        if outputs and [output.shape[1:] for output in outputs] == call.output_shapes:
+            call.batch = len(outputs[0]) // samples
         return call.fix_all("which moves channels into the batch axis")
     names = [output.take(0, axis) for output, axis in zip(outputs, axes, strict=True)]
     call.batch_axes, call.output_shapes = axes, [array.shape for array in names]
