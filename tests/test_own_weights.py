@@ -247,30 +247,6 @@ def test_weights_in_constants_are_refused(capsys):
     assert "such as 'kernel', whose values it computes with" in capsys.readouterr().out
 
 
-def test_layers_that_give_back_what_they_get():
-    class Pair(layers.Layer):
-        def build(self, shape):
-            self.inner = layers.Dense(WIDTH, name="inner")
-
-        def call(self, x, y):
-            return self.inner(x), y
-
-    class Pairs(layers.Layer):
-        def build(self, shape):
-            self.parts = [Pair(name=f"pair{i}") for i in range(2)]
-
-        def call(self, x):
-            y = x * 2.0
-            for part in self.parts:
-                x, y = part(x, y)
-            return x + y
-
-    graph = kn.as_functional(around(Pairs(name="special")), verbose=0)
-    plan = random_plan(graph)  # a warning would be an error here
-    assert {row.layer: row.kept for row in plan.creators}["special/pair0/inner"] < WIDTH
-    assert kn.verify(kn.rebuild(graph, plan), graph, plan, tolerance=1e-5).ok
-
-
 def test_layers_that_are_called_on_several_streams_stay():
     class Inner(layers.Layer):
         def call(self, x):

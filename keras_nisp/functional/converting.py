@@ -17,7 +17,6 @@ from keras_nisp.functional.laid import (
     NotAGraphError,
     batch_of,
     is_tensor,
-    no_input,
     rows_for_each_sample,
     tensor_of,
     with_batch_at,
@@ -267,8 +266,7 @@ class Converter:
         places = list(map(batch_of, outputs))
         if None in places:
             raise NotAGraphError("it gives something that follows from its weights alone")
-        given = [no_input(tensor_of(output), inputs) for output in outputs]
-        model = keras.Model(_single(inputs), given, name=layer.name)
+        model = keras.Model(_single(inputs), list(map(tensor_of, outputs)), name=layer.name)
         _check_weights(model, layer, read)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         converted = Converted(model, structure, carried, places)

@@ -138,8 +138,3 @@ def rows_for_each_sample(indices: Any, like: keras.KerasTensor) -> Any:
     zeros = keras.ops.zeros_like(like, dtype=indices.dtype)
     zeros = keras.ops.sum(zeros, axis=tuple(range(1, len(like.shape))), keepdims=True)
     return keras.ops.add(indices, keras.ops.reshape(zeros, (-1, 1)))
-
-
-def no_input(output: keras.KerasTensor, inputs: list) -> keras.KerasTensor:
-    """An output that is no input: Keras takes a model that gives one back for a cycle."""
-    return keras.ops.copy(output) if any(output is x for x in inputs) else output
