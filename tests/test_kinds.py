@@ -44,6 +44,17 @@ class MeanAndVariance(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kinds")
+class ByWidth(layers.Layer):
+    """A scale that is computed from the number of channels."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * ops.softplus(self.scale) / x.shape[-1] ** 0.5
+
+
+@keras.saving.register_keras_serializable("kinds")
 class Table(layers.Layer):
     """What is added by position."""
 
@@ -154,7 +165,7 @@ def test_norms_tables_and_affine_layers_are_recognised(rng, tmp_path):
     np.testing.assert_array_equal(loaded(data), small(data))
 
 
-@pytest.mark.parametrize("layer", [Mixing, Shifting, ShiftedNorm, lambda: OneWidth(16)])
+@pytest.mark.parametrize("layer", [Mixing, Shifting, ShiftedNorm, ByWidth, lambda: OneWidth(16)])
 def test_what_is_no_such_layer_stays_without_a_rule(layer):
     layer = layer()
     layer(np.ones((1, 3, 16), "float32"))

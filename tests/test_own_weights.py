@@ -265,11 +265,26 @@ def test_layers_that_are_called_on_several_streams_stay():
         kn.plan_pruning(graph, kn.Random(), ratio=0.5)
 
 
+class Spare(layers.Layer):
+    """Has a layer that it does not call."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.unused = layers.Dense(3, name="unused")
+
+    def build(self, shape):
+        self.unused.build((None, 5))
+
+    def call(self, x):
+        return ops.relu(x)
+
+
 @keras.saving.register_keras_serializable("tests")
 class Network(keras.Model):
     def __init__(self, width=WIDTH, **kwargs):
         inputs = keras.Input((LENGTH, 4))
         x = Token(name="special")(layers.Dense(width, name="before")(inputs))
+        x = Spare(name="spare")(x)
         super().__init__(inputs, layers.Dense(3, name="head")(x), **kwargs)
         self.width = width
 

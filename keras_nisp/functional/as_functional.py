@@ -18,7 +18,7 @@ from keras_nisp.functional.converting import (
     is_tensor,
 )
 from keras_nisp.functional.equivalence import check_same
-from keras_nisp.keras_graph import calling, keras_models, walking
+from keras_nisp.keras_graph import calling, keras_layers, keras_models, walking
 from keras_nisp.keras_graph.loading import loading_fault
 
 MOST_NAMED = 3  # parts in an error
@@ -197,8 +197,8 @@ def _structured(converted: Converted | Constants, inputs: Any, model: keras.Mode
 
 
 def _unused_weights(model: keras.Model, converted: keras.Model) -> str:
-    """The weights that a graph has not, by name."""
-    known = {id(weight) for weight in converted.weights}
+    """The weights that a graph has not, by name; those that are not trained became constants."""
+    known = {id(w) for w in (*converted.weights, *keras_layers.fixed_weights(model))}
     names = [weight.path for weight in model.weights if id(weight) not in known]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more

@@ -66,38 +66,49 @@ def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
     for name, model in (("small", small), ("original", original)):
         if not isinstance(model, keras.Model):
             raise TypeError(f"Expected `{name}` to be a keras.Model. Received: {model!r}")
-    paths = _common_paths(small, original)
+    values = _values(small, original)
+    known = weights_by_path(original)
     before, after = (
-        {path: tuple(weights[path].shape) for path in paths}
-        for weights in (weights_by_path(original), _by_original_path(small, original))
+        {path: tuple(weights[path].shape) for path in values} for weights in (known, values)
     )
     config, refused = _smaller(original, before, after)
     made = _shapes_by(config, type(original))
     _check_shapes(original, before, after, made, refused)
     new = type(original).from_config(config)
-    values = _by_original_path(small, original)
     for path, variable in weights_by_path(new).items():
-        if path in paths:
+        if path in values:
             variable.assign(values[path])
     carry_assets(original, new)
     _check_outputs(small, new)
     return new
 
 
-def _common_paths(small: keras.Model, original: keras.Model) -> list[str]:
-    """Of weights: a layer may be held in several places, and a graph knows some of them."""
-    every = weights_by_path(original), _by_original_path(small, original)
-    paths = [path for path in every[0] if path in every[1]]
-    for weights in every:
-        known = {id(weights[path]) for path in paths}
-        others = [path for path, variable in weights.items() if id(variable) not in known]
-        if others:
-            raise ConversionError(
-                f"Expected `small` to have the weights of '{original.name}', smaller. Received "
-                f"others, such as '{others[0]}' in one of them: pass what became of "
-                "`as_functional(original)`."
-            )
-    return paths
+def _values(small: keras.Model, original: keras.Model) -> dict[str, keras.Variable]:
+    """The weights of the smaller model, by the paths of the original, of which a graph knows some:
+    a layer may be held in several places. What no call uses stays as it is in the original."""
+    known, weights = weights_by_path(original), _by_original_path(small, original)
+    values = {path: weights[path] for path in known if path in weights}
+    used = {id(known[path]) for path in values}
+    unused = {path: variable for path, variable in known.items() if id(variable) not in used}
+    read = _read(small, original) if unused else set()
+    given = {id(variable) for variable in values.values()}
+    others = [path for path, variable in weights.items() if id(variable) not in given]
+    others += [path for path, variable in unused.items() if id(variable) in read]
+    if others:
+        raise ConversionError(
+            f"Expected `small` to have the weights of '{original.name}', smaller. Received "
+            f"others, such as '{others[0]}' in one of them: pass what became of "
+            "`as_functional(original)`."
+        )
+    return {**values, **unused}
+
+
+def _read(small: keras.Model, original: keras.Model) -> set[int]:
+    """The `id` of each weight whose value a call of the original reads."""
+    inputs = keras_models.body(original).inputs if keras_models.is_graph(original) else small.inputs
+    with calling.noted_reads() as read:
+        calling.compute_output_spec(original, keras_models.structured_inputs(original, inputs))
+    return read
 
 
 def _by_original_path(small: keras.Model, original: keras.Model) -> dict[str, keras.Variable]:

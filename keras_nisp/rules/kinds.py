@@ -279,14 +279,29 @@ def _width_key(layer: keras.Layer) -> str | None:
 
 def _find_width_key(layer: keras.Layer) -> str | None:
     width, shape = layer.weights[0].shape[-1], _shapes(layer)[0]
-    wanted = [(*variable.shape[:-1], width + 1) for variable in layer.weights]
+    wanted = [(*variable.shape[:-1], 2 * width) for variable in layer.weights]
     config = copying.layer_config(layer)
     keys = [key for key, value in config.items() if value == width and type(value) is int]
     for key in ("", *keys):
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            copy = copying.copy_layer(layer, **({key: width + 1} if key else {}))
-            calling.infer(copy, tf.zeros((*shape[:-1], width + 1), layer.compute_dtype))
-            if [tuple(variable.shape) for variable in copy.weights] == wanted:
+            copy = copying.copy_layer(layer, **({key: 2 * width} if key else {}))
+            calling.infer(copy, tf.zeros((*shape[:-1], 2 * width), layer.compute_dtype))
+            shapes = [tuple(variable.shape) for variable in copy.weights]
+            if shapes == wanted and _does_the_same(copy, layer, shape):
                 return key
     return None
+
+
+def _does_the_same(copy: keras.Layer, layer: keras.Layer, shape: Shape) -> bool:
+    """Whether a layer that is twice as wide does twice what another does: it may compute with its
+    width."""
+    for twice, once in zip(copy.weights, layer.weights, strict=True):
+        twice.assign(tf.concat([tf.convert_to_tensor(once)] * 2, -1))
+    x = np.random.default_rng(0).standard_normal(shape)
+    one, both = (
+        np.asarray(tf.cast(calling.infer(each, tf.constant(x, layer.compute_dtype)), tf.float32))
+        for each, x in ((layer, x), (copy, np.concatenate([x, x], -1)))
+    )
+    scale = SAME_HALF if "16" in layer.compute_dtype else SAME
+    return bool(np.abs(both - np.concatenate([one, one], -1)).max() <= scale * np.abs(one).max())
