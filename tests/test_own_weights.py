@@ -265,6 +265,28 @@ def test_layers_that_are_called_on_several_streams_stay():
         kn.plan_pruning(graph, kn.Random(), ratio=0.5)
 
 
+class Root(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return self.scale * x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+def test_kinds_are_recognised_while_a_call_is_traced():
+    class Block(layers.Layer):
+        def call(self, x):
+            return x + self.inner(self.norm(x))
+
+        def build(self, shape):
+            self.norm, self.inner = Root(name="norm"), layers.Dense(WIDTH, name="inner")
+            self.norm.build(shape)
+
+    graph = kn.as_functional(around(Block(name="special")), verbose=0)
+    plan = random_plan(graph)  # a warning would be an error here
+    assert {row.layer: row.kept for row in plan.creators}["special/inner"] < WIDTH
+
+
 class Spare(layers.Layer):
     """Has a layer that it does not call."""
 

@@ -296,12 +296,15 @@ def _find_width_key(layer: keras.Layer) -> str | None:
 def _does_the_same(copy: keras.Layer, layer: keras.Layer, shape: Shape) -> bool:
     """Whether a layer that is twice as wide does twice what another does: it may compute with its
     width."""
-    for twice, once in zip(copy.weights, layer.weights, strict=True):
-        twice.assign(tf.concat([tf.convert_to_tensor(once)] * 2, -1))
+    weights = [
+        (twice, tf.concat([tf.convert_to_tensor(once)] * 2, -1))
+        for twice, once in zip(copy.weights, layer.weights, strict=True)
+    ]
     x = np.random.default_rng(0).standard_normal(shape)
-    one, both = (
-        np.asarray(tf.cast(calling.infer(each, tf.constant(x, layer.compute_dtype)), tf.float32))
-        for each, x in ((layer, x), (copy, np.concatenate([x, x], -1)))
-    )
+    with keras.StatelessScope(state_mapping=weights):  # nothing is assigned while calls are traced
+        one, both = (
+            np.asarray(tf.cast(calling.infer(each, tf.constant(x, each.compute_dtype)), tf.float32))
+            for each, x in ((layer, x), (copy, np.concatenate([x, x], -1)))
+        )
     scale = SAME_HALF if "16" in layer.compute_dtype else SAME
     return bool(np.abs(both - np.concatenate([one, one], -1)).max() <= scale * np.abs(one).max())
