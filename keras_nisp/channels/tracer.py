@@ -63,6 +63,11 @@ class Tracer:
         self.first.append(first.ravel())
         self.second.append(second.ravel())
 
+    def is_fixed(self, names: np.ndarray) -> bool:
+        """Whether all of these are known to stay: the channels of an input, say."""
+        fixed = [known.ravel() for known, _ in self.fixed]
+        return bool(fixed) and bool(np.isin(names, np.concatenate(fixed)).all())
+
     def couple(self, first: Traced, second: Traced, reason: str) -> None:
         """Joins the names of two tensors that come to the same place.
 

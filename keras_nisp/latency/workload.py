@@ -138,8 +138,8 @@ def _tensors(arguments: Any) -> list[Traced]:
 def _shape(tensor: Traced, width: Callable) -> Shape:
     """A tensor's shape after a removal, with the batch axis."""
     sizes = zip(tensor.names.shape, tensor.shape, strict=True)
-    kept = (width(tensor.line(i)) if n > 1 else size for i, (n, size) in enumerate(sizes))
-    return (tensor.batch, *kept)
+    kept = [width(tensor.line(i)) if n > 1 else size for i, (n, size) in enumerate(sizes)]
+    return (*kept[: tensor.batch_axis], tensor.batch, *kept[tensor.batch_axis :])
 
 
 def _settings(config: Any) -> Any:

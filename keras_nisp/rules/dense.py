@@ -22,7 +22,8 @@ class Dense(Rule):
 
     def trace(self, call, x):
         layer = call.layer
-        lines = {i: x.line(i) for i, size in enumerate(x.names.shape[:-1]) if size > 1}
+        others = [i for i, size in enumerate(x.names.shape[:-1]) if size > 1]
+        lines = {i: x.line(i) for i in others if not call.tracer.is_fixed(x.line(i))}
         holds = x.names.shape[-1] > 1 or not lines
         read = {0: x.line(-1) if lines else call.along(x, -1)} if holds else {}
         outputs = call.create(layer.units)
