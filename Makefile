@@ -16,9 +16,9 @@ NIGHTLY_EXCEPTIONS =
 # next file; the smallest, which keep both busy to the end, come last.
 WORKERS ?= 2
 PYTEST = python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-FAST = -m "not slow and not bridges"
+FAST = -m "not slow and not bridges and not tutorials"
 
-.PHONY: demo demo-centripetal test test-bridges test-slow test-oldest test-nightly lint format docs dist clean
+.PHONY: demo demo-centripetal test test-tutorials test-bridges test-slow test-oldest test-nightly lint format docs dist clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -28,6 +28,9 @@ demo-centripetal: $(VENV)/.examples
 
 test: $(VENV)/.test
 	$(BIN)/$(PYTEST) $(FAST) $(ARGS)
+
+test-tutorials: $(VENV)/.test
+	$(BIN)/$(PYTEST) -m tutorials $(ARGS)
 
 test-bridges: $(VENV)/.test
 	$(BIN)/$(PYTEST) -m "bridges and not slow" $(ARGS)

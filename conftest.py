@@ -30,7 +30,11 @@ NIGHTLY_WARNINGS = [
 
 
 # Tests that `make test` leaves out, by their marker, and what runs them.
-LEFT_TO = {"slow": "make test-slow", "bridges": "make test-bridges"}
+LEFT_TO = {
+    "slow": "make test-slow",
+    "bridges": "make test-bridges",
+    "tutorials": "make test-tutorials",
+}
 left_out = Counter()
 peaks = {}
 

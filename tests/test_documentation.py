@@ -18,7 +18,9 @@ from keras_nisp_cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-# Pages whose blocks take minutes, or packages that not every environment has.
+# Pages whose blocks take minutes, or packages that not every environment has. Others are left to
+# `make test-tutorials`, but for these.
+FIRST = ("README.md", "index.md")
 HUB = [
     "ignore::DeprecationWarning",
     "ignore:.*does not come back from a",
@@ -66,6 +68,10 @@ def run(page: Path, names: dict) -> dict:
 
 
 PAGES = [page for page in (ROOT / "README.md", *DOCS) if any(blocks(page))]
+
+
+def _marks(page: Path) -> list:
+    return MARKS.get(page.name, [] if page.name in FIRST else [pytest.mark.tutorials])
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +125,7 @@ def language_models(names):
 CHECKS = {"custom_layers.md": custom_layers, "language_models.md": language_models}
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=MARKS.get(p.name, ()), id=p.name) for p in PAGES]
-)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=_marks(p), id=p.name) for p in PAGES])
 def test_blocks_run_as_they_are_printed(page, preamble, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "_silence_native_code", lambda: None)  # for the whole process
