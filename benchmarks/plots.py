@@ -160,7 +160,7 @@ def headline() -> None:
 
 
 CURVES = {  # by the arms that a curve is made of; the last is a rival, by its best importance
-    ("former default",): {"label": "one ratio for all layers, as before"},
+    ("former default",): {"label": "one ratio for all layers (former default)"},
     ("allocated",): {"label": "prune, by default"},
     ("taught", "taught, flipped"): {"label": "and taught by the original"},
     ("Torch-Pruning",): {"label": "Torch-Pruning, BatchNorm renewed", "color": INK, "ls": "--"},
