@@ -323,3 +323,46 @@ def test_class_of_the_original_has_them_as_before():
     assert smaller.width == WIDTH // 2
     x = np.random.default_rng(0).normal(size=(5, LENGTH, 4)).astype("float32")
     np.testing.assert_allclose(smaller(x), small(x), atol=1e-6)
+
+
+class Penalised(layers.Layer):
+    """Weights with a regularizer and a constraint of their own."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(
+            shape=(shape[-1], 12), name="kernel", regularizer="l2", constraint="non_neg"
+        )
+        self.table = self.add_weight(shape=(1, *shape[1:]), name="table", regularizer="l1")
+        self.rows = self.add_weight(shape=(9, 12), name="rows", regularizer="l2")
+
+    def call(self, x):
+        found = ops.take(self.rows, np.arange(LENGTH), axis=0)
+        return ops.relu(ops.matmul(x + self.table, self.kernel)) + found
+
+
+def test_regularizers_and_constraints_of_own_weights_go_with_them(tmp_path):
+    inputs = keras.Input((LENGTH, 5))
+    x = Penalised(name="own")(layers.Dense(WIDTH, name="before")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
+    graph = kn.as_functional(model)
+    assert graph is not model
+    plan = random_plan(graph)
+    small = kn.rebuild(graph, plan)
+    graph.save(tmp_path / "graph.keras")
+    loaded = keras.saving.load_model(tmp_path / "graph.keras")
+    expected = sorted(map(float, model.losses))
+    assert len(expected) == 3
+    np.testing.assert_allclose(sorted(map(float, loaded.losses)), expected, rtol=1e-5)
+    (kernel,) = (weight for weight in small.weights if weight.constraint)
+    assert isinstance(kernel.constraint, keras.constraints.NonNeg)
+    squares = [
+        np.square(w).sum()
+        for w in small.weights
+        if isinstance(w.regularizer, keras.regularizers.L2)
+    ]
+    sizes = [
+        np.abs(w).sum() for w in small.weights if isinstance(w.regularizer, keras.regularizers.L1)
+    ]
+    wanted = sorted([0.01 * float(value) for value in (*squares, *sizes)])
+    np.testing.assert_allclose(sorted(map(float, small.losses)), wanted, rtol=1e-5)
+    assert (len(squares), len(sizes)) == (2, 1)

@@ -71,6 +71,7 @@ ONES = np.ones((8, 16)).tolist()
         ({"kernel_regularizer": Near(ONES)}, "Near", (8, 16)),
         ({"kernel_constraint": Fixed(ONES)}, "Fixed", (8, 16)),
         ({"kernel_constraint": Fixed(np.ones((1, 16)).tolist())}, "Fixed", (4, 16)),
+        ({"kernel_constraint": Fixed(np.ones((8, 1)).tolist())}, None, (8, 8)),
         ({"kernel_regularizer": Small(), "activity_regularizer": Small()}, None, (4, 8)),
         ({"kernel_regularizer": "l1", "kernel_constraint": "max_norm"}, None, (4, 8)),
     ],
@@ -89,3 +90,16 @@ def test_channels_stay_where_a_penalty_takes_no_fewer(settings, reason, kept):
     assert kn.verify(small, model, plan).ok
     small.compile("sgd", "mse")
     small.fit(np.ones((4, 5)), np.zeros((4, 2)), verbose=0)
+
+
+@pytest.mark.parametrize(
+    "penalty", [Near(np.ones((5, 2)).tolist()), Fixed(np.ones((5, 2)).tolist())]
+)
+def test_one_channel_of_two_is_not_taken_for_both(penalty):
+    """An array for two channels broadcasts with one."""
+    role = "regularizer" if isinstance(penalty, Near) else "constraint"
+    inputs = keras.Input((5,))
+    x = layers.Dense(2, name="layer", **{f"kernel_{role}": penalty})(inputs)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Dense(6)(x))))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert {row.layer: row.kept for row in plan.creators}["layer"] == 2

@@ -192,9 +192,11 @@ class Tracer:
                     for axis in binding.axes.items()
                 ]
         for penalty, shape, dtype, axis, names in found:
-            if not penalties.takes_fewer(penalty, shape, axis, dtype):
+            if (fault := penalties.refusal(penalty, shape, axis, dtype)) is not None:
                 kind = getattr(penalty, "__name__", type(penalty).__name__)
-                self.fixed.append((names, f"are as many as {kind} of '{call.path}' takes"))
+                self.fixed.append(
+                    (names, f"are as many as {kind} of '{call.path}' takes ({fault})")
+                )
 
     def follow(self, model: keras.Model, inputs: list[Traced]) -> tuple[list[Traced], list[Call]]:
         """The outputs of a graph that a layer holds inside, and its calls."""

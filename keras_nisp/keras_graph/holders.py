@@ -71,7 +71,11 @@ class Holders:
         self, variable: keras.Variable, signature: Signature, make: Callable, given: tuple, dtype
     ) -> keras.Layer | None:
         if id(variable) not in self.known:
-            layer = make(name=_name(variable), dtype=dtype)
+            role = "embeddings" if signature == ("rows",) else "kernel"
+            penalties = {
+                f"{role}_{name}": getattr(variable, name) for name in ("regularizer", "constraint")
+            }  # what is made of the layer's config would be without them
+            layer = make(name=_name(variable), dtype=dtype, **penalties)
             vars(layer)["add_weight"] = lambda *args, **kwargs: variable
             layer.build(given)
             del vars(layer)["add_weight"]

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_nisp.errors import reason_of
 from keras_nisp.keras_graph.keras_layers import is_of_keras
 
 Penalty = Callable[[tf.Tensor], Any]
@@ -22,12 +23,17 @@ def of_weight(variable: Any) -> Iterator[Penalty]:
         yield from _written_by_users(getattr(variable, name, None))
 
 
-def takes_fewer(penalty: Penalty, shape: Sequence[int], axis: int, dtype: str) -> bool:
-    """Whether it takes a tensor with fewer positions along an axis as it does the whole."""
+def refusal(penalty: Penalty, shape: Sequence[int], axis: int, dtype: str) -> str | None:
+    """Why it does not take a tensor of another size along an axis, as it does one of this size;
+    `None` if it does. One more is tried as well as one fewer: one alone would broadcast."""
     with tf.init_scope():
         value = tf.cast(tf.random.stateless_normal(shape, (0, 0)), dtype)
-        fewer = tf.gather(value, range(shape[axis] - 1), axis=axis)
-        return not _runs(penalty, value) or _runs(penalty, fewer)
+        if _fault(penalty, value) is not None:
+            return None
+        size = shape[axis]
+        others = [[*range(size), 0], [*range(size - 1)]][: min(size, 2)]
+        faults = (_fault(penalty, tf.gather(value, other, axis=axis)) for other in others)
+        return next((fault for fault in faults if fault is not None), None)
 
 
 def _written_by_users(penalty: Any) -> Iterator[Penalty]:
@@ -36,9 +42,11 @@ def _written_by_users(penalty: Any) -> Iterator[Penalty]:
         yield penalty
 
 
-def _runs(penalty: Penalty, value: tf.Tensor) -> bool:
+def _fault(penalty: Penalty, value: tf.Tensor) -> str | None:
+    """What a penalty says of a tensor that it does not take."""
     try:
-        penalty(value)
-    except Exception:  # whatever a user's code raises says that it does not take this
-        return False
-    return True
+        result = penalty(value)
+    except Exception as error:  # whatever a user's code raises
+        return reason_of(error)
+    shape = getattr(result, "shape", ())
+    return None if tuple(shape) in ((), tuple(value.shape)) else f"it gives {tuple(shape)}"
