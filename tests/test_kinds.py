@@ -266,3 +266,25 @@ def test_what_does_nothing_in_inference_passes_channels(kind, width):
     assert kn.verify(small, model, plan).ok
     small.compile("sgd", "mse")
     small.fit(np.zeros((4, 6, 3)), np.zeros((4, 2)), verbose=0)
+
+
+@keras.saving.register_keras_serializable("kinds")
+class Shifted(layers.Layer):
+    """Treats each channel alone unless it is told to move them."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],))
+
+    def call(self, x, shift=0):
+        return ops.roll(x, shift, axis=-1) * self.scale
+
+
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+@pytest.mark.parametrize(("settings", "width"), [({}, 4), ({"shift": 0}, 4), ({"shift": 1}, 8)])
+def test_a_kind_is_that_of_the_calls(settings, width):
+    inputs = keras.Input((6,))
+    x = Shifted()(layers.Dense(8, name="dense")(inputs), **settings)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Dense(6)(x))))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert {row.layer: row.kept for row in plan.creators}["dense"] == width
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok

@@ -89,6 +89,22 @@ def called_on(layer: keras.Layer) -> list[tuple[int | None, ...]]:
     return [tuple(shape)] if isinstance(shape, (tuple, list)) and shape else []
 
 
+def is_called_plainly(layer: keras.Layer) -> bool:
+    """Whether all calls of a layer, as far as Keras has noted them, are on one tensor and leave
+    other arguments at their defaults; a mask and `training` may be given."""
+    signature = inspect.signature(layer.call)
+    for node in layer._inbound_nodes:
+        given = signature.bind(*node.arguments.args, **node.arguments.kwargs).arguments
+        for name, value in list(given.items())[1:]:
+            default = signature.parameters[name].default
+            if name not in ("mask", "training") and value is not default:
+                if keras.tree.is_nested(value) or isinstance(value, keras.KerasTensor):
+                    return False
+                if not np.array_equal(value, default):
+                    return False
+    return True
+
+
 def parts(layer: keras.Layer) -> list[keras.Layer]:
     """The layers that a layer holds."""
     return list(layer._flatten_layers(include_self=False))

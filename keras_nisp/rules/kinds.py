@@ -126,7 +126,9 @@ _CENTRED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 @register_kinds
 def recognised(layer: keras.Layer) -> Rule | None:
     """The rule of a layer that computes what one of these kinds does; `None` if it does not."""
-    if keras_layers.parts(layer) or not (shapes := _shapes(layer)):
+    if keras_layers.parts(layer) or not keras_layers.is_called_plainly(layer):
+        return None  # the trials would be of other calls
+    if not (shapes := _shapes(layer)):
         return None
     known = _KINDS.setdefault(layer, {})
     for shape in shapes:
