@@ -21,7 +21,12 @@ from keras_nisp.plans.planning import choose, describe
 from keras_nisp.plans.recipe import recipe
 from keras_nisp.pruning.pruner_masks import Masks, warn_of_other_weights
 from keras_nisp.pruning.pruner_state import PrunerState
-from keras_nisp.pruning.schedules import ScheduleReader, default_schedule, default_span
+from keras_nisp.pruning.schedules import (
+    ScheduleReader,
+    check_length,
+    default_schedule,
+    default_span,
+)
 from keras_nisp.surgery.rebuilding import rebuild_traced
 
 
@@ -236,7 +241,7 @@ class NISPPruner(keras.callbacks.Callback):
         self._plan = self._pruned_model = self._reader = None
         self._said.clear()
         check_fit(self.model, self)
-        self._check_length()
+        check_length(self.schedule, self.params or {})
         with each_once(self._said):
             shape = self.input_shape or self.importance.input_shapes(self.model)
             channel_map = self._map or trace(self.model, shape, self.whole_groups)
@@ -326,15 +331,6 @@ class NISPPruner(keras.callbacks.Callback):
     def _read(self, schedule: Callable) -> None:
         self._reader = ScheduleReader(schedule, self.budget.amount)
         self._reader.position = self._state.position or (self._state.step, False, 0.0)
-
-    def _check_length(self) -> None:
-        """Raises if there is no schedule, and none can be laid over the length of training."""
-        params = self.params or {}
-        if self.schedule is None and not (params.get("steps") and params.get("epochs")):
-            raise ValueError(
-                "The number of steps of an epoch is unknown, so there is no default schedule. Pass "
-                "`schedule=PolynomialSchedule(...)`, or `steps_per_epoch=` to `fit`."
-            )
 
     def _lay_schedule(self, epoch: int) -> None:
         """Lays the default schedule over the remaining epochs, if it is not there yet."""

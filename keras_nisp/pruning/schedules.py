@@ -1,6 +1,7 @@
 """Pruning schedules: how much is to be removed by which step of training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
@@ -73,6 +74,20 @@ class PolynomialSchedule:
     @classmethod
     def from_config(cls, config: dict) -> "PolynomialSchedule":
         return cls(**config)
+
+
+def check_length(schedule: Callable | None, params: Mapping[str, Any]) -> None:
+    """Raises if there is no schedule, and none can be laid over the length of training.
+
+    Args:
+        schedule: the user's, or `None`.
+        params: of `fit`, as Keras gives them to callbacks.
+    """
+    if schedule is None and not (params.get("steps") and params.get("epochs")):
+        raise ValueError(
+            "The number of steps of an epoch is unknown, so there is no default schedule. Pass "
+            "`schedule=PolynomialSchedule(...)`, or `steps_per_epoch=` to `fit`."
+        )
 
 
 def default_span(step: int, left: int, span: tuple[int, int] | None) -> tuple[int, int]:
