@@ -366,3 +366,59 @@ def test_regularizers_and_constraints_of_own_weights_go_with_them(tmp_path):
     wanted = sorted([0.01 * float(value) for value in (*squares, *sizes)])
     np.testing.assert_allclose(sorted(map(float, small.losses)), wanted, rtol=1e-5)
     assert (len(squares), len(sizes)) == (2, 1)
+
+
+class Balanced(layers.Layer):
+    """Adds to the loss in training, as mixtures of experts do."""
+
+    def call(self, x, training=False):
+        if training:
+            self.add_loss(ops.mean(x * x))
+        return ops.relu(x) * 2.0
+
+
+class Doubled(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(WIDTH, activation="relu")
+
+    def call(self, x):
+        return self.dense(x) * 2.0
+
+
+class Drawn(layers.Layer):
+    """Cannot be converted, and so keeps what its part adds to the loss."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.part, self.seeds = Balanced(), keras.random.SeedGenerator(0)
+
+    def call(self, x, training=False):
+        x = self.part(x, training=training)
+        return x * keras.random.uniform((), seed=self.seeds) if training else x
+
+
+@pytest.mark.filterwarnings("ignore:.*does not come back from a")
+def test_a_loss_that_is_left_out_hides_no_other():
+    inputs = keras.Input((5,))
+    x = Balanced(name="balanced")(layers.Dense(WIDTH)(inputs))
+    x = Doubled(activity_regularizer="l2", name="penalised")(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    with pytest.warns(UserWarning, match="Layer 'balanced' .* adds to the loss in training"):
+        graph = kn.as_functional(model, verbose=0)
+    parts = {layer.name: type(layer) for layer in graph.layers}
+    assert parts["balanced"] is keras.Model or issubclass(parts["balanced"], keras.Model)
+    assert parts["penalised"] is Doubled
+    samples = np.ones((4, 5), "float32")
+    model(samples), graph(samples)
+    np.testing.assert_allclose(*(np.array(m.losses) for m in (model, graph)), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("default:.*does not come back from a")
+def test_a_loss_stays_where_its_layer_does(recwarn):
+    inputs = keras.Input((5,))
+    x = Doubled()(Drawn(name="drawn")(layers.Dense(WIDTH)(inputs)))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    graph = kn.as_functional(model, verbose=0)
+    assert isinstance(graph.get_layer("drawn"), Drawn)
+    assert not [warning for warning in recwarn if "add_loss" in str(warning.message)]

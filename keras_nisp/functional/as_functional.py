@@ -102,8 +102,8 @@ def _convert_graph(model: keras.Model, input_shape) -> tuple[keras.Model, list[K
         converted = converter.graph(model, shapes)
         try:
             if converted is not model:
-                agree = not converter.lost
-                check_same(converted, model, arguments, {}, converter.sizes, losses=agree)
+                lost = converter.lost.values()
+                check_same(converted, model, arguments, {}, converter.sizes, lost=lost)
                 _warn_of_losses(model, converter)
             return converted, list(converter.kept.values())
         except Exception as error:  # whatever code of users raises

@@ -232,14 +232,14 @@ class Converter:
         for batch, lookups in ((None, True), (PROBE, True), (PROBE, False)):
             if not lookups and id(layer) not in self.looked_up:
                 break  # it would be the same again
-            self.kept = {}
+            self.kept, lost = {}, dict(self.lost)
             try:
                 return self._convert(layer, args, kwargs, batch, lookups and self.lookups)
             except NotAGraphError as error:
-                reason = reason_of(error)
+                self.lost, reason = lost, reason_of(error)
                 break
             except Exception as error:  # whatever code of users raises on symbolic tensors
-                reason = reason_of(error)
+                self.lost, reason = lost, reason_of(error)
         self.kept[id(layer)] = Kept(layer, reason)
         return None
 
@@ -270,7 +270,8 @@ class Converter:
         _check_weights(model, layer, read)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         converted = Converted(model, structure, carried, places)
-        check_same(model, layer, args, kwargs, self.sizes, structure, places, not self.lost)
+        lost = self.lost.values()
+        check_same(model, layer, args, kwargs, self.sizes, structure, places, lost)
         return converted
 
     def _trace(self, layer, args, kwargs, batch, lookups, training) -> tuple[list, Any]:

@@ -143,11 +143,13 @@ def indexed_like_arrays():
 def without_losses(layer: keras.Layer):
     """In it a layer adds no losses; gives the list of those that it would have added."""
     losses: list = []
+    before = {key: value for key, value in vars(layer).items() if key == "add_loss"}
     vars(layer)["add_loss"] = losses.append
     try:
         yield losses
     finally:
         del vars(layer)["add_loss"]
+        vars(layer).update(before)
 
 
 def _seen_dtype(layer: keras.Layer, weight: keras.Variable) -> str:
