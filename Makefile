@@ -17,9 +17,9 @@ NIGHTLY_EXCEPTIONS = "tests/test_documentation.py::test_blocks_run_as_they_are_p
 # next file; the smallest, which keep both busy to the end, come last.
 WORKERS ?= 2
 PYTEST = python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-FAST = -m "not slow and not bridges and not tutorials"
+FAST = -m "not slow and not bridges and not tutorials and not training"
 
-.PHONY: demo demo-centripetal test test-tutorials test-bridges test-slow test-oldest test-nightly lint format docs dist clean
+.PHONY: demo demo-centripetal test test-training test-tutorials test-bridges test-slow test-oldest test-nightly lint format docs dist clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -29,6 +29,9 @@ demo-centripetal: $(VENV)/.examples
 
 test: $(VENV)/.test
 	$(BIN)/$(PYTEST) $(FAST) $(ARGS)
+
+test-training: $(VENV)/.test
+	$(BIN)/$(PYTEST) -m "training and not slow" $(ARGS)
 
 test-tutorials: $(VENV)/.test
 	$(BIN)/$(PYTEST) -m tutorials $(ARGS)

@@ -33,6 +33,7 @@ NIGHTLY_WARNINGS = [
 LEFT_TO = {
     "slow": "make test-slow",
     "bridges": "make test-bridges",
+    "training": "make test-training",
     "tutorials": "make test-tutorials",
 }
 left_out = Counter()
@@ -90,6 +91,7 @@ def memory_given_back(request):
         if hasattr(value, "cache_clear"):
             value.cache_clear()
     keras.backend.clear_session()
+    gc.freeze()  # functions that TensorFlow has compiled, which it keeps
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)  # which gives the system what is free
 

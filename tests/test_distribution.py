@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from slow import slow
 
+pytestmark = pytest.mark.training
 ROOT = Path(__file__).parents[1]
 
 

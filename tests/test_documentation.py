@@ -19,8 +19,8 @@ from keras_nisp_cli.main import cli
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 # Pages whose blocks take minutes, or packages that not every environment has. Others are left to
-# `make test-tutorials`, but for these.
-FIRST = ("README.md", "index.md")
+# `make test-tutorials`, but for this one.
+FIRST = "README.md"
 HUB = [
     "ignore::DeprecationWarning",
     "ignore:.*does not come back from a",
@@ -71,7 +71,7 @@ PAGES = [page for page in (ROOT / "README.md", *DOCS) if any(blocks(page))]
 
 
 def _marks(page: Path) -> list:
-    return MARKS.get(page.name, [] if page.name in FIRST else [pytest.mark.tutorials])
+    return MARKS.get(page.name, [] if page.name == FIRST else [pytest.mark.tutorials])
 
 
 @pytest.fixture(scope="module")

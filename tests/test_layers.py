@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 from nets import example_inputs, random_plan, randomise
+from slow import slow
 
 import keras_nisp as kn
 from keras_nisp.surgery.rebuilding import rebuild_traced
@@ -380,7 +381,9 @@ def test_merge(name):
     assert small.count_params() == plan.after.parameters < plan.before.parameters
 
 
-@pytest.mark.parametrize("name", ["lstm", "bidirectional", "self attention", "shuffle", "windows"])
+@pytest.mark.parametrize(
+    "name", ["lstm", "self attention", "shuffle", slow("bidirectional"), slow("windows")]
+)
 def test_masked_training_ends_in_the_pruned_model(name):
     model = between.__wrapped__(name)
     x, y = example_inputs(model, 32), np.zeros((32, 3))

@@ -12,6 +12,7 @@ from slow import slow
 
 import keras_nisp as kn
 
+pytestmark = pytest.mark.training
 EPOCHS, BATCHES = 6, 5
 
 

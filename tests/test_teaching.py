@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from nets import example_inputs, grouped, nested, plain, randomise, residual, shared
-from slow import first_is_fast
+from slow import first_is_fast, slow
 
 import keras_nisp as kn
 from keras_nisp.damage.distance import Distance
@@ -88,7 +88,7 @@ def same(model, before):
 # What it is good for ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", ["softmax", "sigmoid", None])
+@pytest.mark.parametrize("ending", ["softmax", slow("sigmoid"), None])
 def test_other_data_are_answered_better(ending):
     """Classes, labels that are each there or not, and numbers."""
     model = classifier(ending)

@@ -10,6 +10,7 @@ from slow import first_is_fast, slow
 
 import keras_nisp as kn
 
+pytestmark = pytest.mark.training
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
