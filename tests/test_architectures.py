@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from marked import first_is_fast, slow
 from nets import randomise
-from slow import first_is_fast, slow
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from marked import training
 from nets import example_inputs, plain, randomise, residual
 
 import keras_nisp as kn
 from keras_nisp.pruning.schedules import ScheduleReader
 
 
-def training(model, count=96, seed=1):
+def labelled(model, count=96, seed=1):
     rng = np.random.default_rng(seed)
     return example_inputs(model, count), rng.integers(0, model.output_shape[-1], count)
 
@@ -37,15 +38,15 @@ def agree(model, small, x, tolerance=1e-5):
     [
         (plain, {}),
         (residual, {}),
-        (residual, {"steps_per_execution": 3}),
-        (residual, {"jit_compile": True}),
-        (residual, {"run_eagerly": True}),
-        (residual, {"optimizer": keras.optimizers.Adam}),
-        (
+        training(residual, {"steps_per_execution": 3}),
+        training(residual, {"jit_compile": True}),
+        training(residual, {"run_eagerly": True}),
+        training(residual, {"optimizer": keras.optimizers.Adam}),
+        training(
             residual,
             {"optimizer": lambda: keras.optimizers.SGD(0.01, use_ema=True, weight_decay=0.01)},
         ),
-        (
+        training(
             residual,
             {"optimizer": lambda: keras.optimizers.SGD(0.01, gradient_accumulation_steps=2)},
         ),
@@ -56,7 +57,7 @@ def test_masked_and_pruned_model_agree(net, kwargs):
     if "optimizer" in kwargs:
         kwargs = {**kwargs, "optimizer": kwargs["optimizer"]()}
     model = compiled(randomise(net()), **kwargs)
-    x, y = training(model)
+    x, y = labelled(model)
     pruner = kn.NISPPruner(x, flops_reduction=0.5, verbose=0)
     model.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[pruner])
     assert pruner.plan.flops_reduction >= 0.5
@@ -72,7 +73,7 @@ def test_mixed_precision_with_loss_scaling():
     finally:
         keras.config.set_dtype_policy(policy)
     assert type(model.optimizer).__name__ == "LossScaleOptimizer"
-    x, y = training(model)
+    x, y = labelled(model)
     pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
     agree(model, pruner.pruned_model, x, tolerance=2e-2)
@@ -88,7 +89,7 @@ def trained(tmp_path_factory):
     """A model that was trained once, for tests that look at what came of it."""
     keras.utils.set_random_seed(0)
     done = SimpleNamespace(model=compiled(randomise(plain())), said=io.StringIO())
-    done.x, done.y = training(done.model)
+    done.x, done.y = labelled(done.model)
     done.before = done.model.get_layer("b").kernel.numpy().copy()
     done.csv = tmp_path_factory.mktemp("logs") / "log.csv"
     done.pruner = kn.NISPPruner(done.x, ratio=0.5)
@@ -106,10 +107,11 @@ def test_weights_train_and_masked_ones_stay_zero(trained):
     assert (after[:, :, kept] != trained.before[:, :, kept]).all()
 
 
+@pytest.mark.training
 def test_compiled_before_the_callback_came():
     """A train function of an earlier fit ignores constraints that are set later."""
     model = compiled(randomise(plain()))
-    x, y = training(model)
+    x, y = labelled(model)
     model.fit(x, y, batch_size=8, verbose=0)
     pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
@@ -122,7 +124,7 @@ def test_model_is_left_usable():
     model = plain()
     model.get_layer("b").kernel.constraint = norm
     compiled(randomise(model))
-    x, y = training(model)
+    x, y = labelled(model)
     pruner = kn.NISPPruner(x, ratio=0.5, verbose=0)
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruner])
     kernel = model.get_layer("b").kernel
@@ -136,9 +138,10 @@ def test_model_is_left_usable():
     assert (head.numpy()[removed] != 0).any()
 
 
+@pytest.mark.training
 def test_interrupted_training():
     model = compiled(randomise(plain()))
-    x, y = training(model)
+    x, y = labelled(model)
     schedule = kn.PolynomialSchedule(0.5, 0, 8, frequency=2)
     pruner = kn.NISPPruner(x, ratio=0.5, schedule=schedule, verbose=0)
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +193,7 @@ def test_verbose(trained):
 
 def test_other_importance():
     model = compiled(randomise(plain()))
-    x, y = training(model)
+    x, y = labelled(model)
     pruner = kn.NISPPruner(importance=kn.Magnitude(), params_reduction=0.4, verbose=0)
     model.fit(x, y, 8, 2, verbose=0, callbacks=[pruner])
     assert pruner.plan.importance == "Magnitude"
@@ -202,7 +205,7 @@ def test_default_schedule_needs_known_steps():
     import tensorflow as tf
 
     model = compiled(randomise(plain()))
-    x, y = training(model)
+    x, y = labelled(model)
     unknown = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).filter(lambda *_: True)
     with pytest.raises(ValueError, match="schedule"):
         model.fit(unknown, shuffle=False, verbose=0, callbacks=[kn.NISPPruner(x, ratio=0.5)])
@@ -230,7 +233,7 @@ def test_bad_arguments(arguments, error, message):
 def test_calibration_by_a_generator():
     """It can be read only once, but channels are scored at every pruning step."""
     model = compiled(randomise(plain()))
-    x, y = training(model)
+    x, y = labelled(model)
     pruner = kn.NISPPruner((x[i : i + 8] for i in range(0, 96, 8)), ratio=0.5, verbose=0)
     model.fit(x, y, 8, 2, verbose=0, callbacks=[pruner])
     assert pruner.plan.creators[0].kept == 4
@@ -238,7 +241,7 @@ def test_calibration_by_a_generator():
 
 def test_mistakes_are_said_before_training():
     model = compiled(randomise(plain()))
-    x, y = training(model)
+    x, y = labelled(model)
     before = [w.numpy().copy() for w in model.weights]
     for pruner, error in (
         (kn.NISPPruner(x, flops_reduction=0.999), kn.BudgetError),
@@ -300,7 +303,7 @@ def test_plain_callables_and_skipped_steps():
 
 def test_schedule_that_stops_short_warns():
     model = compiled(randomise(plain()))
-    x, y = training(model)
+    x, y = labelled(model)
     pruner = kn.NISPPruner(x, ratio=0.5, schedule=lambda step: 0.2, verbose=0)
     with pytest.warns(UserWarning, match=r"target 0\.5 was not reached"):
         model.fit(x, y, 8, verbose=0, callbacks=[pruner])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from marked import first_is_fast, slow
 from nets import NETS, example_inputs, randomise, residual
-from slow import first_is_fast, slow
 
 import keras_nisp as kn
 from keras_nisp.centripetal.cluster_mean import ClusterMean
@@ -229,6 +229,7 @@ def test_settings_of_sgd(settings, net):
     assert kn.deviation(model, plan).relative < 1e-5
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("how", ["jit_compile", "run_eagerly", "steps_per_execution"])
 @pytest.mark.parametrize("net", NETS_TO_TRAIN)
 def test_ways_to_compile(how, net):
@@ -250,6 +251,7 @@ def test_wide_layers_under_jit():
     assert kn.deviation(model, plan).relative < 1e-5
 
 
+@pytest.mark.training
 def test_mixed_precision_with_loss_scaling():
     keras.config.set_dtype_policy("mixed_float16")
     try:

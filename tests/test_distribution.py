@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from slow import slow
+from marked import slow
 
 pytestmark = pytest.mark.training
 ROOT = Path(__file__).parents[1]

@@ -68,6 +68,7 @@ class Steps(keras.callbacks.Callback):
         self.seen.append(int(self.model.optimizer.iterations))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("distilled", [False, True])
 def test_training_goes_on_where_it_was_interrupted(small_lab, distilled):
     lab = small_lab
@@ -91,6 +92,7 @@ def test_training_goes_on_where_it_was_interrupted(small_lab, distilled):
     assert not (lab.out / "running" / "trial").exists()
 
 
+@pytest.mark.training
 def test_base_networks_are_trained_once(small_lab):
     lab = small_lab
     first = lab.base(0)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from fresh_process import in_fresh_process
-from slow import first_is_fast
+from marked import first_is_fast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -63,6 +63,7 @@ def load_plainly(path):
         return int(arrays["parameters"]), arrays["y"].shape[1], float(arrays["y"].sum().round(3))
 
 
+@pytest.mark.training
 @pytest.mark.filterwarnings("ignore:After 2 steps")  # clusters do not collapse, hence --force
 @pytest.mark.parametrize("command", first_is_fast(*COMMANDS))
 def test_whole_recipe(command, recipe, capsys):

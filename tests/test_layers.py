@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from marked import slow
 from nets import example_inputs, random_plan, randomise
-from slow import slow
 
 import keras_nisp as kn
 from keras_nisp.surgery.rebuilding import rebuild_traced

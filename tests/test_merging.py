@@ -15,8 +15,8 @@ from fresh_process import in_fresh_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
+from marked import first_is_fast, slow
 from nets import NETS, branches, example_inputs, layer_norm, plain, randomise, residual
-from slow import first_is_fast, slow
 
 import keras_nisp as kn
 from keras_nisp.centripetal.clustering import even, imbalanced, kmeans
@@ -290,6 +290,7 @@ def resumed(folder, seed, last=None):
     return told.epochs, plan.creators[0].clusters, kn.deviation(model, plan).relative
 
 
+@pytest.mark.training
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras, while it reads a backup
 @pytest.mark.parametrize("killed", first_is_fast(False, True))
 def test_interrupted_and_resumed_with_the_same_clusters(killed, tmp_path):
@@ -353,6 +354,7 @@ def test_monitor_counts_the_epochs_that_are_left():
     assert monitor.history[-1]["deviation"].relative < 1e-3
 
 
+@pytest.mark.training
 def test_monitor_sets_the_steps_and_levels_statistics():
     model = randomise(residual())
     plan = kn.plan_merging(model, ratio=0.5)
@@ -364,6 +366,7 @@ def test_monitor_sets_the_steps_and_levels_statistics():
     np.testing.assert_allclose(model(x), small(x), atol=1e-4)
 
 
+@pytest.mark.training
 @pytest.mark.filterwarnings("ignore:.*do NOT collapse")  # by a hair, in so few steps
 def test_the_original_teaches_while_clusters_collapse():
     """`distiller(model, model)` keeps a copy as the teacher; statistics are levelled in the end."""

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marked import first_is_fast, slow
 from nets import example_inputs, randomise
-from slow import first_is_fast, slow
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 

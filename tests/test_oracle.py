@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras.src import applications
+from marked import first_is_fast, slow
 from nets import NETS, example_inputs, random_plan, randomise, saturating
-from slow import first_is_fast, slow
 
 import keras_nisp as kn
 from keras_nisp.keras_graph.rounding import amplification

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from marked import first_is_fast
 from nets import randomise
-from slow import first_is_fast
 
 import keras_nisp as kn
 from keras_nisp.data.calibration import Calibration

@@ -10,9 +10,9 @@ import pytest
 import random_chain as chain
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from marked import first_is_fast
 from nets import randomise
 from random_graphs import build, codes
-from slow import first_is_fast
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from slow import slow
+from marked import slow
 
 import keras_nisp as kn
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from fresh_process import in_fresh_process
 from keras import layers
+from marked import slow, training
 from nets import NETS, example_inputs, nested, plain, random_plan, randomise, residual
-from slow import slow
 
 import keras_nisp as kn
 
@@ -107,8 +107,10 @@ def test_model_that_is_not_compiled():
         slow(lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)),
         slow(lambda: keras.optimizers.Adam(0.01)),
         lambda: keras.optimizers.AdamW(0.01, use_ema=True),
-        lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, gradient_accumulation_steps=2),
-        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01)),
+        training(
+            lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, gradient_accumulation_steps=2)
+        ),
+        training(lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))),
     ],
 )
 def test_optimizer_state_goes_along(optimizer):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from marked import first_is_fast, slow
 from nets import example_inputs, grouped, nested, plain, randomise, residual, shared
-from slow import first_is_fast, slow
 
 import keras_nisp as kn
 from keras_nisp.damage.distance import Distance

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from slow import first_is_fast, slow
+from marked import first_is_fast, slow
 
 import keras_nisp as kn
 

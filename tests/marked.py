@@ -1,4 +1,4 @@
-"""Parameters of a test that `make test` leaves out."""
+"""Parameters of a test that other targets than `make test` run."""
 
 import pytest
 
@@ -6,6 +6,11 @@ import pytest
 def slow(*values, **kwargs):
     """One set of them."""
     return pytest.param(*values, marks=pytest.mark.slow, **kwargs)
+
+
+def training(*values, **kwargs):
+    """One set of them that `make test-training` runs."""
+    return pytest.param(*values, marks=pytest.mark.training, **kwargs)
 
 
 def first_is_fast(*values):
