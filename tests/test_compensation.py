@@ -413,7 +413,7 @@ def test_empty_parts_take_no_memory(rng):
 def test_tensors_are_let_go(rng):
     model = randomise(plain())
     x, steps = example_inputs(model, 5), recorded(model, [1] * len(kn.trace(model).calls))
-    carried = carrier.Carrier(steps, Samples([x]), batch_size=2)
+    carried = carrier.Carrier(steps, ["x"], Samples([x]), batch_size=2)
     for _ in steps[:-1]:
         carried.step()
         assert len(carried.values) == 1

@@ -7,6 +7,9 @@ import tensorflow as tf
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.errors import warn
 from keras_nisp.keras_graph import keras_models, keras_training
+from keras_nisp.keras_graph.masks import step_weights
+
+Counts = list[tf.Tensor | None] | None
 
 LEAST = 1e-7  # of a probability
 ROUNDING = 1e-6  # of the largest output
@@ -29,50 +32,62 @@ class Distance:
         count = len(keras_models.body(channel_map.model).outputs)
         self.kinds = [_kind(channel_map.model, i) for i in range(count)]
         self.scales = [1.0] * count
+        self.all = [None] * count  # steps count
         self.temperature, self.name = temperature, channel_map.model.name
 
-    def fit(self, outputs: list[np.ndarray]) -> None:
+    def fit(self, outputs: list[np.ndarray], counts: Counts = None) -> None:
         """Takes the scale of the original's outputs.
+
+        Args:
+            outputs: one array each.
+            counts: which steps of each count; `None` for all of one, or of all.
 
         Raises:
             ValueError: they are NaN or infinite. Constant ones are warned of.
         """
         _check(outputs, self.name)
-        for i, (kind, values) in enumerate(zip(self.kinds, outputs, strict=True)):
+        for i, (kind, values, mask) in enumerate(
+            zip(self.kinds, outputs, counts or self.all, strict=True)
+        ):
             if kind == "values":
-                spread = float(np.var(np.asarray(values, np.float64), 0).mean())
-                self.scales[i] = spread or float(np.mean(np.square(values))) or 1.0
+                values = np.ma.asarray(values, np.float64)
+                if mask is not None:
+                    values[~np.asarray(mask)] = np.ma.masked
+                spread = float(values.var(0).mean())
+                self.scales[i] = spread or float((values**2).mean()) or 1.0
 
-    def __call__(self, before: list, after: list) -> tf.Tensor:
+    def __call__(self, before: list, after: list, counts: Counts = None) -> tf.Tensor:
         """For each sample, how far they are apart: a tensor `(samples,)`."""
         total = 0.0
-        for kind, scale, old, new in zip(self.kinds, self.scales, before, after, strict=True):
+        every = zip(self.kinds, self.scales, before, after, counts or self.all, strict=True)
+        for kind, scale, old, new, mask in every:
             old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
             if kind == "values":
                 values = (new - old) ** 2 / (2 * scale)
             else:
                 old, new = (_log(kind, rows, self.temperature) for rows in (old, new))
                 values = self.temperature**2 * tf.exp(old) * (old - new)
-            total += _per_sample(values) if kind == "values" else _per_sample(values, kind)
+            total += _per_sample(values, kind, mask)
         return total
 
-    def direction(self, outputs: list, seed: tf.Tensor | int) -> tf.Tensor:
+    def direction(self, outputs: list, counts: Counts, seed: tf.Tensor | int) -> tf.Tensor:
         """A number for each sample whose squared change is, on average over seeds, twice the
         distance that a small change of the outputs makes: `(samples,)`."""
         total = 0.0
-        for i, (kind, scale, new) in enumerate(zip(self.kinds, self.scales, outputs, strict=True)):
+        every = zip(self.kinds, self.scales, outputs, counts or self.all, strict=True)
+        for i, (kind, scale, new, mask) in enumerate(every):
             new = tf.cast(new, tf.float32)
             key = tf.stack([seed, i])
             if kind == "values":
                 sign = tf.sign(tf.random.stateless_uniform(tf.shape(new), key, -1, 1))
-                total += _root_mean(sign * new / np.sqrt(scale))
+                total += _root_mean(sign * new / np.sqrt(scale), kind, mask)
                 continue
             logs = _log(kind, new, self.temperature)
             root = tf.sqrt(tf.exp(tf.stop_gradient(logs)))
             signed = root * tf.sign(tf.random.stateless_uniform(tf.shape(root), key, -1, 1))
             # E vv' = diag(p) - pp', as for a class drawn from p, but without rare large values.
             v = self.temperature * (signed - root**2 * tf.reduce_sum(signed, -1, keepdims=True))
-            total += _root_mean(v * logs, kind)
+            total += _root_mean(v * logs, kind, mask)
         return total
 
 
@@ -103,17 +118,21 @@ def _log(kind: str, values: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
     return tf.nn.log_softmax(values / temperature)
 
 
-def _per_sample(values: tf.Tensor, kind: str = "values") -> tf.Tensor:
-    """Sums over classes, means over everything else."""
+def _per_sample(values: tf.Tensor, kind: str, mask: tf.Tensor | None) -> tf.Tensor:
+    """Sums over classes, means over everything else that counts."""
     if kind != "values":
         values = tf.reduce_sum(values, -1)
+    if mask is not None:
+        values *= step_weights(mask, values)
     return tf.reduce_mean(tf.reshape(values, (tf.shape(values)[0], -1)), 1)
 
 
-def _root_mean(values: tf.Tensor, kind: str = "values") -> tf.Tensor:
+def _root_mean(values: tf.Tensor, kind: str, mask: tf.Tensor | None) -> tf.Tensor:
     """Like `_per_sample`, for terms whose squares are to add up."""
     if kind != "values":
         values = tf.reduce_sum(values, -1)
+    if mask is not None:
+        values *= tf.sqrt(step_weights(mask, values))
     values = tf.reshape(values, (tf.shape(values)[0], -1))
     return tf.reduce_sum(values, 1) / tf.sqrt(
         tf.maximum(tf.cast(tf.shape(values)[1], tf.float32), 1)

@@ -13,7 +13,7 @@ from keras_nisp.channels.rule import PlainKernel, channel_axis
 from keras_nisp.keras_graph.masks import spread_mask
 from keras_nisp.kernels.elimination import Elimination
 from keras_nisp.kernels.patches import positions_first
-from keras_nisp.kernels.reading import absorbed, inner_reads, plain_reads, read_axis
+from keras_nisp.kernels.reading import absorbed, inner_reads, plain_reads, read_axis, read_inside
 from keras_nisp.kernels.regression import Moments
 from keras_nisp.kernels.rows import KernelRows, share_of
 
@@ -90,7 +90,7 @@ class KernelEdge:
     def read(self, args: tuple, kwargs: dict) -> tf.Tensor:
         """What the kernel multiplies in a call of the layer."""
         if self.plain.inside is not None:
-            return self.plain.inside(*args, **kwargs)
+            return read_inside(self.plain, args, kwargs)
         tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
         return tensors[self.plain.argument]
 

@@ -47,8 +47,8 @@ class DamagedNetwork:
         self.distance = Distance(channel_map, TEMPERATURE)
         whole = self._state(self.everything)
         self.before = [self._outputs(inputs, whole) for inputs, _ in self._batches(self.samples)]
-        columns = zip(*self.before, strict=True)
-        self.distance.fit([np.concatenate(column)[: len(self.samples)] for column in columns])
+        outputs, counts = zip(*self.before, strict=True)
+        self.distance.fit(self._joined(outputs), self._joined(counts))
         self.draws = 0
         self.renew(self.everything, verbose)
 
@@ -72,8 +72,16 @@ class DamagedNetwork:
         kernels = [edge.values(edge.change(keep)) for edge in self.kernels]
         return kernels, [edge.mask(keep) for edge in self.inputs]
 
-    def _outputs(self, inputs: list, state: State) -> list[tf.Tensor]:
-        return self.walk.run(inputs, state)[0]
+    def _outputs(self, inputs: list, state: State) -> tuple[list, list]:
+        """The outputs, and which of their steps count."""
+        outputs, _, counts, _ = self.walk.run(inputs, state)
+        return outputs, counts
+
+    def _joined(self, batches: Sequence[list]) -> list:
+        """Batches of outputs, or of what counts of them, as one array for each output."""
+        size = len(self.samples)
+        columns = zip(*batches, strict=True)
+        return [None if column[0] is None else np.concatenate(column)[:size] for column in columns]
 
     def renew(self, keep: np.ndarray, verbose: int = 0) -> None:
         """Takes moments around a network: kernels are fitted to what is read there from then on."""
@@ -81,7 +89,7 @@ class DamagedNetwork:
         progress, done = Progress(len(self.fitted), verbose, text, "sample"), 0
         whole, state = self._state(self.everything), self._state(keep)
         for inputs, count in self._batches(self.fitted):
-            _, original, masks = self.walk.run(inputs, whole)
+            _, original, _, masks = self.walk.run(inputs, whole)
             present = original if keep.all() else self.walk.run(inputs, state)[1]
             for edge, x, z, mask in zip(self.walk.read, original, present, masks, strict=True):
                 part = slice(count * len(x) // len(inputs[0]))
@@ -95,8 +103,8 @@ class DamagedNetwork:
         """How far the outputs are from the original's, on average over samples."""
         total, state = 0.0, self._state(keep)
         both = zip(self._batches(self.samples), self.before, strict=True)
-        for (inputs, count), before in both:
-            distances = self.distance(before, self._outputs(inputs, state))
+        for (inputs, count), (before, counts) in both:
+            distances = self.distance(before, self._outputs(inputs, state)[0], counts)
             total += float(tf.reduce_sum(distances[:count]))
         return total / len(self.samples)
 
@@ -118,7 +126,7 @@ class DamagedNetwork:
         changes = {edge: _Changes(edge, keep, candidates) for edge in self.kernels + self.inputs}
         state, total = self._state(keep), np.zeros(len(candidates))
         both = zip(self._batches(self.samples), self.before, strict=True)
-        for number, ((inputs, count), before) in enumerate(both):
+        for number, ((inputs, count), (before, _)) in enumerate(both):
             seed, size = tf.constant(1000 * self.draws + number), len(inputs[0])
             given, slopes = self.walk.slopes(inputs, state, before, self.distance, seed)
             sums = np.zeros((2, len(candidates), size))

@@ -11,7 +11,7 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.damage.distance import Distance
 from keras_nisp.damage.edges import InputEdge, KernelEdge
 from keras_nisp.importance.base import map_tensors
-from keras_nisp.keras_graph.masks import mask_of, take_off_alike
+from keras_nisp.keras_graph.masks import counts_of, take_off_alike
 
 # What edges are in a network: the values of kernels, and which channels of inputs are there.
 State = tuple[list[list[tf.Tensor]], list[tf.Tensor]]
@@ -48,8 +48,8 @@ class DamagedWalk:
         self.run = self._run if eager else compiled(lambda *given: weak._run(*given))
         self.slopes = self._slopes if eager else compiled(lambda *given: weak._slopes(*given))
 
-    def _run(self, inputs: list, state: State) -> tuple[list, list, list]:
-        """The outputs, what each kernel reads, and the mask of that where it has one.
+    def _run(self, inputs: list, state: State) -> tuple[list, list, list, list]:
+        """The outputs, what each kernel reads, and which steps of both count, where not all do.
 
         Args:
             inputs: of the model.
@@ -59,7 +59,8 @@ class DamagedWalk:
         outputs = self._walk(inputs, state, None, seen)
         read = [(edge, x) for edge, x, _ in seen if isinstance(edge, KernelEdge)]
         self.read = [edge for edge, _ in read]
-        return outputs, [x for _, x in read], [mask_of(x) for _, x in read]
+        reads = [x for _, x in read]
+        return outputs, reads, list(map(counts_of, outputs)), list(map(counts_of, reads))
 
     def _slopes(
         self, inputs: list, state: State, before: list, distance: Distance, seed: tf.Tensor
@@ -69,7 +70,8 @@ class DamagedWalk:
         seen: list = []
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             after = self._walk(inputs, state, tape, seen)
-            sides = distance(before, after), distance.direction(after, seed)
+            counts = list(map(counts_of, after))
+            sides = distance(before, after, counts), distance.direction(after, counts, seed)
         tensors = [tensor for _, _, tensor in seen]
         zero = tf.UnconnectedGradients.ZERO
         gradients = [tape.gradient(side, tensors, unconnected_gradients=zero) for side in sides]

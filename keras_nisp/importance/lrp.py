@@ -13,7 +13,7 @@ from keras_nisp.channels.rule import meaningful, spread
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.base import Importance, map_tensors, per_unit, scored_where
-from keras_nisp.keras_graph.masks import mask_of, spread_mask
+from keras_nisp.keras_graph.masks import counts_of, spread_mask
 
 
 class LRP(Importance):
@@ -107,7 +107,7 @@ class _Relevance:
 
     def _visit(self, call: Call, args: tuple, kwargs: dict) -> Any:
         # Attention takes masks off what it is called with.
-        masks = [mask_of(x) for x in _tensors(args, kwargs)]
+        masks = [counts_of(x) for x in _tensors(args, kwargs)]
         made = call.infer(*args, **kwargs)
         self.steps.append((call, args, kwargs, masks, keras.tree.flatten(made)))
         return made

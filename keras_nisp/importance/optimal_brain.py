@@ -15,7 +15,7 @@ from keras_nisp.channels.unit_map import occurrences
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.base import Importance, run, scored_where
-from keras_nisp.keras_graph.masks import mask_of, spread_mask
+from keras_nisp.keras_graph.masks import counts_of, spread_mask
 
 MOST_ROUNDS = 512  # of a channel each
 ROUNDS = 64  # about so many, with several channels at a time, in wider groups
@@ -256,7 +256,7 @@ class _Moments:
     def add(self, tensor: tf.Tensor, names: np.ndarray) -> None:
         """Adds a batch of a tensor that holds the channels."""
         values = _positions_first(tensor, names)
-        if (mask := mask_of(tensor)) is not None:
+        if (mask := counts_of(tensor)) is not None:
             counts = _positions_first(spread_mask(mask, tensor), names)[:, 0] > 0
             values = tf.boolean_mask(values, counts)
         step = -(-int(tf.size(values)) // MOST_VALUES) or 1

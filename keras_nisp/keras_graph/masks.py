@@ -1,12 +1,21 @@
-"""Keras masks: which time steps count. Keras lets them travel as an attribute of tensors, so that
-whatever takes a tensor's place has to take its mask along."""
+"""Masks: which time steps count. Keras lets them travel as an attribute of tensors, so that
+whatever takes a tensor's place has to take its mask along.
 
+A mask may also be an input of the model, which the graph itself uses where it likes. What looks at
+data (scores, regressions, distances) should not look at padding then either: such masks travel
+beside those of Keras, as an attribute that no layer knows (`counts_of`).
+"""
+
+import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+
+COUNTS = "_keras_nisp_counts"
 
 
 def mask_of(tensor: Any) -> tf.Tensor | None:
@@ -26,10 +35,12 @@ def enter(operation: keras.Operation, tensors: list) -> bool:
 
 
 def carry_mask(source: Any, tensor: Any) -> Any:
-    """Returns `tensor`, which takes the place of `source`, with the mask of that."""
-    mask = mask_of(source)
-    if mask is not None and tf.is_tensor(tensor) and tensor is not source:
-        set_keras_mask(tensor, mask)
+    """Returns `tensor`, which takes the place of `source`, with the masks of that."""
+    if tf.is_tensor(tensor) and tensor is not source:
+        if (mask := mask_of(source)) is not None:
+            set_keras_mask(tensor, mask)
+        if (counts := getattr(source, COUNTS, None)) is not None:
+            setattr(tensor, COUNTS, counts)
     return tensor
 
 
@@ -61,14 +72,18 @@ def spread_mask(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 
 def level(tensor: tf.Tensor) -> tf.Tensor:
-    """A tensor in which steps that are masked are 0 and the others make up for them: its mean
+    """A tensor in which steps that do not count are 0 and the others make up for them: its mean
     over the steps is that of those that count."""
-    mask = mask_of(tensor)
-    if mask is None:
-        return tensor
-    weights = spread_mask(mask, tensor)
+    mask = counts_of(tensor)
+    return tensor if mask is None else tensor * step_weights(mask, tensor)
+
+
+def step_weights(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """0 for each step that does not count, and for the others what makes the mean of a sample 1;
+    in the shape and type of a tensor whose first axes the mask is for."""
+    weights = spread_mask(mask, like)
     axes = list(range(1, len(mask.shape)))
-    return tensor * tf.math.divide_no_nan(weights, tf.reduce_mean(weights, axes, keepdims=True))
+    return tf.math.divide_no_nan(weights, tf.reduce_mean(weights, axes, keepdims=True))
 
 
 def pass_on(operation: keras.Operation, args: tuple, kwargs: dict, outputs: list) -> None:
@@ -87,3 +102,56 @@ def pass_on(operation: keras.Operation, args: tuple, kwargs: dict, outputs: list
         masks = keras.tree.map_structure(mask_of, first)
     if any(mask is not None for mask in keras.tree.flatten(masks)):
         operation._set_mask_metadata(first, outputs, masks)
+
+
+# Masks that are inputs ---------------------------------------------------------------
+
+
+def counts_of(tensor: Any) -> tf.Tensor | None:
+    """Which steps of a tensor count: by the mask that it carries, or by one that is an input of
+    the model; `None` if all do."""
+    mask = mask_of(tensor)
+    mask = getattr(tensor, COUNTS, None) if mask is None else mask
+    fits = mask is not None and tensor.shape[: len(mask.shape)] == mask.shape
+    return mask if fits else None  # a layer may hand on what is for other axes
+
+
+def mark_inputs(names: Sequence[str], values: Sequence[Any]) -> None:
+    """Notes at inputs whose steps another input masks, which steps count.
+
+    A mask is a whole or boolean number for each step, in an input whose name ends in "mask". Of
+    several, that with the name most like an input's is the one for it.
+
+    Args:
+        names: of the model's inputs.
+        values: theirs; nothing is done where these are no tensors.
+    """
+    if not all(map(tf.is_tensor, values)):
+        return
+    masks = {name: x for name, x in zip(names, values, strict=True) if _is_mask(name, x)}
+    for name, value in zip(names, values, strict=True):
+        fitting = [mask for mask in masks if _is_for(masks[mask], value)]
+        if name not in masks and fitting and mask_of(value) is None:
+            (nearest,) = difflib.get_close_matches(name, fitting, n=1, cutoff=0)
+            setattr(value, COUNTS, tf.cast(masks[nearest], tf.bool))
+
+
+def pass_on_counts(args: tuple, kwargs: dict, outputs: list) -> None:
+    """Notes at the outputs of a call which of their steps count, where that is known of an input:
+    what has an axis more and as many steps is taken to have the same ones."""
+    tensors = filter(tf.is_tensor, keras.tree.flatten((args, kwargs)))
+    noted = [mask for x in tensors if (mask := getattr(x, COUNTS, None)) is not None]
+    for output in outputs:
+        if not tf.is_tensor(output) or len(output.shape) < 3 or hasattr(output, COUNTS):
+            continue
+        if (mask := next((m for m in noted if _is_for(m, output)), None)) is not None:
+            setattr(output, COUNTS, mask)
+
+
+def _is_mask(name: str, value: tf.Tensor) -> bool:
+    whole = value.dtype.is_bool or value.dtype.is_integer
+    return name.lower().endswith("mask") and whole and len(value.shape) == 2
+
+
+def _is_for(mask: tf.Tensor, tensor: tf.Tensor) -> bool:
+    return len(tensor.shape) > 1 and tensor.shape[:2] == mask.shape

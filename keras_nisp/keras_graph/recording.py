@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_nisp.keras_graph import calling
 from keras_nisp.keras_graph.keras_models import body
+from keras_nisp.keras_graph.masks import pass_on_counts
 from keras_nisp.keras_graph.walking import walk
 
 
@@ -51,7 +52,9 @@ class Step:
             (state, tf.zeros_like(state)) for state in calling.recurrent_states(self.operation)
         ]
         with keras.StatelessScope(state_mapping=[*fresh, *weights]):
-            return keras.tree.flatten(calling.infer(self.operation, *args, **kwargs))
+            outputs = keras.tree.flatten(calling.infer(self.operation, *args, **kwargs))
+        pass_on_counts(args, kwargs, outputs)
+        return outputs
 
 
 def recorded(model: keras.Model, counts: list[int]) -> list[Step]:

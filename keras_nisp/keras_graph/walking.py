@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_nisp.keras_graph import masks
 from keras_nisp.keras_graph.arguments import arranged
 from keras_nisp.keras_graph.calling import infer
-from keras_nisp.keras_graph.keras_models import body, is_graph
+from keras_nisp.keras_graph.keras_models import body, input_names, is_graph
 from keras_nisp.keras_graph.wrappers import is_wrapper, take_apart
 
 
@@ -56,11 +56,9 @@ def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
     Returns:
         The values of the model's outputs, in its own structure.
     """
-    graph = body(model)
-    values = {
-        id(tensor): value
-        for tensor, value in zip(graph.inputs, keras.tree.flatten(inputs), strict=True)
-    }
+    graph, given = body(model), keras.tree.flatten(inputs)
+    masks.mark_inputs(input_names(model), given)
+    values = {id(tensor): value for tensor, value in zip(graph.inputs, given, strict=True)}
     nodes = [
         node
         for depth in sorted(graph._nodes_by_depth, reverse=True)
@@ -152,7 +150,9 @@ def _call(
         values = take_apart(operation, path, args, kwargs, inner)
     else:
         values = visit(Site(operation, path, list(inputs), list(outputs)), args, kwargs)
-        masks.pass_on(operation, args, kwargs, keras.tree.flatten(values))
+        outputs = keras.tree.flatten(values)
+        masks.pass_on(operation, args, kwargs, outputs)
+        masks.pass_on_counts(args, kwargs, outputs)
     return keras.tree.flatten(values)
 
 

@@ -5,12 +5,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import PlainKernel, channel_axis
+from keras_nisp.keras_graph.masks import pass_on_counts
 
 
 def plain_reads(channel_map: ChannelMap, call: Call) -> list[PlainKernel]:
@@ -22,6 +24,14 @@ def plain_reads(channel_map: ChannelMap, call: Call) -> list[PlainKernel]:
 def inner_reads(channel_map: ChannelMap, call: Call) -> list[PlainKernel]:
     """The plain kernels of a call that read something inside the layer."""
     return _bound(channel_map, call, inside=True)
+
+
+def read_inside(plain: PlainKernel, args: tuple, kwargs: dict) -> tf.Tensor:
+    """What a kernel reads inside a layer that is called with these arguments."""
+    assert plain.inside is not None
+    tensor = plain.inside(*args, **kwargs)
+    pass_on_counts(args, kwargs, [tensor])
+    return tensor
 
 
 def _bound(channel_map: ChannelMap, call: Call, inside: bool) -> list[PlainKernel]:

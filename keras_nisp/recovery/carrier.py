@@ -10,7 +10,9 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.rule import PlainKernel
 from keras_nisp.data.samples import Samples
+from keras_nisp.keras_graph.masks import mark_inputs
 from keras_nisp.keras_graph.recording import Step, Token
+from keras_nisp.kernels.reading import read_inside
 
 
 class Carrier:
@@ -20,16 +22,20 @@ class Carrier:
 
     Args:
         steps: the calls.
+        names: of the network's inputs.
         samples: what enters the network.
         batch_size: how many samples a batch has.
     """
 
-    def __init__(self, steps: list[Step], samples: Samples, batch_size: int):
+    def __init__(self, steps: list[Step], names: list[str], samples: Samples, batch_size: int):
         self.steps = steps
         self.done = 0
         self.last = {token: i for i, step in enumerate(steps) for token in step.tokens}
-        batches = zip(*(inputs for inputs, _ in samples.batches(batch_size)), strict=True)
-        self.values = {Token(-1, i): list(column) for i, column in enumerate(batches)}
+        batches = [inputs for inputs, _ in samples.batches(batch_size)]
+        for inputs in batches:
+            mark_inputs(names, inputs)
+        columns = zip(*batches, strict=True)
+        self.values = {Token(-1, i): list(column) for i, column in enumerate(columns)}
 
     def read(self, plain: PlainKernel, argument: int) -> Iterable[tf.Tensor]:
         """What a kernel of the next call reads, batch by batch.
@@ -40,7 +46,7 @@ class Carrier:
         """
         if plain.inside is None:
             return self.values[self.steps[self.done].tokens[argument]]
-        return (plain.inside(*args, **kwargs) for args, kwargs in self.arguments())
+        return (read_inside(plain, *given) for given in self.arguments())
 
     def arguments(self) -> Iterator[tuple[tuple, dict]]:
         """What the next call is given, batch by batch."""

@@ -13,6 +13,7 @@ from keras_nisp.channels.registry import rule_of
 from keras_nisp.data.samples import Samples
 from keras_nisp.importance.base import run
 from keras_nisp.io.progress import Progress
+from keras_nisp.keras_graph.keras_models import input_names
 from keras_nisp.keras_graph.recording import recorded
 from keras_nisp.kernels.reading import absorbed
 from keras_nisp.recovery.batch_statistics import BatchStatistics, keep_ratio
@@ -116,8 +117,9 @@ def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -
 
 def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, verbose: int) -> None:
     counts = [len(call.outputs) for call in pair.large.calls]
-    original = Carrier(recorded(pair.large.model, counts), samples, batch_size)
-    twin = Carrier(pair.twins, samples, batch_size)
+    steps, names = recorded(pair.large.model, counts), input_names(pair.large.model)
+    original = Carrier(steps, names, samples, batch_size)
+    twin = Carrier(pair.twins, names, samples, batch_size)
     most = math.ceil(MOST_POSITIONS / len(samples))
     statistics: dict[keras.Layer, tuple[BatchStatistics, BatchStatistics]] = {}
     progress = Progress(len(pair.twins), verbose, "Refitting kernels", "layer")

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.call import Call
-from keras_nisp.keras_graph.masks import mask_of, spread_mask
+from keras_nisp.keras_graph.masks import counts_of, spread_mask
 from keras_nisp.kernels.regression import FOLDS, Moments
 from keras_nisp.kernels.rows import KernelRows, share_of
 from keras_nisp.recovery.assigning import assign_finite, check_finite
@@ -70,7 +70,7 @@ class Refit:
         """
         for values in (x, z):
             check_finite(values, f"What enters layer '{call.path}' is")
-        shape, mask = tuple(x.shape), mask_of(x)
+        shape, mask = tuple(x.shape), counts_of(x)
         chosen = self.rows.some(shape, self.share, self.rng)
         table = self.rows.table(shape)[chosen]
         old = self.rows(x, table) if y is None else self.rows(y, chosen[:, None])

@@ -14,6 +14,7 @@ from keras_nisp.errors import warn
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.keras_training import strategy_of
+from keras_nisp.keras_graph.masks import counts_of, step_weights
 from keras_nisp.keras_graph.walking import constant_arguments, walk
 from keras_nisp.recovery.assigning import check_finite
 from keras_nisp.recovery.pair import Pair, Reader
@@ -132,7 +133,7 @@ def _learner(pair: Pair, distance: Distance, steps: int) -> Callable:
         wanted, read = _run(pair.large.model, inputs, readers)
         with tf.GradientTape() as tape:
             given, reads = _run(pair.small, inputs, readers)
-            loss = tf.reduce_mean(distance(wanted, given))
+            loss = tf.reduce_mean(distance(wanted, given, list(map(counts_of, given))))
             for reader, old, new in zip(readers.values(), read, reads, strict=True):
                 loss += FEATURES / len(readers) * _apart(reader.kept(old), new)
             scaled = optimizer.scale_loss(loss)
@@ -185,10 +186,17 @@ def _run(model: keras.Model, inputs: list, wanted: Iterable) -> tuple[list, list
 
 
 def _apart(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-    """The mean square of a difference over the variance from sample to sample."""
+    """The mean square of a difference over the variance from sample to sample, at steps that
+    count."""
+    weights, mask = 1.0, counts_of(new)
     old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
-    variance = tf.reduce_mean(tf.math.reduce_variance(old, 0))
-    return tf.math.divide_no_nan(tf.reduce_mean((new - old) ** 2), variance)
+    if mask is not None:
+        weights = step_weights(mask, new)
+    centred = old - tf.math.divide_no_nan(
+        tf.reduce_sum(weights * old, 0), tf.reduce_sum(weights * tf.ones_like(old), 0)
+    )
+    variance, error = (tf.reduce_mean(weights * x**2) for x in (centred, new - old))
+    return tf.math.divide_no_nan(error, variance)
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
