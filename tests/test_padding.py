@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from marked import slow
 from nets import randomise
 
 import keras_nisp as kn
@@ -51,7 +52,7 @@ def test_scores(name, head):
     np.testing.assert_allclose(*scores, rtol=1e-3)
 
 
-@pytest.mark.parametrize("head", ["pooled", "steps", "values"])
+@pytest.mark.parametrize("head", ["steps", slow("pooled"), slow("values")])
 def test_widths_and_repair(head):
     model = encoder(head)
     pruned = []
