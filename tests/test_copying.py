@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import keras_nisp as kn
@@ -314,6 +315,33 @@ def test_constructors_that_do_not_take_their_config(kind):
         if isinstance(new, layers.Dense):
             assert new.get_config() == {**old.get_config(), "units": new.units}
     assert [layer.units for layer in small.layers[1:]] == [4, 6, 4, 3]
+
+
+def gelu(x):
+    return x / (1 + keras.ops.exp(-1.702 * x))
+
+
+@pytest.mark.parametrize("function", [keras.ops.gelu, gelu])
+def test_functions_of_which_keras_writes_the_name_alone(function, tmp_path):
+    """By the name `gelu`, Keras loads that of `keras.activations`."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, head(layers.Dense(8, activation=function, name="first")(inputs)))
+    with pytest.warns(UserWarning, match="'gelu' of module .* `keras.activations.gelu`"):
+        small = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)  # which verifies
+    assert small.get_layer("first").activation is function
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    assert loaded.get_layer("first").activation is keras.activations.gelu
+    with pytest.warns(UserWarning, match="'gelu' of module"):
+        copies = list(without_nothing(model))
+    for copy in copies:
+        same(model, copy, np.random.default_rng(0).normal(size=(8, 4)))
+
+
+def test_functions_of_other_modules_that_compute_what_keras_loads():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, head(layers.Dense(8, activation=tf.nn.gelu)(inputs)))
+    kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)  # without a warning
 
 
 def test_a_copy_that_loses_a_setting_is_noticed():

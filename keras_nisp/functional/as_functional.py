@@ -19,7 +19,7 @@ from keras_nisp.functional.converting import (
 )
 from keras_nisp.functional.equivalence import check_same
 from keras_nisp.keras_graph import calling, keras_layers, keras_models, walking
-from keras_nisp.keras_graph.loading import loading_fault
+from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
 
 MOST_NAMED = 3  # parts in an error
 _LOCK = threading.RLock()  # Two threads must not add nodes to the same layers at a time.
@@ -225,6 +225,7 @@ def _warn_of_what_is_lost(model: keras.Model, converted: keras.Model) -> None:
             "functional model that it is converted to has those of `keras.Model`. Train it "
             "by a loop of yours, or put it into a model class that has them.",
         )
+    warn_of_names(converted)
     fault = loading_fault(converted)
     if fault is not None:
         warn(

@@ -169,11 +169,15 @@ def _ways(layer: keras.Operation, settings: dict) -> Iterator[Callable]:
 
 
 def _own_functions(layer: keras.Operation, config: dict) -> dict:
-    """Functions in a config that are not of Keras: the copy shares them with the layer."""
+    """Functions in a config that are no activations of Keras: the copy shares them with the layer.
+
+    Keras writes down their names alone, and `gelu` of `keras.ops` is not that of
+    `keras.activations`.
+    """
     functions = {}
     for key in config:
         value = getattr(layer, key, getattr(layer, f"_{key}", None))
-        if isinstance(value, types.FunctionType) and not is_of_keras(value):
+        if isinstance(value, types.FunctionType) and not is_of_keras(value, "activations"):
             functions[key] = value
     return functions
 

@@ -2,13 +2,18 @@
 
 import contextlib
 import json
+import types
 import warnings
+from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 
-from keras_nisp.errors import reason_of
-from keras_nisp.keras_graph import calling, copying, keras_models
+from keras_nisp.errors import reason_of, warn
+from keras_nisp.keras_graph import calling, copying, keras_models, layer_state
+from keras_nisp.keras_graph.rounding import relative_difference
 
+SAME = 1e-6  # over the scale of what an activation gives
 ADVICE = "let its class give a `get_config` from which its constructor makes it again"
 
 
@@ -34,6 +39,39 @@ def loading_fault(model: keras.Model) -> str | None:
             if not keras_models.is_graph(layer) and (own := _fault(layer)) is not None:
                 return f"layer '{layer.name}' ({type(layer).__name__}): {own}"
     return fault
+
+
+def warn_of_names(model: keras.Model) -> None:
+    """Warns of functions that Keras' files hold by a name under which it loads others.
+
+    `activation=keras.ops.gelu` comes back as `keras.activations.gelu`, and so does a `gelu` of the
+    user's own.
+    """
+    parts = [part for part, _ in layer_state.paired_parts(model, model)]
+    held = {value for part in parts for value in vars(part).values() if _is_function(value)}
+    for function in sorted(held, key=lambda function: function.__name__):
+        loaded = getattr(keras.activations, function.__name__, function)
+        if loaded is not function and not _same_numbers(function, loaded):
+            warn(
+                f"Files of model '{model.name}' hold the function '{function.__name__}' of module "
+                f"'{function.__module__}' by its name, and Keras loads "
+                f"`keras.activations.{function.__name__}`, which computes something else. Before "
+                "training, give layers that one, or a function of another name that was "
+                "registered by `@keras.saving.register_keras_serializable()`."
+            )
+
+
+def _is_function(value: object) -> bool:
+    return isinstance(value, types.FunctionType)
+
+
+def _same_numbers(one: Callable, other: Callable) -> bool:
+    """Whether two activations give the same, as far as they can be tried."""
+    values = tf.reshape(tf.linspace(-3.0, 3.0, 16), (2, 8))
+    try:
+        return relative_difference(one(values), other(values)) < SAME
+    except (TypeError, ValueError, tf.errors.OpError):
+        return False
 
 
 def _fault(part: keras.Layer) -> str | None:

@@ -14,7 +14,7 @@ from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import NotCollapsedError
 from keras_nisp.keras_graph import copying, keras_models, layer_state
-from keras_nisp.keras_graph.loading import loading_fault
+from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
 from keras_nisp.keras_graph.wrappers import WRAPPED, is_wrapper, rewrap
 from keras_nisp.plans.plan import Plan
 from keras_nisp.surgery.compiling import compile_alike
@@ -87,10 +87,12 @@ def rebuild(
 
 
 def _check_loads(model: keras.Model, small: keras.Model) -> None:
-    """Raises if a file of the rebuilt model could not be loaded although one of the original can.
+    """Raises if a file of the rebuilt model could not be loaded although one of the original can;
+    warns if it would compute something else.
 
     Tried by config alone, under the models' own classes; nothing is written.
     """
+    warn_of_names(small)
     state = random.getstate()  # from which initializers draw their seeds
     try:
         fault = loading_fault(small)
