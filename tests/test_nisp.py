@@ -365,3 +365,16 @@ def test_nisp_mag_sums_absolute_classifier_weights():
     np.testing.assert_allclose(
         of_layer(channel_map, scores, "a"), relative([3 + 2, 9 + 0.5, 4]), rtol=1e-6
     )
+
+
+def test_counted_words_are_no_responses():
+    """A sentence encoder: the mean of what is made of its words, by their number."""
+    words = keras.Input((6,), dtype="int32")
+    known = keras.ops.cast(words > 0, "int32")
+    x = layers.Dense(8, activation="relu", name="hidden")(layers.Embedding(9, 4)(words))
+    x = layers.Dense(5, name="head")(x) * keras.ops.expand_dims(keras.ops.cast(known, x.dtype), 2)
+    mean = keras.ops.sum(x, 1) / keras.ops.cast(keras.ops.sum(known, 1, keepdims=True), x.dtype)
+    channel_map = kn.trace(keras.Model(words, mean))
+    assert [final.classifier.path for final in find_final_responses(channel_map)] == ["head"]
+    x = np.random.default_rng(0).integers(0, 9, (80, 6))
+    assert kn.plan_pruning(channel_map.model, kn.NISP(x), ratio=0.5).creators[1].kept == 4

@@ -1,4 +1,4 @@
-"""Regularizers and constraints of users: channels stay where they take no fewer."""
+"""Regularizers and constraints of users: channels stay where they take no fewer. Initializers."""
 
 import keras
 import numpy as np
@@ -103,3 +103,22 @@ def test_one_channel_of_two_is_not_taken_for_both(penalty):
     model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Dense(6)(x))))
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
     assert {row.layer: row.kept for row in plan.creators}["layer"] == 2
+
+
+TABLE = np.random.default_rng(0).normal(size=(20, 8)).astype("float32")
+
+
+@pytest.mark.parametrize("known", [keras.initializers.Constant(TABLE), lambda shape, dtype: TABLE])
+def test_initializers_of_known_values_do_not_go_with_smaller_weights(known, tmp_path):
+    words = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(20, 8, embeddings_initializer=known)(words)
+    half = keras.initializers.Constant(0.5)
+    x = layers.Dense(6, activation="relu", name="hidden", bias_initializer=half)(x)
+    model = keras.Model(words, layers.Dense(3)(layers.Flatten()(x)))
+    small = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.layers[1].output_dim == 4
+    assert small.get_layer("hidden").bias_initializer.value == 0.5
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    x = np.arange(8).reshape(2, 4)
+    np.testing.assert_allclose(loaded(x), small(x), rtol=1e-6)

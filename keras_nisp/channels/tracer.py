@@ -164,6 +164,7 @@ class Tracer:
         call.samples = self.samples
         call.whole_groups = whole_groups is not None and whole_groups(call)
         names = _trace_call(call, args, kwargs)
+        call.reads &= site.takes_numbers  # indices and counts are no responses
         places = [None if number is None else (number, index) for index in range(len(shapes))]
         call.outputs = [
             self.traced(n, shape, call.batch, place)

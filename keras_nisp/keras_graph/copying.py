@@ -3,7 +3,7 @@
 import re
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -155,7 +155,7 @@ def _ways(layer: keras.Operation, settings: dict) -> Iterator[Callable]:
         config = None
         yield fail
     if config is not None:
-        functions = _own_functions(layer, config)
+        functions = _own_functions(layer, config.keys() - settings.keys())
         if functions:
             yield lambda: kind(**{**config, **functions})
         yield lambda: kind.from_config({**config, **functions})
@@ -168,14 +168,14 @@ def _ways(layer: keras.Operation, settings: dict) -> Iterator[Callable]:
         yield lambda: layer  # an operation holds nothing, so models may share it
 
 
-def _own_functions(layer: keras.Operation, config: dict) -> dict:
-    """Functions in a config that are no activations of Keras: the copy shares them with the layer.
+def _own_functions(layer: keras.Operation, names: Iterable[str]) -> dict:
+    """Functions among settings, but activations of Keras: the copy shares them with the layer.
 
     Keras writes down their names alone, and `gelu` of `keras.ops` is not that of
     `keras.activations`.
     """
     functions = {}
-    for key in config:
+    for key in names:
         value = getattr(layer, key, getattr(layer, f"_{key}", None))
         if isinstance(value, types.FunctionType) and not is_of_keras(value, "activations"):
             functions[key] = value

@@ -1,4 +1,4 @@
-"""Regularizers and constraints that users wrote: which may take tensors of one size alone."""
+"""Regularizers, constraints and initializers: which may be for tensors of one size alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,6 +34,29 @@ def refusal(penalty: Penalty, shape: Sequence[int], axis: int, dtype: str) -> st
         others = [[*range(size), 0], [*range(size - 1)]][: min(size, 2)]
         faults = (_fault(penalty, tf.gather(value, other, axis=axis)) for other in others)
         return next((fault for fault in faults if fault is not None), None)
+
+
+def initializers_of_one_size(layer: keras.Layer, config: dict) -> list[str]:
+    """Which settings are initializers that give weights of the layer's own size alone: an array
+    of known vectors, say, or a function that returns one."""
+    found = []
+    for name in (name for name in config if name.endswith("initializer")):
+        given = getattr(layer, name, None)
+        if not callable(given) or (is_of_keras(type(given)) and not hasattr(given, "value")):
+            continue
+        shapes = {(tuple(weight.shape), weight.dtype) for weight in layer.weights}
+        fits = [_initializes(given, shape, dtype) for shape, dtype in shapes]
+        grows = [_initializes(given, [n + 1 for n in shape], dtype) for shape, dtype in shapes]
+        if any(fits) and not any(grows):
+            found.append(name)
+    return found
+
+
+def _initializes(initializer: Callable, shape: Sequence[int], dtype: str) -> bool:
+    try:
+        return tuple(initializer(tuple(shape), dtype=dtype).shape) == tuple(shape)
+    except Exception:  # whatever a user's code raises, and TensorFlow of sizes
+        return False
 
 
 def _written_by_users(penalty: Any) -> Iterator[Penalty]:

@@ -41,6 +41,12 @@ class Site:
         """Identifies the call; `None` for one inside a wrapper."""
         return id(self.node_outputs[0]) if self.node_outputs else None
 
+    @property
+    def takes_numbers(self) -> bool:
+        """Whether any input holds more than whole numbers or truth values, as far as is known."""
+        dtypes = [tensor.dtype for tensor in self.node_inputs]
+        return not dtypes or any("float" in dtype for dtype in dtypes)
+
 
 def replay(model: keras.Model, inputs: Any, visit: Callable) -> Any:
     """Runs `visit(node, args, kwargs)` over the calls of one model, in order.

@@ -15,6 +15,7 @@ from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import NotCollapsedError
 from keras_nisp.keras_graph import copying, keras_models, layer_state
 from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
+from keras_nisp.keras_graph.penalties import initializers_of_one_size
 from keras_nisp.keras_graph.wrappers import WRAPPED, is_wrapper, rewrap
 from keras_nisp.plans.plan import Plan
 from keras_nisp.surgery.compiling import compile_alike
@@ -203,6 +204,7 @@ class Surgeon:
             return copying.copy_layer(layer)
         before = copying.layer_config(layer)
         after = call.ask("resize", copying.layer_config(layer), self.width)
+        after |= dict.fromkeys(initializers_of_one_size(layer, after), "zeros")  # values follow
         return copying.copy_layer(layer, **copying.changes(before, after))
 
     def _changes(self, call) -> bool:
