@@ -11,6 +11,7 @@ from nets import nested
 
 import keras_nisp as kn
 from keras_nisp.data.collecting import collect
+from keras_nisp.data.samples import Samples
 
 MODEL = keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2), keras.layers.Dense(2)])
 X = np.random.default_rng(0).normal(size=(20, 4, 3)).astype("float32")
@@ -204,3 +205,13 @@ def test_a_list_of_inputs_and_labels(classifier, rng):
     x = rng.normal(size=(40, 6)).astype("float32")
     with pytest.raises(ValueError, match=r"Labels are told from inputs in a tuple: `\(x, y\)`"):
         kn.recalibrate(classifier, [x, np.zeros((40, 3))])
+
+
+def test_large_samples_come_in_smaller_batches():
+    def sizes(*shape):
+        samples = Samples([np.zeros((100, *shape), "float32")])
+        return [len(inputs[0]) for inputs, _ in samples.batches()]
+
+    assert sizes(32, 32, 3) == [64, 36]
+    assert sizes(224, 224, 3) == [13] * 7 + [9]
+    assert sizes(1024, 1024, 1) == [8] * 12 + [4]

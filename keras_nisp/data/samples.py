@@ -1,5 +1,6 @@
 """Samples in memory."""
 
+import math
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,8 @@ import tensorflow as tf
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import calling
 
-DEFAULT_BATCH = 64
+MOST_IN_BATCH, LEAST_IN_BATCH = 64, 8
+MOST_VALUES = 1 << 21  # of the inputs of a batch: what layers make of large images fills memory
 MAX_SAMPLES = 2048  # that are used of larger data, unless asked for otherwise
 
 
@@ -71,22 +73,27 @@ class Samples:
         return Samples([array[which] for array in self.inputs], labels, self.batch, self.names)
 
     def batches(
-        self, batch_size: int = DEFAULT_BATCH, verbose: int = 0, text: str = "Scoring channels"
+        self, batch_size: int | None = None, verbose: int = 0, text: str = "Scoring channels"
     ) -> Iterator[tuple[list, Any]]:
         """Pairs of (list of input tensors, labels), in order.
 
         Args:
-            batch_size: of the batches, unless the model is bound to another.
+            batch_size: of the batches, unless the model is bound to another; by default 64, and
+                fewer of large samples.
             verbose: 1 shows a progress bar.
             text: what they are looked at for.
         """
-        size = self.batch or batch_size
+        size = self.batch or batch_size or self._batch_size()
         progress = Progress(len(self), verbose, text, "sample")
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             labels = map_labels(operator.itemgetter(part), self.labels)
             yield [tf.convert_to_tensor(array[part]) for array in self.inputs], labels
             progress.update(start + size)
+
+    def _batch_size(self) -> int:
+        values = sum(math.prod(shape) for shape in self.shapes)
+        return min(MOST_IN_BATCH, max(LEAST_IN_BATCH, MOST_VALUES // max(values, 1)))
 
 
 def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
