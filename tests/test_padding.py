@@ -86,3 +86,9 @@ def test_a_pooled_vector_has_no_steps():
     made = [tf.ones((2, 4)), tf.ones((2, 4, 3)), tf.ones((2, 5, 4))]
     pass_on_counts((tokens,), {}, made)
     assert [counts_of(tensor) is not None for tensor in made] == [False, True, False]
+
+
+def test_known_values_of_a_table_are_no_steps():
+    features, known = tf.ones((2, 4)), tf.constant([[1, 1, 0, 0], [1, 0, 0, 0]])
+    mark_inputs(["features", "known_mask"], [features, known])
+    assert counts_of(features) is None

@@ -111,7 +111,8 @@ def counts_of(tensor: Any) -> tf.Tensor | None:
     """Which steps of a tensor count: by the mask that it carries, or by one that is an input of
     the model; `None` if all do."""
     mask = mask_of(tensor)
-    mask = getattr(tensor, COUNTS, None) if mask is None else mask
+    if mask is None and (len(tensor.shape) > 2 or not tensor.dtype.is_floating):
+        mask = getattr(tensor, COUNTS, None)  # of a row of features, no step is masked
     fits = mask is not None and tensor.shape[: len(mask.shape)] == mask.shape
     return mask if fits else None  # a layer may hand on what is for other axes
 
