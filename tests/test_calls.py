@@ -54,11 +54,11 @@ def test_arguments_by_position_that_are_usually_named():
     assert checked(head(inputs, x))["a"] == 4
 
 
-def swish(x):
+def steep_swish(x):
     return x * ops.sigmoid(1.7 * x)
 
 
-def softmax(x):
+def sharp_softmax(x):
     return ops.softmax(2.0 * x, axis=-1)
 
 
@@ -80,7 +80,12 @@ ACTIVATED = {
 
 @pytest.mark.parametrize("kind", ACTIVATED)
 def test_activations_that_are_layers_or_functions(kind):
-    for activation, width in ((layers.LeakyReLU(), 4), (swish, 4), (softmax, 8), (backwards, 8)):
+    for activation, width in (
+        (layers.LeakyReLU(), 4),
+        (steep_swish, 4),
+        (sharp_softmax, 8),
+        (backwards, 8),
+    ):
         inputs = keras.Input((6, 3))
         x = ACTIVATED[kind](activation)(layers.Dense(8)(inputs))
         assert checked(head(inputs, x))["layer"] == width
