@@ -198,7 +198,13 @@ def test_verdicts():
                 | {"level": level, "epochs": 0}
                 for arm, accuracy in (("uniform", 0.7), ("allocated", 0.75))
                 for level in (0.5, 0.6)
-            ]
+            ],
+            "other": [
+                {"seed": seed, "arm": arm, "importance": "NISP", "accuracy": accuracy}
+                | {"level": 0.75, "epochs": 2}
+                for arm, accuracy in (("allocated", 0.8), ("taught", 0.79))
+                for seed in (0, 1)
+            ],
         },
         "combinations": {
             "task": [
@@ -216,15 +222,16 @@ def test_verdicts():
     assert "| NISP, 2 epochs: 0.9000 -> 0.8950, -0.50 points (the baseline" in table
     assert "trained on for 2 epochs: 0.9200) |" in table
     assert "| points: +2.0 task: one seed |" in table
+    ahead = "Widths by damage are ahead of one ratio: NISP, half of the FLOPs, without labels"
+    assert f"| {ahead} | points: +5.0 task: one seed |" in table
+    assert "three quarters of the FLOPs, after 2 epochs | points: -1.0 other |" in table
     assert (
         "| NISP is ahead of Taylor, which needs labels: compensated, a quarter removed | " in table
     )
     assert table.count("| points: -1.0 task: one seed |") == 2  # recalibrated, compensated
     assert "NISPMag" not in table
     assert "NISP leads" not in table  # no rival that this claim is about
-    assert "Widths by damage are ahead of one ratio" in table
-    assert "| points: +5.0 task: one seed |" in table
-    assert len(table.splitlines()) == 12
+    assert len(table.splitlines()) == 13
 
 
 def test_mean_and_deviation():

@@ -1,5 +1,6 @@
 """What came of each claim, in one line each, computed from the rows of all experiments."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -8,6 +9,10 @@ from experiments import claims
 from experiments.tables import markdown
 
 Rows = dict[str, list[dict]]  # of one experiment, by task
+
+# What claims about curves are looked at: levels of FLOPs, and epochs of fine-tuning.
+LEVELS = {0.5: "half", 0.75: "three quarters"}
+AFTER = {0: "without labels", 2: "after 2 epochs"}
 
 
 def table(results: Callable[[str], Rows], structure: list[dict]) -> str:
@@ -175,24 +180,29 @@ def _curves(tasks: Rows) -> Iterator[list[str]]:
         ("allocated", "uniform", "Widths by damage are ahead of one ratio"),
         ("taught", "allocated", "Teaching is a gain on top"),
     ):
-        gains = {task: _gain(rows, better, worse) for task, rows in tasks.items()}
-        known = {task: gain for task, gain in gains.items() if gain is not None}
-        if known:
-            text = f"{text}: NISP, half of the FLOPs, without labels"
-            yield [text, f"points: {_by_task(known, tasks)}"]
+        for (level, removed), (epochs, trained) in itertools.product(LEVELS.items(), AFTER.items()):
+            at = {task: _measured(rows, level, epochs) for task, rows in tasks.items()}
+            gains = {task: _gain(rows, better, worse) for task, rows in at.items()}
+            known = {task: gain for task, gain in gains.items() if gain is not None}
+            if known:
+                chosen = {
+                    task: [row for row in rows if row["arm"] in (better, worse)]
+                    for task, rows in at.items()
+                }
+                title = f"{text}: NISP, {removed} of the FLOPs, {trained}"
+                yield [title, f"points: {_by_task(known, chosen)}"]
+
+
+def _measured(rows, level: float, epochs: int) -> list[dict]:
+    """NISP's rows at a level, after so many epochs."""
+    wanted = "NISP", level, epochs
+    keys = "importance", "level", "epochs"
+    return [row for row in rows if tuple(map(row.get, keys)) == wanted]
 
 
 def _gain(rows, better, worse):
     """In points, the mean over seeds; nothing if one of both was not measured."""
-    means = [
-        [
-            row["accuracy"]
-            for row in rows
-            if (row["arm"], row.get("importance")) == (arm, "NISP")
-            and (row["level"], row["epochs"]) == (0.5, 0)
-        ]
-        for arm in (better, worse)
-    ]
+    means = [[row["accuracy"] for row in rows if row["arm"] == arm] for arm in (better, worse)]
     return 100 * float(np.mean(means[0]) - np.mean(means[1])) if all(means) else None
 
 
