@@ -8,7 +8,8 @@ from there with labels and all training data, at a tenth of the base's learning 
 
 "Former default" is the library as it was at commit 81f36ab, one ratio for all groups and one map
 for all taps of a kernel. To measure it, put a checkout of that commit first on PYTHONPATH and pass
-`--arms "former default"`. Torch-Pruning's rows come from benchmarks/torch_networks.py.
+`--arms "former default"`. Torch-Pruning's rows come from benchmarks/torch_networks.py:
+channels are removed and BatchNorm is renewed on the same images, but no kernel is repaired.
 
 The rows of 2026-11-26 were measured while other work went on: their seconds say nothing.
 """
