@@ -422,3 +422,46 @@ def test_a_loss_stays_where_its_layer_does(recwarn):
     graph = kn.as_functional(model, verbose=0)
     assert isinstance(graph.get_layer("drawn"), Drawn)
     assert not [warning for warning in recwarn if "add_loss" in str(warning.message)]
+
+
+class Tied(layers.Layer):
+    """Looks words up, and the way back sorts its table, which no layer of Keras does."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mixing = layers.Dense(WIDTH, name="mixing")
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(20, WIDTH), name="table")
+        self.mixing.build((None, WIDTH))
+
+    def call(self, x, back=False):
+        if not back:
+            return self.mixing(ops.take(self.table, x, axis=0))
+        return ops.matmul(self.mixing(x), ops.transpose(ops.sort(self.table, axis=0)))
+
+
+class TiedNetwork(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.tied, self.hidden = Tied(name="tied"), layers.Dense(16, "relu", name="hidden")
+        self.out = layers.Dense(WIDTH, name="out")
+
+    def call(self, tokens):
+        x = self.tied(tokens)
+        return self.tied(x + self.out(self.hidden(x)), back=True)
+
+
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_a_layer_stays_whole_where_one_of_its_calls_does(subclassed):
+    """Else a smaller model would have its weights twice, and train them apart."""
+    inputs, network = keras.Input((LENGTH,), dtype="int32"), TiedNetwork()
+    model = network if subclassed else keras.Model(inputs, network.call(inputs))
+    graph = kn.as_functional(model, inputs, verbose=0)
+    randomise(graph)
+    assert len(graph.weights) == 7
+    plan = kn.plan_pruning(graph, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(graph, plan)
+    assert [w.shape for w in small.weights if "table" in w.path] == [(20, WIDTH)]
+    assert small.count_params() == graph.count_params() - 8 * (2 * WIDTH + 1)
+    assert kn.verify(small, graph, plan).ok

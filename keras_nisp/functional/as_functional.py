@@ -1,7 +1,9 @@
 """`as_functional`: converts subclassed models and composite layers to functional graphs."""
 
+import collections
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -92,14 +94,18 @@ def as_functional(
     return converted
 
 
-def _convert_graph(model: keras.Model, input_shape) -> tuple[keras.Model, list[Kept]]:
+def _convert_graph(
+    model: keras.Model, input_shape, whole: dict[int, Kept] | None = None
+) -> tuple[keras.Model, list[Kept]]:
     own = keras_models.body(model).inputs
     shapes = _known_shapes(input_shape, own)
     arguments = (keras_models.structured_inputs(model, _inputs(own, shapes)),)
     faults: list[Exception] = []
     for lookups in (True, False):
-        converter = Converter(_open_sizes(own, shapes), own[0].shape[0], lookups)
+        converter = Converter(_open_sizes(own, shapes), own[0].shape[0], lookups, whole)
         converted = converter.graph(model, shapes)
+        if whole is None and (torn := _torn(converted, converter.kept)):
+            return _convert_graph(model, input_shape, torn)
         try:
             if converted is not model:
                 lost = converter.lost.values()
@@ -117,7 +123,7 @@ def _convert_graph(model: keras.Model, input_shape) -> tuple[keras.Model, list[K
 
 
 def _convert_subclassed(
-    model: keras.Model, inputs: Any, input_shape
+    model: keras.Model, inputs: Any, input_shape, whole: dict[int, Kept] | None = None
 ) -> tuple[keras.Model, list[Kept]]:
     flat = keras.tree.flatten(inputs)
     if not flat or not all(map(is_tensor, flat)):
@@ -128,7 +134,8 @@ def _convert_subclassed(
         )
     keras_models.check_not_quantized(model)
     shapes = _known_shapes(input_shape, flat)
-    converter = Converter(_open_sizes(flat, shapes), flat[0].shape[0])
+    converter = Converter(_open_sizes(flat, shapes), flat[0].shape[0], whole=whole)
+    given = inputs
     converted, kept = converter.noted(converter.composite, model, (inputs,), {})
     if kept and converter.sizes:
         converter.composites.clear()  # else names count both attempts
@@ -143,8 +150,33 @@ def _convert_subclassed(
             f"graph: {_reason(model, kept)}. Build it from layers and `keras.ops` as "
             "`keras.Model(inputs, outputs)`."
         )
+    graph = _structured(converted, inputs, model)
+    if whole is None and (torn := _torn(graph, kept)):
+        return _convert_subclassed(model, given, input_shape, torn)
     _warn_of_losses(model, converter)
-    return _structured(converted, inputs, model), list(kept.values())
+    return graph, list(kept.values())
+
+
+def _torn(model: keras.Model, kept: dict[int, Kept]) -> dict[int, Kept]:
+    """The layers that stay as they are in one call and were converted in another: a smaller model
+    would have their weights twice."""
+    holders = collections.Counter(
+        id(weight) for layer in set(_leaves(model)) for weight in layer.weights
+    )
+    return {
+        number: part
+        for number, part in kept.items()
+        if any(holders[id(weight)] > 1 for weight in part.layer.weights)
+    }
+
+
+def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
+    """The layers of a graph and of the graphs in it."""
+    for operation in keras_models.body(model).operations:
+        if keras_models.is_graph(operation):
+            yield from _leaves(operation)
+        elif isinstance(operation, keras.Layer):
+            yield operation
 
 
 def _reason(model: keras.Model, kept: dict[int, Kept]) -> str:

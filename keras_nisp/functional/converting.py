@@ -97,14 +97,22 @@ class Converter:
         batch: the batch size of the whole, `None` if it is open.
         lookups: whether constant indices become a row for each sample, so that what is looked up
             shows in the graph. Wrong where a layer's first axis is not that of samples.
+        whole: layers that are to stay as they are, by their `id`, and why.
 
     Attributes:
         kept: the layers that could not be converted, by their `id`.
         lost: those that were converted without the losses that they add in training.
     """
 
-    def __init__(self, sizes: list[int], batch: int | None, lookups: bool = True):
+    def __init__(
+        self,
+        sizes: list[int],
+        batch: int | None,
+        lookups: bool = True,
+        whole: dict[int, Kept] | None = None,
+    ):
         self.sizes, self.batch, self.lookups = sizes, batch, lookups
+        self.whole = whole or {}
         self.looked_up: set[int] = set()  # layers in which indices became rows
         self.models: dict[tuple, tuple] = {}
         self.composites: dict[int, list[tuple]] = {}
@@ -198,6 +206,9 @@ class Converter:
 
     def composite(self, layer: keras.Layer, args, kwargs) -> Converted | Constants | None:
         """A model that does what a layer does, or `None` (and a reason) if there is none."""
+        if id(layer) in self.whole:
+            self.kept[id(layer)] = self.whole[id(layer)]
+            return None
         variants = self.composites.setdefault(id(layer), [])
         described = _described(args, kwargs)
         for known, converted, kept in variants:
