@@ -465,3 +465,35 @@ def test_a_layer_stays_whole_where_one_of_its_calls_does(subclassed):
     assert [w.shape for w in small.weights if "table" in w.path] == [(20, WIDTH)]
     assert small.count_params() == graph.count_params() - 8 * (2 * WIDTH + 1)
     assert kn.verify(small, graph, plan).ok
+
+
+@keras.saving.register_keras_serializable("test_own_weights")
+class Borrowed(layers.Layer):
+    """Computes with the table of another layer, by an operation that no layer of Keras does."""
+
+    def __init__(self, table, **kwargs):
+        super().__init__(**kwargs)
+        self.table = table
+
+    def call(self, x):
+        return ops.matmul(x, ops.transpose(ops.sort(self.table.embeddings, axis=0)))
+
+    def get_config(self):
+        table = keras.saving.serialize_keras_object(self.table)
+        return {**super().get_config(), "table": table}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "table": keras.saving.deserialize_keras_object(config["table"])})
+
+
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+def test_weights_of_which_a_smaller_model_has_copies_are_named():
+    table, inputs = layers.Embedding(20, WIDTH, name="words"), keras.Input((LENGTH,))
+    x = table(inputs)
+    x = x + layers.Dense(WIDTH, name="out")(layers.Dense(64, "relu", name="hidden")(x))
+    model = keras.Model(inputs, Borrowed(table, name="back")(x))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    with pytest.warns(UserWarning, match=r"hold the same weights: .'words/embeddings'.*a copy"):
+        small = kn.rebuild(model, plan)
+    assert kn.verify(small, model, plan).ok

@@ -11,15 +11,10 @@ import keras
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.tracing import InputShape
 from keras_nisp.errors import reason_of, warn
-from keras_nisp.functional.converting import (
-    Constants,
-    Converted,
-    Converter,
-    Kept,
-    Shapes,
-    is_tensor,
-)
+from keras_nisp.functional.converted import Constants, Converted, Kept
+from keras_nisp.functional.converting import Converter, Shapes
 from keras_nisp.functional.equivalence import check_same
+from keras_nisp.functional.laid import is_tensor
 from keras_nisp.keras_graph import calling, keras_layers, keras_models, walking
 from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
 

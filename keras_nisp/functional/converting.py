@@ -1,7 +1,6 @@
 """Converts layers that are made of others, and models around them, to functional graphs."""
 
 import contextlib
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import keras
 from keras_nisp.channels.registry import registered, rule_of
 from keras_nisp.errors import ReasonError, reason_of
 from keras_nisp.functional.call_graphs import Weights, for_any_batch, modes, one_graph, same
+from keras_nisp.functional.converted import Constants, Converted, Kept, single
 from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
 from keras_nisp.functional.laid import (
     NotAGraphError,
@@ -19,7 +19,6 @@ from keras_nisp.functional.laid import (
     is_tensor,
     rows_for_each_sample,
     tensor_of,
-    with_batch_at,
 )
 from keras_nisp.keras_graph import calling, copying, keras_layers, keras_models, walking
 from keras_nisp.keras_graph.holders import Holders
@@ -33,60 +32,6 @@ Shapes = tuple[tuple[int | None, ...], ...]  # of a model's inputs, with the bat
 
 class NeedsBatchError(ReasonError):
     """A call that can be converted at a batch size alone."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Converted:
-    """A composite, converted.
-
-    Attributes:
-        model: takes the tensors of the composite's call, and gives those of its result.
-        structure: the composite's result; what is no tensor in it stands as it is.
-        masks: for each tensor of the result which of its arguments' masks it carries.
-        batches: for each tensor of the result where its batch axis is; the model has it first.
-    """
-
-    model: keras.Model
-    structure: Any
-    masks: list[int | None]
-    batches: list[int]
-
-    def __call__(self, args, kwargs):
-        settings = {"training": kwargs["training"]} if "training" in kwargs else {}
-        tensors = tensors_of(args, kwargs)
-        masks = masks_of(tensors)
-        outputs = keras.tree.flatten(self.model(_single([*tensors, *masks]), **settings))
-        for tensor, index in zip(outputs, self.masks, strict=True):
-            if index is not None:
-                set_mask(tensor, masks[index])
-        pending = map(with_batch_at, outputs, self.batches)
-        return keras.tree.map_structure(
-            lambda x: next(pending) if is_tensor(x) else x, self.structure
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Constants:
-    """A composite whose result follows from the sizes of its arguments: positions, a mask.
-
-    Attributes:
-        structure: the result.
-        has_rows: whether it has a row for each sample of the batch at which it was traced.
-    """
-
-    structure: Any
-    has_rows: bool
-
-    def __call__(self, args, kwargs):
-        return self.structure
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """A layer that could not be converted in one of its calls, and why."""
-
-    layer: keras.Layer
-    reason: str
 
 
 class Converter:
@@ -277,7 +222,7 @@ class Converter:
         places = list(map(batch_of, outputs))
         if None in places:
             raise NotAGraphError("it gives something that follows from its weights alone")
-        model = keras.Model(_single(inputs), list(map(tensor_of, outputs)), name=layer.name)
+        model = keras.Model(single(inputs), list(map(tensor_of, outputs)), name=layer.name)
         _check_weights(model, layer, read)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         converted = Converted(model, structure, carried, places)
@@ -394,10 +339,6 @@ def _is_composite(operation) -> bool:
         rule is not None and not getattr(rule, "warns", False)
     )
     return isinstance(operation, keras.Layer) and not known and not is_wrapper(operation)
-
-
-def _single(values: list) -> Any:
-    return values[0] if len(values) == 1 else values
 
 
 def _described(args, kwargs) -> Any:

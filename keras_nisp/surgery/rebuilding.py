@@ -12,7 +12,7 @@ from keras_nisp.channels.call import resized_arguments
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.random_samples import random_samples
-from keras_nisp.errors import NotCollapsedError
+from keras_nisp.errors import NotCollapsedError, warn
 from keras_nisp.keras_graph import copying, keras_models, layer_state
 from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
 from keras_nisp.keras_graph.penalties import initializers_of_one_size
@@ -108,6 +108,20 @@ def _check_loads(model: keras.Model, small: keras.Model) -> None:
     )
 
 
+def _warn_of_copies(model: keras.Model, twins: list[tuple]) -> None:
+    """Warns of weights that several layers held and of which each copy has its own now."""
+    copies: dict[int, set[int]] = {}
+    for old, new in twins:
+        copies.setdefault(id(old), set()).add(id(new))
+    paths = {old.path for old, _ in twins if len(copies[id(old)]) > 1}
+    if paths:
+        warn(
+            f"Several layers of model '{model.name}' hold the same weights: {sorted(paths)}. In "
+            "the smaller model each layer has a copy, equal until it is trained. To keep one, let "
+            "a single layer hold it, and call that wherever it is used."
+        )
+
+
 def _not_collapsed(model, text: str) -> str:
     return (
         f"Merging model '{model.name}' would not be free of loss: {text}. Train it longer with "
@@ -129,6 +143,7 @@ def rebuild_traced(
 
     surgeon.transfer(resize)
     twins = list(surgeon.variables())
+    _warn_of_copies(channel_map.model, twins)
     compile_alike(channel_map.model, small, twins, resize if optimizer_state else None)
     _check_loads(channel_map.model, small)
     return small

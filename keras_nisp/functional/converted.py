@@ -1,0 +1,68 @@
+"""What the conversion makes of a composite: a model, constants, or a reason why it stays."""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_nisp.functional.equivalence import masks_of, tensors_of
+from keras_nisp.functional.laid import is_tensor, with_batch_at
+from keras_nisp.keras_graph.masks import set_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A composite, converted.
+
+    Attributes:
+        model: takes the tensors of the composite's call, and gives those of its result.
+        structure: the composite's result; what is no tensor in it stands as it is.
+        masks: for each tensor of the result which of its arguments' masks it carries.
+        batches: for each tensor of the result where its batch axis is; the model has it first.
+    """
+
+    model: keras.Model
+    structure: Any
+    masks: list[int | None]
+    batches: list[int]
+
+    def __call__(self, args, kwargs):
+        settings = {"training": kwargs["training"]} if "training" in kwargs else {}
+        tensors = tensors_of(args, kwargs)
+        masks = masks_of(tensors)
+        outputs = keras.tree.flatten(self.model(single([*tensors, *masks]), **settings))
+        for tensor, index in zip(outputs, self.masks, strict=True):
+            if index is not None:
+                set_mask(tensor, masks[index])
+        pending = map(with_batch_at, outputs, self.batches)
+        return keras.tree.map_structure(
+            lambda x: next(pending) if is_tensor(x) else x, self.structure
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """A composite whose result follows from the sizes of its arguments: positions, a mask.
+
+    Attributes:
+        structure: the result.
+        has_rows: whether it has a row for each sample of the batch at which it was traced.
+    """
+
+    structure: Any
+    has_rows: bool
+
+    def __call__(self, args, kwargs):
+        return self.structure
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A layer that could not be converted in one of its calls, and why."""
+
+    layer: keras.Layer
+    reason: str
+
+
+def single(values: list) -> Any:
+    return values[0] if len(values) == 1 else values
