@@ -13,7 +13,7 @@ from keras_nisp.damage.walk import DamagedWalk, State
 from keras_nisp.data.samples import Samples
 from keras_nisp.io.progress import Progress
 
-MOST_MEMORY = 1 << 29  # bytes of activations of a batch, of which gradients keep more
+MOST_MEMORY = 1 << 28  # bytes of activations of a batch, of which gradients keep more
 MOST_SAMPLES = 128  # on which damages are taken
 LEAST_SAMPLES = 8
 TEMPERATURE = 2.0  # more samples have a say, not only those that are undecided

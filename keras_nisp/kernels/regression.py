@@ -151,7 +151,7 @@ class Moments:
             return STRENGTHS[len(STRENGTHS) // 2]  # of one sample nothing can be held out
         some = products[:, :, :: math.ceil(products.shape[2] / MOST_TARGETS)]
         share = self.count[0] / self.count.sum()
-        gram, some = (tf.constant(products, self.dtype) for products in (gram, some))
+        gram, some = (tf.constant(values.astype(self.dtype)) for values in (gram, some))
         # Far below the rounding, all strengths are the same.
         least = max(int(np.searchsorted(STRENGTHS[:-1], self.rounding)) - 1, 0)
 

@@ -25,7 +25,7 @@ COMPENSATIONS = ("auto", "linear", "mean", None)
 MOST_SAMPLES = 1024
 MOST_MEMORY = 1 << 30  # bytes of activations that the walk carries along
 MOST_POSITIONS = 1 << 15  # of all samples, for statistics: more of the same say little new
-BATCH_MEMORY = 1 << 28  # bytes of a batch of them
+BATCH_MEMORY = 1 << 27  # bytes of a batch of them
 
 
 def check_compensation(compensate: Any, possible: bool, needed: str) -> None:
