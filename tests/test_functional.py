@@ -315,3 +315,59 @@ def test_lookups_where_the_first_axis_is_not_that_of_samples():
     written = kn.as_functional(model, verbose=0)
     x = np.random.default_rng(0).normal(size=(3, 4, 6, 8)).astype("float32")
     np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+
+
+class Placed(layers.Layer):
+    """Looks up constant indices without an axis of samples."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.places = layers.Dense(8), layers.Embedding(6, 8)
+
+    def call(self, x):
+        return self.dense(x) + self.places(ops.arange(6))
+
+
+class DropPath(layers.Layer):
+    """Draws by a seed of its own while training."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0], 1, 1)
+        return x * ops.floor(0.5 + keras.random.uniform(shape, seed=self.seeds))
+
+
+class NoisyPlaced(Placed):
+    """Draws in inference, too: it stays."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        return super().call(x) + keras.random.normal((8,), seed=self.seeds)
+
+
+class Around(layers.Layer):
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("part", "stays"), [(Placed, 0), (DropPath, 1), (NoisyPlaced, 1)])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_parts_of_parts_are_tried_as_they_are_by_themselves(part, stays):
+    inner = part()
+    inner(np.ones((2, 6, 8)))
+    written = kn.as_functional(around(Around(Around(inner))), verbose=0)
+    inside = list(written._flatten_layers())
+    assert not any(isinstance(layer, Around) for layer in inside)
+    assert [layer for layer in inside if isinstance(layer, part)] == [inner] * stays

@@ -163,7 +163,8 @@ class Converter:
         itself = {id(layer): Kept(layer, "it calls itself")}
         variants.append((described, None, itself))
         place = len(variants) - 1
-        converted, kept = self.noted(self._converted, layer, args, kwargs)
+        with calling.apart():  # from the trace of a layer around this one
+            converted, kept = self.noted(self._converted, layer, args, kwargs)
         variants[place] = described, converted, kept
         self.kept |= kept
         models = [other.model for _, other, _ in variants if isinstance(other, Converted)]

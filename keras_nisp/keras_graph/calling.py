@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.layers.layer import CallContext
 from keras.src.models import functional
 
@@ -174,7 +175,8 @@ def without_memory():
 def intercepted_calls(call: Callable):
     """While it lasts, calling a layer runs `call(layer, proceed, args, kwargs)` instead.
 
-    In this thread: layers that others call meanwhile, such as a training run, do what they do.
+    In this thread: layers that others call meanwhile, such as a training run, do what they do. So
+    do those that Keras calls on placeholders, to know the shapes of what another one gives.
     """
     token = _interception.set(call)
     _Interceptor.enter()
@@ -188,6 +190,20 @@ def intercepted_calls(call: Callable):
 _interception: contextvars.ContextVar[Callable | None] = contextvars.ContextVar(
     "interception", default=None
 )
+
+
+@contextlib.contextmanager
+def apart():
+    """In it layers do what they do by themselves, whatever intercepts calls or notes updates around
+    it."""
+    token = _interception.set(None)
+    scope = global_state.get_global_attribute("stateless_scope")
+    global_state.set_global_attribute("stateless_scope", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("stateless_scope", scope)
+        _interception.reset(token)
 
 
 class _Interceptor:
@@ -219,7 +235,7 @@ class _Interceptor:
 @functools.wraps(keras.Layer.__call__)
 def _intercepted(layer, /, *args, **kwargs):
     call = _interception.get()
-    if call is None:
+    if call is None or in_symbolic_scope():  # where Keras tries shapes, the call is known
         return _Interceptor.proceed(layer, *args, **kwargs)
     return call(layer, _Interceptor.proceed, args, kwargs)
 
