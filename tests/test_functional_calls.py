@@ -444,3 +444,15 @@ def test_open_axes_that_must_be_long():
     for wrong in ((64,), (64, 5), "64"):
         with pytest.raises(ValueError, match="input_shape"):
             kn.as_functional(Windows(), keras.Input((None, 4)), input_shape=wrong)
+
+
+def arrays_first(self, x):
+    mask = np.array([0.0, 1.0, 0.0, 1.0], "float32")
+    return mask * self.dense(mask - x) + mask / ops.exp(x)
+
+
+def test_arrays_to_the_left_of_an_operator():
+    model = around(layer_of(arrays_first))
+    before = set(vars(keras.KerasTensor))
+    assert is_written(model)
+    assert set(vars(keras.KerasTensor)) == before

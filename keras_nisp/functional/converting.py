@@ -261,7 +261,7 @@ class Converter:
             kwargs = {"mask": masks[0], **kwargs}  # as Keras would
         with (
             calling.intercepted_calls(call),
-            calling.indexed_like_arrays(),
+            calling.like_arrays(),
             calling.mode(training),
             calling.noted_updates() as noted,
             calling.symbolic_weights(layer) as own,

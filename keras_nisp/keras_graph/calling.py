@@ -124,20 +124,24 @@ def lookups_of_tensorflow():
 
 
 @contextlib.contextmanager
-def indexed_like_arrays():
+def like_arrays():
     """In it symbolic tensors take all indices that arrays take, of which Keras refuses some as
-    such: `x[:4]`, `x[None]`."""
+    such (`x[:4]`, `x[None]`), and arrays to the left of an operator (`array * x`)."""
     kind = keras.KerasTensor
-    own = kind.__getitem__
+    own, known = kind.__getitem__, "__array_priority__" in vars(kind)
 
     def item(tensor, key):
         return own(tensor, key if isinstance(key, (tuple, int)) else (key,))
 
     kind.__getitem__ = item
+    if not known:
+        kind.__array_priority__ = 100  # as tensors of TensorFlow have it
     try:
         yield
     finally:
         kind.__getitem__ = own
+        if not known:
+            del kind.__array_priority__
 
 
 @contextlib.contextmanager
