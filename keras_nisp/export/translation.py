@@ -34,6 +34,8 @@ def run_translated(model: keras.Model, inputs: list[tf.Tensor]) -> list[tf.Tenso
             return _index(operation, *args, **kwargs)
         if type(operation) is keras.layers.TimeDistributed:  # with a mask, else it was taken apart
             return _masked_steps(operation, args, kwargs)
+        if _adds_nothing_up(operation):
+            return _spread(operation, *args, **kwargs)
         return calling.infer(operation, *args, **kwargs)
 
     return keras.tree.flatten(walking.walk(model, inputs, visit))  # takes wrappers apart
@@ -52,7 +54,32 @@ def _is_translated(operation: keras.Operation) -> bool:
     `TimeDistributed` over an open axis is a loop of `vectorized_map`, which SavedModels get wrong
     and other runtimes do not know.
     """
-    return type(operation) in INDICES or type(operation) is keras.layers.TimeDistributed
+    loops = type(operation) is keras.layers.TimeDistributed
+    return type(operation) in INDICES or loops or _adds_nothing_up(operation)
+
+
+def _adds_nothing_up(operation: keras.Operation) -> bool:
+    """Whether an einsum is a product element by element, of which TFLite's converter makes matrix
+    products of wrong shapes."""
+    if type(operation) is not keras.layers.EinsumDense or operation.quantization_mode:
+        return False
+    operands, output = operation.equation.split("->")
+    return "." not in output and set(operands) - {","} <= set(output)
+
+
+def _spread(layer: keras.layers.EinsumDense, inputs: Any, training: bool | None = None) -> Any:
+    """What an einsum gives that adds nothing up."""
+    operands, output = layer.equation.split("->")
+    result = None
+    for tensor, letters in zip((inputs, layer.kernel), operands.split(","), strict=True):
+        tensor = keras.ops.cast(tensor, layer.compute_dtype)
+        order = [letters.index(letter) for letter in output if letter in letters]
+        missing = [axis for axis, letter in enumerate(output) if letter not in letters]
+        tensor = keras.ops.expand_dims(keras.ops.transpose(tensor, order), missing)
+        result = tensor if result is None else result * tensor
+    if layer.bias is not None:
+        result += keras.ops.cast(layer.bias, layer.compute_dtype)
+    return result if layer.activation is None else layer.activation(result)
 
 
 def _masked_steps(wrapper: keras.layers.TimeDistributed, args: tuple, kwargs: dict) -> list:
