@@ -63,8 +63,8 @@ DEFAULT = ("uniform", "allocated", "measured", "taught")
 
 
 def run(lab: Lab, rows: Rows, seed: int) -> None:
-    args, base = lab.args, lab.base(seed)
-    rows.once({"seed": seed, "arm": "base"}, lambda: {"accuracy": lab.accuracy(base)})
+    args, base = lab.args, functools.cache(functools.partial(lab.base, seed))
+    rows.once({"seed": seed, "arm": "base"}, lambda: {"accuracy": lab.accuracy(base())})
     for level in args.levels:
         for importance in args.importances:
             plan = functools.cache(functools.partial(_plan, lab, base, seed, importance, level))
@@ -92,7 +92,7 @@ def _plan(lab, base, seed, importance, level, **keywords):
     if keywords:
         keywords["calibration"] = x
     scores = getattr(kn, importance)(x)
-    return kn.plan_pruning(base, scores, flops_reduction=level, **keywords)
+    return kn.plan_pruning(base(), scores, flops_reduction=level, **keywords)
 
 
 def _pruned(lab, base, plan, seed, arm, importance, level, epochs):
@@ -101,14 +101,15 @@ def _pruned(lab, base, plan, seed, arm, importance, level, epochs):
     repair = dict(ARMS[arm].repair)
     if "flipped" in arm:
         repair["augment"] = keras.layers.RandomFlip("horizontal", seed=seed)
-    small = kn.recalibrate(kn.rebuild(base, chosen), x, base, chosen, **repair)
+    original = base()
+    small = kn.recalibrate(kn.rebuild(original, chosen), x, original, chosen, **repair)
     row = {"commit": _commit()} if arm == FORMER else {}
     if epochs:
         keras.utils.set_random_seed(seed)
         name = "_".join(("curves", arm, importance, f"{level:g}", str(epochs), str(seed)))
         name = name.replace(", ", "_").replace(" ", "_")
         row["curve"] = lab.fit(small, epochs, lab.task.rate / 10, name)
-    return {"accuracy": lab.accuracy(small), **row, **reductions(small, base)}
+    return {"accuracy": lab.accuracy(small), **row, **reductions(small, original)}
 
 
 @functools.cache

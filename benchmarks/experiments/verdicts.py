@@ -148,12 +148,12 @@ def _headline(tasks: Rows) -> Iterator[list[str]]:
         aside = _aside(row for row in rows if row["method"] == "baseline, trained on")
         for row in rows:
             if "flops_removed" in row:
-                end = row.get("merged", row["curve"][-1])
+                start, end = row.get("base", base), row.get("merged", row["curve"][-1])
                 yield [
-                    f"{row['method']} keeps ResNet-56's accuracy at "
+                    f"{row['method']}: ResNet-56's accuracy at "
                     f"-{100 * row['flops_removed']:.2f} % FLOPs",
-                    f"{base:.4f} -> {end:.4f} in {len(row['curve'])} epochs: "
-                    f"{100 * (end - base):+.2f} points{aside}",
+                    f"{start:.4f} -> {end:.4f} in {len(row['curve'])} epochs: "
+                    f"{100 * (end - start):+.2f} points{aside}",
                 ]
 
 
@@ -182,15 +182,11 @@ def _curves(tasks: Rows) -> Iterator[list[str]]:
     ):
         for (level, removed), (epochs, trained) in itertools.product(LEVELS.items(), AFTER.items()):
             at = {task: _measured(rows, level, epochs) for task, rows in tasks.items()}
-            gains = {task: _gain(rows, better, worse) for task, rows in at.items()}
-            known = {task: gain for task, gain in gains.items() if gain is not None}
-            if known:
-                chosen = {
-                    task: [row for row in rows if row["arm"] in (better, worse)]
-                    for task, rows in at.items()
-                }
+            both = {task: _paired(rows, better, worse) for task, rows in at.items()}
+            gains = {task: _gain(rows, better, worse) for task, rows in both.items() if rows}
+            if gains:
                 title = f"{text}: NISP, {removed} of the FLOPs, {trained}"
-                yield [title, f"points: {_by_task(known, chosen)}"]
+                yield [title, f"points: {_by_task(gains, both)}"]
 
 
 def _measured(rows, level: float, epochs: int) -> list[dict]:
@@ -200,10 +196,16 @@ def _measured(rows, level: float, epochs: int) -> list[dict]:
     return [row for row in rows if tuple(map(row.get, keys)) == wanted]
 
 
+def _paired(rows, *arms):
+    """The rows of some arms, of the seeds that all of them have."""
+    seeds = set.intersection(*({row["seed"] for row in rows if row["arm"] == arm} for arm in arms))
+    return [row for row in rows if row["arm"] in arms and row["seed"] in seeds]
+
+
 def _gain(rows, better, worse):
-    """In points, the mean over seeds; nothing if one of both was not measured."""
-    means = [[row["accuracy"] for row in rows if row["arm"] == arm] for arm in (better, worse)]
-    return 100 * float(np.mean(means[0]) - np.mean(means[1])) if all(means) else None
+    """In points, the mean over seeds."""
+    means = [np.mean([row["accuracy"] for row in rows if row["arm"] == a]) for a in (better, worse)]
+    return 100 * float(means[0] - means[1])
 
 
 def _collapse(tasks: Rows) -> Iterator[list[str]]:
