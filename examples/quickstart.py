@@ -70,7 +70,8 @@ def stages(args, training, test):
     outcome = {"accuracy, test": "original {:.4f}, pruned {:.4f}, fine-tuned {:.4f}".format(*right)}
     outcome["surgery"] = kn.verify(pruned, original, plan, calibration)
     plan.report(args.out / "report.html", "python examples/quickstart.py", outcome)
-    yield f"fine-tuned, {tuning_epochs} epochs", small, right[-1]
+    ending = "epoch" if tuning_epochs == 1 else "epochs"
+    yield f"fine-tuned, {tuning_epochs} {ending}", small, right[-1]
 
 
 def main():
