@@ -5,7 +5,7 @@ from typing import Any
 
 import griffe
 
-# Arguments with one description, and the deeper lines that it goes on with.
+# Arguments that share a description, which may go on in lines that are indented further.
 TOGETHER = re.compile(
     r"^(?P<margin> +)(?P<names>\w+(?:, \w+)+)(?P<text>: .*(?:\n(?P=margin) +.*)*)", re.M
 )

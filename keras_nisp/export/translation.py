@@ -1,6 +1,7 @@
 """What Keras computes by operations that other runtimes lack, computed otherwise."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -9,12 +10,14 @@ import tensorflow as tf
 from keras_nisp.keras_graph import calling, keras_layers, keras_models, walking
 from keras_nisp.keras_graph.masks import set_mask
 from keras_nisp.keras_graph.wrappers import take_apart
+from keras_nisp.rules.products import parse
 
 # Keras tells -0 from 0 by the bits of a float, which neither TFLite nor ONNX can look at.
 INDICES = {
     keras_layers.operation_class("argmax"): tf.argmax,
     keras_layers.operation_class("argmin"): tf.argmin,
 }
+EINSUM = keras_layers.operation_class("einsum")
 
 
 def run_translated(model: keras.Model, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -61,25 +64,38 @@ def _is_translated(operation: keras.Operation) -> bool:
 def _adds_nothing_up(operation: keras.Operation) -> bool:
     """Whether an einsum is a product element by element, of which TFLite's converter makes matrix
     products of wrong shapes."""
-    if type(operation) is not keras.layers.EinsumDense or operation.quantization_mode:
+    if type(operation) is EINSUM:
+        equation = operation.subscripts
+    elif type(operation) is keras.layers.EinsumDense and not operation.quantization_mode:
+        equation = operation.equation
+    else:
         return False
-    operands, output = operation.equation.split("->")
-    return "." not in output and set(operands) - {","} <= set(output)
+    operands, arrow, output = equation.replace(" ", "").replace("...", ".").partition("->")
+    parts = operands.split(",")
+    once = all(len(set(part)) == len(part) for part in parts)  # "aa" is a diagonal
+    return bool(arrow) and once and set().union(*parts) <= set(output)
 
 
-def _spread(layer: keras.layers.EinsumDense, inputs: Any, training: bool | None = None) -> Any:
+def _spread(operation: keras.Operation, *args: Any, **kwargs: Any) -> tf.Tensor:
     """What an einsum gives that adds nothing up."""
-    operands, output = layer.equation.split("->")
-    result = None
-    for tensor, letters in zip((inputs, layer.kernel), operands.split(","), strict=True):
-        tensor = keras.ops.cast(tensor, layer.compute_dtype)
+    if type(operation) is EINSUM:
+        return _product(operation.subscripts, args)
+    inputs = args[0] if args else kwargs["inputs"]
+    factors = [keras.ops.cast(x, operation.compute_dtype) for x in (inputs, operation.kernel)]
+    result = _product(operation.equation, factors)
+    if operation.bias is not None:
+        result += keras.ops.cast(operation.bias, operation.compute_dtype)
+    return result if operation.activation is None else operation.activation(result)
+
+
+def _product(equation: str, factors: Sequence[Any]) -> tf.Tensor:
+    operands, output = parse(equation, [len(factor.shape) for factor in factors])
+    laid = []
+    for factor, letters in zip(factors, operands, strict=True):
         order = [letters.index(letter) for letter in output if letter in letters]
         missing = [axis for axis, letter in enumerate(output) if letter not in letters]
-        tensor = keras.ops.expand_dims(keras.ops.transpose(tensor, order), missing)
-        result = tensor if result is None else result * tensor
-    if layer.bias is not None:
-        result += keras.ops.cast(layer.bias, layer.compute_dtype)
-    return result if layer.activation is None else layer.activation(result)
+        laid.append(keras.ops.expand_dims(keras.ops.transpose(factor, order), missing))
+    return functools.reduce(keras.ops.multiply, laid)
 
 
 def _masked_steps(wrapper: keras.layers.TimeDistributed, args: tuple, kwargs: dict) -> list:

@@ -108,7 +108,7 @@ def _convert_graph(
                 _warn_of_losses(model, converter)
             return converted, list(converter.kept.values())
         except Exception as error:  # whatever code of users raises
-            faults.append(error)
+            faults.append(error)  # the last is told: the first may come of our own change
         if not converter.looked_up:
             break  # it would be the same again
     raise ValueError(

@@ -196,6 +196,7 @@ class Converter:
                 self.lost, reason = lost, reason_of(error)
                 break
             except Exception as error:  # whatever code of users raises on symbolic tensors
+                # The last is told: an earlier one may come of the batch size that was left open.
                 self.lost, reason = lost, reason_of(error)
         self.kept[id(layer)] = Kept(layer, reason)
         return None

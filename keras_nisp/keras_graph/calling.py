@@ -303,7 +303,7 @@ def with_known_sizes(operation: keras.Operation, args: tuple, kwargs: dict, outp
             compute_output_spec(operation if is_layer else operation.call, *args, **kwargs)
         )
     except Exception:  # whatever code of users raises on what is not there yet
-        return outputs
+        return outputs  # what needs a size that stays open says so
     for tensor, known in zip(made, computed, strict=False):
         if len(tensor.shape) == len(known.shape):
             sizes = zip(known.shape[1:], tensor.shape[1:], strict=True)

@@ -89,7 +89,7 @@ def _fault(part: keras.Layer) -> str | None:
             with scope():
                 return _difference(part, _loaded(config))
         except Exception as error:  # whatever code of users raises in `__init__` or `build`
-            reason = reason_of(error)
+            reason = reason_of(error)  # the last is told: a file is loaded in that way
     return f"it cannot be made from its config ({reason}): {ADVICE}"
 
 
