@@ -27,6 +27,8 @@ class Moments:
         products: whether the features are to be fitted, or only the constant behind them.
         folds: how many parts of the samples are kept apart.
         dtype: in which products are taken; they are summed in double precision.
+        at_once: how many rows of a fold are waited for before products are taken: a few large
+            products cost less than many small ones.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Moments:
         products: bool = True,
         folds: int = FOLDS,
         dtype: type = np.float64,
+        at_once: int = 0,
     ):
         self.count = np.zeros(folds)
         self.origin: tuple[np.ndarray, np.ndarray] | None = None  # of features and targets
@@ -43,7 +46,8 @@ class Moments:
         size = features if products else 0
         self.gram, self.products = np.zeros((folds, size, size)), np.zeros((folds, size, targets))
         self.blocks = [slice(start, start + BLOCK) for start in range(0, size, BLOCK)]
-        self.dtype = dtype
+        self.dtype, self.at_once = dtype, at_once
+        self.waiting: list[list[tuple[tf.Tensor, tf.Tensor]]] = [[] for _ in range(folds)]
 
     def add(self, features: tf.Tensor, targets: tf.Tensor, fold: int = 0) -> None:
         """Takes in rows of both."""
@@ -60,11 +64,21 @@ class Moments:
         for sums, values in zip(self.sums, (features, targets), strict=True):
             sums[fold] += tf.reduce_sum(values, 0)
         if self.gram.size:
-            self.products[fold] += tf.matmul(features, targets, transpose_a=True)
-            for block in self.blocks:  # what lies above them is the same
-                rest = features[:, block.start :]
-                product = tf.matmul(rest, features[:, block], transpose_a=True)
-                self.gram[fold, block.start :, block] += np.asarray(product)
+            self.waiting[fold].append((features, targets))
+            if sum(len(rows) for rows, _ in self.waiting[fold]) >= self.at_once:
+                self._multiply(fold)
+
+    def _multiply(self, fold: int) -> None:
+        """Takes the products of the rows that wait."""
+        if not self.waiting[fold]:
+            return
+        features, targets = (tf.concat(rows, 0) for rows in zip(*self.waiting[fold], strict=True))
+        self.waiting[fold] = []
+        self.products[fold] += tf.matmul(features, targets, transpose_a=True)
+        for block in self.blocks:  # what lies above them is the same
+            rest = features[:, block.start :]
+            product = tf.matmul(rest, features[:, block], transpose_a=True)
+            self.gram[fold, block.start :, block] += np.asarray(product)
 
     def fit(
         self, base: np.ndarray, constant: bool, ridge: float | None
@@ -121,6 +135,8 @@ class Moments:
             of the targets `(folds, features, targets)`, and the scale of each feature.
         """
         assert self.origin is not None
+        for fold in range(len(self.count)):
+            self._multiply(fold)
         gram, products, (x, y) = self.gram, self.products, self.sums
         del self.gram, self.products  # a second time they would be wrong
         for block in self.blocks:
@@ -134,7 +150,11 @@ class Moments:
         for fold, n in enumerate(self.count):
             left = np.stack([n * centre - x[fold], -centre], 1)
             gram[fold] += np.asarray(tf.matmul(left, [centre, x[fold]]))
-            products[fold] += tf.matmul(left, [target, y[fold]]) - tf.matmul(gram[fold], base)
+            products[fold] += tf.matmul(left, [target, y[fold]])
+            # In the precision of the products: in double precision it takes as long as they.
+            products[fold] -= np.asarray(
+                tf.matmul(*(tf.cast(a, self.dtype) for a in (gram[fold], base)))
+            )
         variance = np.einsum("fii->i", gram)
         square = self.count.sum() * (origin[0] + middle[0]) ** 2
         varies = variance > CONSTANT * (variance + square)

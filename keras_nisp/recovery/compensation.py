@@ -24,7 +24,7 @@ from keras_nisp.recovery.refit import Refit
 COMPENSATIONS = ("auto", "linear", "mean", None)
 MOST_SAMPLES = 1024
 MOST_MEMORY = 1 << 30  # bytes of activations that the walk carries along
-MOST_POSITIONS = 1 << 15  # of all samples, for statistics: more of the same say little new
+MOST_POSITIONS = 1 << 14  # of all samples, for statistics: more of the same say little new
 BATCH_MEMORY = 1 << 27  # bytes of a batch of them
 
 

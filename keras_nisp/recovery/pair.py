@@ -29,8 +29,7 @@ class Reader:
         twin: in the smaller model.
         plain, made: the kernel of the original, and of the twin.
         binding: of the original's kernel.
-        bias: of the original, if one value is added to each output of the kernel.
-        bias_binding: of that.
+        bias_binding: of the original's bias, if one value is added to each output of the kernel.
         unit_map: what became of the original's units.
     """
 
@@ -79,12 +78,12 @@ class Reader:
         there, and the bias."""
         plain = self.plain
         plainly = plain.gives and plain.window is not None and plain.groups == 1
-        return plainly and is_linear(self.call) and (plain.bias is None) == (self.bias() is None)
+        return plainly and is_linear(self.call) and (plain.bias is None) == (self.bias is None)
 
     def product(self, output: tf.Tensor) -> tf.Tensor:
         """What the kernel gives at the outputs of the twin, of what the call gives in the
         original: `(..., outputs)` both."""
-        bias = self.bias()
+        bias = self.bias
         kept = self.unit_map.own(output, len(output.shape) - 1, self.call.outputs[0].names.ravel())
         return kept if bias is None else kept - tf.cast(bias, kept.dtype)
 
@@ -110,6 +109,7 @@ class Reader:
         """A matrix `(taps, channels, outputs)` at the channels that the twin reads."""
         return np.asarray(segment_sum(tf.constant(kernel), self.labels, self.width, 1))
 
+    @functools.cached_property
     def bias(self) -> np.ndarray | None:
         """The original's bias, in the form of the twin's."""
         return None if self.bias_binding is None else np.asarray(self._resized(self.bias_binding))

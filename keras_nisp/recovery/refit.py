@@ -1,5 +1,7 @@
 """One kernel, refitted so that the channels it still reads give what all of them gave."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -13,7 +15,8 @@ from keras_nisp.recovery.pair import Reader
 MOST_FEATURES = 4096  # solving for more takes too long
 ROWS = 5  # for each feature: more of the same samples say little that is new
 LEAST_ROWS = 5  # for each feature: with fewer, taps share one map
-MOST_VALUES = 1 << 21  # that are looked at anyway: rows times features
+MOST_VALUES = 1 << 23  # that are looked at anyway: rows times features
+AT_ONCE = 2  # rows for each feature, of which products are taken together
 
 
 class Refit:
@@ -51,8 +54,14 @@ class Refit:
             targets = self.weights.shape[2] // groups
         double = getattr(reader.call.layer, "compute_dtype", None) == "float64"
         self.dtype = np.float64 if double else np.float32
-        settings = features, targets, self.linearly, FOLDS, self.dtype
+        settings = features, targets, self.linearly, FOLDS, self.dtype, AT_ONCE * features
         self.moments = [Moments(*settings) for _ in range(groups)]
+
+    @functools.cached_property
+    def matrices(self) -> list[tf.Tensor]:
+        """The kernel of each group: `(taps * channels, outputs)`."""
+        groups = np.split(self.weights, len(self.moments), -1)
+        return [tf.constant(g.reshape(-1, g.shape[-1]), self.dtype) for g in groups]
 
     def _rows(self, by_tap: bool) -> KernelRows:
         reader = self.reader
@@ -73,7 +82,10 @@ class Refit:
         shape, mask = tuple(x.shape), counts_of(x)
         chosen = self.rows.some(shape, self.share, self.rng)
         table = self.rows.table(shape)[chosen]
-        old = self.rows(x, table) if y is None else self.rows(y, chosen[:, None])
+        if y is None:
+            old = self.rows(x, table)
+        else:
+            old = self.reader.product(tf.cast(self.rows(y, chosen[:, None]), self.dtype))
         rows, seen = (old, self.rows(z, table)), None
         if mask is not None:  # what is masked does not count later either
             seen = tf.reduce_any(self.rows(spread_mask(mask, x), table) > 0, (2, 3))
@@ -89,14 +101,11 @@ class Refit:
         """Takes in `(..., taps, channels)` of what the kernel reads in the original (or gives
         there, at one tap) and of what it reads in the twin."""
         rows = [tf.reshape(values, (-1, *values.shape[-2:])) for values in (x, z)]
-        split = [tf.split(values, len(self.moments), -1) for values in (*rows, self.weights)]
-        for moments, *both, weights in zip(self.moments, *split, strict=True):
+        split = [tf.split(values, len(self.moments), -1) for values in rows]
+        for group, (moments, *both) in enumerate(zip(self.moments, *split, strict=True)):
             old, new = (tf.cast(tf.reshape(a, (len(a), -1)), self.dtype) for a in both)
-            if given:
-                old = self.reader.product(old)
-            elif self.by_tap:
-                weights = tf.reshape(weights, (-1, weights.shape[-1]))
-                old = tf.matmul(old, tf.cast(weights, self.dtype))
+            if self.by_tap and not given:
+                old = tf.matmul(old, self.matrices[group])
             moments.add(new, old, fold)
 
     # Result -------------------------------------------------------------------------
@@ -108,7 +117,7 @@ class Refit:
         kernels, constants = (np.concatenate(arrays, -1) for arrays in zip(*solved, strict=True))
         reader = self.reader
         assign_finite(reader.made.kernel, reader.laid_out(kernels), reader.call.path)
-        if (bias := reader.bias()) is not None:
+        if (bias := reader.bias) is not None:
             assign_finite(reader.made.bias, bias + constants.reshape(bias.shape), reader.call.path)
 
     def _solved(self, moments: Moments, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,7 +34,7 @@ def untrained(pair: Pair | None):
 
 def _check_untrained(reader: Reader, model: keras.Model) -> None:
     pairs = [(reader.made.kernel, reader.laid_out(reader.surgery(reader.kernel())))]
-    if (bias := reader.bias()) is not None:
+    if (bias := reader.bias) is not None:
         pairs.append((reader.made.bias, bias))
     for variable, value in pairs:
         if (
