@@ -212,10 +212,32 @@ def test_values_are_let_go_after_their_last_use():
     assert len(outputs) == len(known) == 2  # early is an output, too
 
 
-def test_nothing_to_prune():
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
-    with pytest.raises(ValueError, match="no channels that may be removed"):
-        kn.plan_pruning(model, kn.Random(), ratio=0.5)
+class Opaque(layers.Layer):
+    def call(self, x):
+        return x + 1
+
+
+@pytest.mark.parametrize("plan", [kn.prune, kn.plan_pruning, kn.plan_merging, kn.sensitivity])
+@pytest.mark.parametrize(
+    "middle, why",
+    [
+        ([], r"'head' \(2: model output 'head'\)\.$"),
+        (
+            [layers.Dense(4, name="hidden"), Opaque(name="odd")],
+            r"'hidden' \(4: enters 'odd', a layer without a rule\), 'head' .*as_functional",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+def test_nothing_to_prune(plan, middle, why):
+    """What holds channels is said, and what to do, wherever there are none to remove."""
+    model = keras.Sequential([keras.Input((3,)), *middle, layers.Dense(2, name="head")])
+    x = np.zeros((8, 3), "float32")
+    keywords = {"calibration": x} if plan is kn.sensitivity else {"ratio": 0.5}
+    if plan is not kn.plan_merging:
+        keywords["importance"] = kn.Random()
+    with pytest.raises(ValueError, match=f"no channels that may be removed: {why}"):
+        plan(model, **keywords)
 
 
 def test_a_walk_leaves_nothing_alive():

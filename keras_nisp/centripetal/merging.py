@@ -93,6 +93,7 @@ def plan_merging(
         if input_shape is None and keras_models.is_open(model):
             input_shape = calibration.samples(model).shapes
     channel_map = trace(model, input_shape, whole_groups)
+    channel_map.check_groups()
     channel_map.check_weights()
     obstacles = _obstacles(channel_map)
     solver = Solver(channel_map, budget)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from keras_nisp.channels.call import Call
     from keras_nisp.channels.tracer import Tracer
 
+MOST_NAMED = 4  # layers in an error
+
 
 @dataclasses.dataclass(eq=False)
 class Binding:
@@ -274,6 +276,24 @@ class ChannelMap:
         seen = np.zeros(self.count, bool)
         seen[units] = True
         return seen
+
+    def check_groups(self) -> None:
+        """Raises if there are no channels that may be removed, with what holds those there are."""
+        if self.groups:
+            return
+        held = []
+        for creator in sorted(self.creators, key=lambda creator: -len(creator.units)):
+            why = {r for unit in creator.units.tolist() for r in self.reasons.get(unit, ())}
+            held.append(f"'{creator.layer}' ({len(creator.units)}: {'; '.join(sorted(why))})")
+        more = f" and {len(held) - MOST_NAMED} more layers" if len(held) > MOST_NAMED else ""
+        text = f"Model '{self.model.name}' has no channels that may be removed"
+        text += f": {', '.join(held[:MOST_NAMED])}{more}." if held else ": no layer makes any."
+        if self.unknown:
+            text += (
+                " `keras_nisp.as_functional` converts layers that are made of layers and "
+                "operations of Keras, and says of each other one why it cannot."
+            )
+        raise ValueError(text)
 
     def check_weights(self) -> None:
         """Raises unless all weights that channels are bound to are finite."""

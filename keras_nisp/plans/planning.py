@@ -173,11 +173,7 @@ def choose(
         channel_map, importance, budget, samples, verbose: as for `make_plan`.
         removed: boolean per unit: removed already, and to stay so.
     """
-    if not channel_map.groups:
-        raise ValueError(
-            f"Model '{channel_map.model.name}' has no channels that may be removed: all of them "
-            "are inputs, outputs, or touch layers without a rule."
-        )
+    channel_map.check_groups()
     channel_map.check_weights()
     if budget.kind == "latency_reduction":
         budget.table.shows_progress = verbose or budget.table.verbose

@@ -156,8 +156,7 @@ def sensitivity(
         warn_of_kind(unlabelled)
     importance = supplied(importance, unlabelled, verbose)
     channel_map = trace(model, importance.input_shapes(model))
-    if not channel_map.groups:
-        raise ValueError(f"Model '{model.name}' has no channels that may be removed.")
+    channel_map.check_groups()
     channel_map.check_weights()
     labelled = None if data is None else collect(data, model, labels=True, **how)
     known = _Results(path, _settings(model, importance, metric, labelled, unlabelled))
