@@ -219,7 +219,7 @@ class Opaque(layers.Layer):
 
 @pytest.mark.parametrize("plan", [kn.prune, kn.plan_pruning, kn.plan_merging, kn.sensitivity])
 @pytest.mark.parametrize(
-    "middle, why",
+    ("middle", "why"),
     [
         ([], r"'head' \(2: model output 'head'\)\.$"),
         (
