@@ -12,6 +12,7 @@ from nets import branches, grouped, nested, randomise, residual, saturating, squ
 
 import keras_nisp as kn
 from keras_nisp.export import serving, tflite
+from keras_nisp.export.agreement import check_samples, compare
 from keras_nisp.export.interpreter import load_interpreter
 from keras_nisp.export.signature import Signature
 from keras_nisp.export.tflite import runner
@@ -521,3 +522,16 @@ def test_samples_that_the_model_does_not_take(tmp_path):
     with pytest.raises(kn.ExportError, match=r"does not run on the samples as a graph.*check_data"):
         kn.export_tflite(model, tmp_path / "m.tflite", check_data=np.full((4, 3), 9))
     assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_does_not_run():
+    """Some int8 files are written and taken by no interpreter: it is said what to do instead."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    samples, _ = check_samples(model, np.ones((8, 3), "float32"), 0)
+
+    def run(arrays):
+        raise RuntimeError("failed to create XNNPACK runtime")
+
+    advice = tflite.OTHERWISE
+    with pytest.raises(kn.ExportError, match="XNNPACK.*Nothing was written.*'dynamic'"):
+        compare(Signature(model), run, samples, False, "TFLite file", advice)

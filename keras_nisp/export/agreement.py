@@ -90,7 +90,12 @@ class Agreement(Shown):
 
 
 def compare(
-    signature: Signature, run: Callable, samples: Samples, random: bool, kind: str
+    signature: Signature,
+    run: Callable,
+    samples: Samples,
+    random: bool,
+    kind: str,
+    advice: str = "",
 ) -> Agreement:
     """Runs the samples through a model and its export.
 
@@ -100,6 +105,7 @@ def compare(
         samples: what to compare on.
         random: whether these are random numbers.
         kind: what was made, `"TFLite file"`.
+        advice: what to do where it does not run, if anything is known.
 
     Raises:
         ExportError: it does not run, or the Keras model gives what is not finite.
@@ -118,7 +124,7 @@ def compare(
             cause = str(error).strip().splitlines()[0]
             raise ExportError(
                 f"The {kind} of model '{signature.name}' does not run: {cause}. Nothing was "
-                "written."
+                f"written. {advice}".rstrip()
             ) from error
         for name, value in expected.items():
             outputs[name][0].append(np.atleast_1d(value.numpy()))
