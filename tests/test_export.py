@@ -533,5 +533,5 @@ def test_a_file_that_does_not_run():
         raise RuntimeError("failed to create XNNPACK runtime")
 
     advice = tflite.OTHERWISE
-    with pytest.raises(kn.ExportError, match="XNNPACK.*Nothing was written.*'dynamic'"):
+    with pytest.raises(kn.ExportError, match=r"XNNPACK.*Nothing was written.*'dynamic'"):
         compare(Signature(model), run, samples, False, "TFLite file", advice)
