@@ -61,6 +61,7 @@ def _facts(path: Path, network, shape) -> dict:
         "parameters": sum(cost.parameters for cost in layers.values()),
         "flops": sum(cost.flops for cost in layers.values()),
         "activation_bytes": sum(cost.memory for cost in layers.values()),
+        "cache_bytes": sum(cost.cache for cost in layers.values()),
         "layers": {
             name: (widths.get(name), cost.parameters, cost.flops)
             for name, cost in layers.items()
@@ -121,7 +122,10 @@ def _totals(facts: list[dict]) -> Iterator[str]:
 
     slots = [f["optimizer_bytes"] for f in facts]
     names = {"parameters": "parameters", "flops": "FLOPs"}
-    names |= {"activation_bytes": "activations, bytes", "bytes": "file, bytes"}
+    names |= {"activation_bytes": "activations, bytes"}
+    if any(f["cache_bytes"] for f in facts):
+        names["cache_bytes"] = "keys/values, bytes"
+    names["bytes"] = "file, bytes"
     for word, name in names.items():
         a, b = (f[word] for f in facts)
         if word == "bytes" and slots[0] != slots[1]:  # like with like

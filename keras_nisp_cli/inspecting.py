@@ -70,6 +70,7 @@ def _facts(channel_map) -> dict:
         "parameters": sum(cost.parameters for cost in by_layer.values()),
         "flops": sum(cost.flops for cost in by_layer.values()),
         "activation_bytes": sum(cost.memory for cost in by_layer.values()),
+        "cache_bytes": sum(cost.cache for cost in by_layer.values()),
     }
     return {
         "model": channel_map.model.name,

@@ -114,6 +114,7 @@ AMOUNTS = {  # the argument of `Budget` for each option
     "flops": "flops_reduction",
     "params": "params_reduction",
     "memory": "memory_reduction",
+    "cache": "cache_reduction",
     "latency": "latency_reduction",
     **{name: name for name in ("ratio", "ratios", "widths")},
 }
@@ -121,6 +122,7 @@ amount_options = all_of(
     _amount("--flops", type=SHARE, help="Share of the FLOPs, such as 0.5."),
     _amount("--params", type=SHARE, help="Share of the parameters."),
     _amount("--memory", type=SHARE, help="Share of the bytes of all activations."),
+    _amount("--cache", type=SHARE, help="Share of the bytes of keys and values of each token."),
     _amount("--ratio", type=SHARE, help="Share of the channels of every group."),
     _amount(
         "--ratios",

@@ -84,7 +84,7 @@ def test_edited_plans_are_refused():
         lambda text: text[: len(text) // 2],
         lambda text: "{}",
         lambda text: "[1, 2]",
-        lambda text: text.replace('"version": 5', '"version": 99'),
+        lambda text: text.replace('"version": 6', '"version": 99'),
         lambda text: text.replace('"creators"', '"creator"'),
         lambda text: text.replace('"removed": [', '"removed": ["x", ', 1),
         lambda text: text.replace('"removed": [', '"removed": [-1, ', 1),

@@ -66,7 +66,7 @@ def test_parts_that_do_not_fit(damage, text, plans):
         ('{"version": 3, "version": 3}', "the key 'version' is there twice"),
         ("[" * 100_000, "nested too deeply"),
         ('{"format": ' + "9" * 5000 + "}", "not JSON"),
-        ('{"format": "keras_nisp plan", "version": true}', "version 5"),
+        ('{"format": "keras_nisp plan", "version": true}', "version 6"),
     ],
 )
 def test_texts_that_are_no_plans(text, message, tmp_path):
@@ -110,7 +110,7 @@ def test_files_of_earlier_releases_are_read(version, name, plans, tmp_path):
     said = str(plan).replace("ranking=local", "allocation=uniform")
     said, today = (re.sub(r"FLOPs -\S+", "", text) for text in (said, str(subject.plan)))
     assert said.splitlines() == today.splitlines()
-    assert plan.to_dict()["version"] == 5
+    assert plan.to_dict()["version"] == 6
     assert kn.Plan.from_dict(plan.to_dict()) == plan
 
 

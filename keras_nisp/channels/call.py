@@ -24,7 +24,8 @@ class Call:
     """One call of one layer: what the methods of a `Rule` are given, to read and to say things.
 
     A rule's `trace` says through it what happens to channels (`along`, `create`, `spread`, `join`,
-    `fix`, `fix_all`, `hide`, `bind`, `bind_constant`); its other methods read what was said.
+    `fix`, `fix_all`, `hide`, `bind`, `bind_constant`), and what costs no kernel shows (`multiply`,
+    `cache`); its other methods read what was said.
     Names are integers: equal ones are the same channel.
 
     Attributes:
@@ -45,6 +46,8 @@ class Call:
             argument; see `bind_constant`.
         sources: which of the inputs kernels read as it comes in, by `id`; see `bind`.
         multiplied: what is multiplied without a kernel; see `multiply`.
+        cached: keys and values that are kept for each position; see `cache`.
+        letters: of a product of tensors, those of the axes of each of `inputs`, and of the result.
 
     For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
     which identifies the call in the graph, `whole_groups`, whether a grouped convolution loses
@@ -68,6 +71,8 @@ class Call:
     hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sources: dict[int, int] = dataclasses.field(default_factory=dict)
     multiplied: list[tuple[int, list[np.ndarray]]] = dataclasses.field(default_factory=list)
+    cached: list[tuple[int, list[np.ndarray], str]] = dataclasses.field(default_factory=list)
+    letters: tuple[list[str], str] | None = None
     node: int | None = None
     whole_groups: bool = False
     samples: int = 1
@@ -84,6 +89,11 @@ class Call:
     def weights(self) -> list[keras.Variable]:
         """The weights of the layer; an operation has none."""
         return getattr(self.layer, "weights", [])
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype in which the layer computes; for an operation that of Keras."""
+        return getattr(self.layer, "compute_dtype", None) or keras.backend.floatx()
 
     def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Runs a method of the rule for this call: `call.ask("absolute", x)`.
@@ -328,6 +338,18 @@ class Call:
             lines: names along those of these axes that hold channels.
         """
         self.multiplied.append((math.prod(shape) * self.batch, list(lines)))
+
+    def cache(
+        self, shape: Iterable[int], lines: Iterable[np.ndarray] = (), dtype: str | None = None
+    ) -> None:
+        """Says that attention keeps keys or values for every position, while a decoder generates.
+
+        Args:
+            shape: the product of these sizes is how many numbers it keeps for one position.
+            lines: names along those of these axes that hold channels.
+            dtype: of the numbers; by default the one in which the layer computes.
+        """
+        self.cached.append((math.prod(shape), list(lines), dtype or self.compute_dtype))
 
     def bind_constant(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
         """Says which names lie along the axes of a constant array among the arguments.

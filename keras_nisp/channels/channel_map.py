@@ -156,6 +156,7 @@ class ChannelMap:
         for call in calls:
             call.hidden = {label: units[names] for label, names in call.hidden.items()}
             call.multiplied = [(n, [units[line] for line in lines]) for n, lines in call.multiplied]
+            call.cached = [(n, [units[x] for x in lines], dtype) for n, lines, dtype in call.cached]
         tensors = [t for call in calls for t in (*call.inputs, *call.outputs)]
         for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
             _in_units(tensor, units)

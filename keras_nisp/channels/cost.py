@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and activation memory of a model, before and after a removal."""
+"""Parameters, FLOPs, memory of activations and cached keys of a model, for any removal."""
 
 import dataclasses
 import math
@@ -26,17 +26,24 @@ class Cost:
             papers count them (one multiplication with its addition is one), and of products of
             tensors, as in attention. A number that is looked up in a table counts as one.
         memory: bytes of the outputs of all layers for one sample.
+        cache: bytes of the keys and values of attention for one position of one sample: by how
+            much the memory of a decoder grows with every token that it generates. All attention
+            counts, since a model does not say which of it generates: that over another sequence
+            and that of an encoder as well. Tensors that several layers share count once, and heads
+            that are repeated for groups of queries as before the repetition.
     """
 
     parameters: int = 0
     flops: int = 0
     memory: int = 0
+    cache: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             self.parameters + other.parameters,
             self.flops + other.flops,
             self.memory + other.memory,
+            self.cache + other.cache,
         )
 
 
@@ -81,6 +88,17 @@ class CostModel:
         """Bytes of the outputs of all layers for one sample, if only these units are kept."""
         return sum(_output_bytes(call, keep) for call in self.channel_map.calls)
 
+    def cache(self, keep: np.ndarray) -> int:
+        """Bytes of the keys and values that attention keeps for one position, likewise."""
+        return sum(_cached_bytes(call, keep) for call in self.channel_map.calls)
+
+    @property
+    def in_cache(self) -> np.ndarray:
+        """Boolean per unit: whether keys or values that attention keeps get fewer without it."""
+        cached = [lines for call in self.channel_map.calls for _, lines, _ in call.cached]
+        units = np.concatenate([np.array([], int), *(line for lines in cached for line in lines)])
+        return self.channel_map.seen(self.channel_map.products.deciding(units))
+
     def _sizes(self, keep, wanted: Iterable[bool] | None = None) -> list[int]:
         wanted = wanted or [True] * len(self._bindings)
         return [
@@ -92,7 +110,8 @@ class CostModel:
         """Costs of every layer, by path, in the order of the walk."""
         costs = {call.path: Cost() for call in self.channel_map.calls}
         for call in self.channel_map.calls:
-            costs[call.path] += Cost(0, products(call, keep), _output_bytes(call, keep))
+            memory, cache = _output_bytes(call, keep), _cached_bytes(call, keep)
+            costs[call.path] += Cost(0, products(call, keep), memory, cache)
         for size, binding in zip(self._sizes(keep), self._bindings, strict=True):
             costs[binding.layer] += Cost(size, size * binding.positions_of(keep))
         for path, count in self._unbound:
@@ -106,15 +125,15 @@ def products(call: Call, keep: np.ndarray) -> int:
 
 
 def _output_bytes(call: Call, keep: np.ndarray) -> int:
-    dtype, elements = keras.backend.standardize_dtype(_compute_dtype(call.layer)), 0
+    dtype, elements = keras.backend.standardize_dtype(call.compute_dtype), 0
     for tensor in call.outputs:
         repeats = tensor.batch * math.prod(tensor.shape) // max(tensor.names.size, 1)
         elements += int(np.count_nonzero(keep[tensor.names])) * repeats
     return elements * _bytes(dtype)
 
 
-def _compute_dtype(layer) -> str:
-    return getattr(layer, "compute_dtype", None) or keras.backend.floatx()
+def _cached_bytes(call: Call, keep: np.ndarray) -> int:
+    return sum(kept_of(count, lines, keep) * _bytes(dtype) for count, lines, dtype in call.cached)
 
 
 def _bytes(dtype: str) -> int:
@@ -144,16 +163,20 @@ class Profile(Shown):
         return sum(self.layers.values(), Cost())
 
     def __str__(self) -> str:
-        columns = [Column("layer"), Column("parameters", True), Column("FLOPs", True)]
-        columns.append(Column("activations, bytes", True))
-        rows = [(path, *dataclasses.astuple(cost)) for path, cost in self.layers.items()]
+        titles = {"parameters": "parameters", "flops": "FLOPs", "memory": "activations, bytes"}
+        if self.total.cache:
+            titles["cache"] = "keys and values, bytes"
+        columns = [Column("layer"), *(Column(title, True) for title in titles.values())]
+        rows = [
+            (path, *(getattr(cost, word) for word in titles))
+            for path, cost in (*self.layers.items(), ("total", self.total))
+        ]
         title = f"{self.model}, input {', '.join(map(str, self.input_shapes))}"
-        total = ("total", *dataclasses.astuple(self.total))
-        return "\n".join([render_table(title, columns, rows, [total]), *self.notes])
+        return "\n".join([render_table(title, columns, rows[:-1], rows[-1:]), *self.notes])
 
 
 def profile(model: keras.Model, input_shape: InputShape | None = None) -> Profile:
-    """Counts parameters, FLOPs and activation memory of each layer.
+    """Counts parameters, FLOPs, activation memory and cached keys and values of each layer.
 
     FLOPs are multiply-adds of convolutions and dense layers for one sample, as the
     pruning papers count them, so that reductions compare with published ones; and those of

@@ -21,6 +21,7 @@ class Traced:
         lines: of names that are products, what lies along each axis along which they vary.
         batch_axis: where the batch axis lies: not first where queries, keys and values were moved
             before it, to be taken apart.
+        dtype: of its numbers.
 
     Example:
 
@@ -39,6 +40,7 @@ class Traced:
     batch: int = 1
     lines: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     batch_axis: int = 0
+    dtype: str = "float32"
 
     @property
     def rank(self) -> int:

@@ -40,6 +40,8 @@ class Tracer:
         self.bindings: dict[int, Binding] = {}
         self.created: dict[tuple[int, str], np.ndarray] = {}
         self.creators: list[tuple[str, np.ndarray]] = []
+        self.made: dict[int, Call] = {}  # what gave a tensor, by its `id`
+        self.cached: dict[int, Traced] = {}  # keys and values that attention keeps, likewise
 
     def fresh(self, count: int) -> np.ndarray:
         names = np.arange(self.count, self.count + count)
@@ -171,7 +173,10 @@ class Tracer:
             for n, shape, place in zip(names, call.output_shapes, places, strict=True)
         ]
         for tensor, axis in zip(call.outputs, call.batch_axes, strict=True):
-            tensor.batch_axis = axis
+            tensor.batch_axis, tensor.dtype = axis, call.compute_dtype
+        for tensor, recorded in zip(call.outputs, site.node_outputs, strict=False):
+            tensor.dtype = recorded.dtype
+        self.made.update((id(tensor), call) for tensor in call.outputs)
         self._fix_sizes_of_penalties(call)
         return call
 

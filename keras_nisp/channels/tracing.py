@@ -179,7 +179,7 @@ def _traced_inputs(model, input_shape, tracer) -> tuple[list[Traced], tuple[str,
         shape = full
         names = tracer.fresh_last(shape)
         tracer.fixed.append((names, f"model input '{tensor.name}'"))
-        traced.append(Traced(names, shape))
+        traced.append(Traced(names, shape, dtype=tensor.dtype))
     return traced, tuple(assumed)
 
 

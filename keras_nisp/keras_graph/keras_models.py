@@ -151,7 +151,11 @@ def ending(model: keras.Model, index: int = 0) -> str | None:
     source = body(model).outputs[index]._keras_history
     while is_graph(source.operation):
         source = body(source.operation).outputs[source.tensor_index]._keras_history
-    operation = source.operation
+    return probabilities(source.operation)
+
+
+def probabilities(operation: keras.Operation) -> str | None:
+    """`"softmax"` or `"sigmoid"` if that is the last thing an operation does, else `None`."""
     if isinstance(operation, keras.layers.Softmax):
         return "softmax"
     activation = getattr(operation, "activation", None)

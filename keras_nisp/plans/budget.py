@@ -24,6 +24,7 @@ KINDS = (
     "flops_reduction",
     "params_reduction",
     "memory_reduction",
+    "cache_reduction",
     "latency_reduction",
 )
 ALLOCATIONS = ("auto", "uniform", "global", "predicted", "measured")
@@ -38,6 +39,7 @@ class BudgetKeywords(TypedDict, total=False):
     flops_reduction: float | None
     params_reduction: float | None
     memory_reduction: float | None
+    cache_reduction: float | None
     latency_reduction: float | None
     latency: LatencyTable | None
     allocation: str | Sensitivity
@@ -73,8 +75,8 @@ class Budget:
     """How much to remove, and the limits that hold for it.
 
     Exactly one of `ratio`, `ratios`, `widths`, `flops_reduction`, `params_reduction`,
-    `memory_reduction` and `latency_reduction` is given. Functions that take a budget take it as
-    `budget=Budget(...)`, or its arguments as keywords of their own:
+    `memory_reduction`, `cache_reduction` and `latency_reduction` is given. Functions that take a
+    budget take it as `budget=Budget(...)`, or its arguments as keywords of their own:
     `prune(model, importance, flops_reduction=0.5)`.
 
     Args:
@@ -87,6 +89,8 @@ class Budget:
         flops_reduction: share of the FLOPs to remove, met within one channel.
         params_reduction: share of the parameters to remove, likewise.
         memory_reduction: share of the bytes of all activations to remove, likewise.
+        cache_reduction: share of the bytes to remove that the keys and values of attention take for
+            each token, likewise; channels that are not among these stay.
         latency_reduction: share of the latency to remove, by a table of measured layers.
         latency: the `LatencyTable` for `latency_reduction`; by default float32 on one thread
             of this machine.
@@ -96,7 +100,7 @@ class Budget:
             gradients on calibration data and again as channels go; `"measured"` measures
             the most promising of these. A `Sensitivity` of damages, from `sensitivity`, is taken
             at its word: the damages of groups add up. `"auto"` is `"predicted"` for reductions of
-            FLOPs, parameters, memory and latency where there are calibration data, else
+            FLOPs, parameters, memory, cache and latency where there are calibration data, else
             `"uniform"`.
         round_to: keep multiples of this many channels in every pruned group, the nearest with
             which the budget is met. A group of no more channels than that stays whole. By default
@@ -134,6 +138,7 @@ class Budget:
     flops_reduction: float | None = None
     params_reduction: float | None = None
     memory_reduction: float | None = None
+    cache_reduction: float | None = None
     latency_reduction: float | None = None
     latency: Annotated[LatencyTable | None, StoredAs(None)] = None
     allocation: str | Sensitivity = "auto"

@@ -103,6 +103,11 @@ class Plan(Shown):
         return 1 - self.after.memory / self.before.memory if self.before.memory else 0.0
 
     @property
+    def cache_reduction(self) -> float:
+        """Share of the bytes of cached keys and values that is removed."""
+        return 1 - self.after.cache / self.before.cache if self.before.cache else 0.0
+
+    @property
     def importance(self) -> str:
         """Name of the importance, or of the clustering."""
         return self.recipe.name

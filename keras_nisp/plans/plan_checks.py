@@ -108,6 +108,7 @@ def _check_layer(row: "LayerPlan", place: str) -> None:
         "parameters": (row.before.parameters, row.after.parameters),
         "flops": (row.before.flops, row.after.flops),
         "memory": (row.before.memory, row.after.memory),
+        "cache": (row.before.cache, row.after.cache),
     }
     for word, (before, after) in pairs.items():
         _demand(0 <= after <= before <= LARGEST_COST, f"{place}: {word} {before} -> {after}")

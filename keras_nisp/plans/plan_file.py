@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from keras_nisp.plans.plan import Plan
 
 FORMAT = "keras_nisp plan"
-VERSION = 5
-# 1 knew no clusters, 2 no scores, 3 said in words how a plan was made, 4 knew no allocation.
-READABLE = (1, 2, 3, 4, 5)
+VERSION = 6
+# 1 knew no clusters, 2 no scores, 3 said in words how a plan was made, 4 knew no allocation, 5 no
+# cached keys and values.
+READABLE = (1, 2, 3, 4, 5, 6)
 
 
 def to_dict(plan: "Plan") -> dict:

@@ -114,6 +114,7 @@ class Amount:
         before, after: the cost.
         change: as a percentage.
         shares: of the whole, before and after, as percentages.
+        is_size: whether it is in bytes.
     """
 
     title: str
@@ -121,6 +122,7 @@ class Amount:
     after: int
     change: str = ""
     shares: tuple[str, str] = ("", "")
+    is_size: bool = False
 
     @property
     def left(self) -> float:
@@ -130,8 +132,11 @@ class Amount:
 
 def _totals(plan: "Plan") -> list[Amount]:
     titles = {"parameters": "parameters", "flops": "FLOPs", "memory": "activation memory"}
+    if plan.before.cache:
+        titles["cache"] = "keys and values of a token"
     rows = [(t, getattr(plan.before, w), getattr(plan.after, w)) for w, t in titles.items()]
-    return [Amount(title, b, a, _change(b, a)) for title, b, a in rows]
+    sizes = [titles.get(word) for word in ("memory", "cache")]
+    return [Amount(t, b, a, _change(b, a), is_size=t in sizes) for t, b, a in rows]
 
 
 def _shares(plan: "Plan", title: str, word: str) -> tuple[str, int, list[Amount]]:

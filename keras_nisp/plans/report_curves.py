@@ -15,6 +15,7 @@ COSTS = {
     "flops_reduction": "FLOPs",
     "params_reduction": "parameters",
     "memory_reduction": "activation memory",
+    "cache_reduction": "keys and values",
     "latency_reduction": "latency",
 }
 

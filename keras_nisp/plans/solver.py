@@ -73,9 +73,28 @@ class Solver:
         self.costs = CostModel(channel_map)
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
         self.excluded = excluded_units(channel_map, budget.exclude)
+        if budget.kind == "cache_reduction":
+            self.excluded |= ~self._in_cache()
         self.wanted_widths = wanted_widths(channel_map, budget.widths)
         self.group_ratios = group_ratios(channel_map, budget.ratios)
         self.block_shares = block_shares(channel_map, self.wanted_widths)
+
+    def _in_cache(self) -> np.ndarray:
+        """Boolean per unit: whether its removal saves keys or values; to remove others would cost
+        accuracy, and save nothing that the budget counts.
+
+        Raises:
+            BudgetError: no attention keeps any.
+        """
+        if not self.costs.cache(self.costs.everything):
+            raise BudgetError(
+                "Expected a model with attention that rules follow for `cache_reduction`. Received: "
+                f"model '{self.channel_map.model.name}', of which no layer keeps keys and values. "
+                "Convert a model whose attention lies in layers of its own with "
+                "`keras_nisp.as_functional`, or give `memory_reduction` or `params_reduction` "
+                "instead."
+            )
+        return self.costs.in_cache
 
     def select(self, scores: np.ndarray) -> np.ndarray:
         """The units to remove, as a boolean array.
@@ -240,6 +259,8 @@ class Solver:
             return lambda removed: self.costs.parameters(~removed), "parameters"
         if self.budget.kind == "memory_reduction":
             return lambda removed: self.costs.memory(~removed), "memory of activations"
+        if self.budget.kind == "cache_reduction":
+            return lambda removed: self.costs.cache(~removed), "cached keys and values"
         if self.budget.kind == "latency_reduction":
             table = self.budget.table
             return lambda removed: table.model(self.channel_map, ~removed), "latency"

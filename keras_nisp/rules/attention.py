@@ -53,6 +53,7 @@ class _Projected(Rule):
         for channels in (keys, values):  # products of queries and keys, and weighted values
             sizes = (steps, others, len(heads), len(channels))
             call.multiply(sizes, [heads, channels])
+            call.cache((len(pairs), len(channels)), [pairs, channels])
         output = projection(layer, "output")
         names = call.create(output.kernel.shape[-1])
         read, create = {0: heads, 1: values}, {2: names}

@@ -14,6 +14,7 @@ from opt_einsum.parser import parse_einsum_input
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import Rule, spread, zeroed
+from keras_nisp.rules.caching import cache_attention, cache_tensors
 
 
 def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:
@@ -37,6 +38,8 @@ def trace_product(call, operands, equation: str):
     ranks = [x.rank + 1 if isinstance(x, Traced) else np.ndim(x) for x in operands]
     terms, output = parse(equation, ranks)
     tensors = [(x, t) for x, t in zip(operands, terms, strict=True) if isinstance(x, Traced)]
+    call.letters = [term for _, term in tensors], output
+    cache_attention(call)
     if any(term[:1] != output[:1] or len(set(term)) < len(term) for _, term in tensors):
         return call.fix_all("which sums over samples or takes a diagonal")
     sizes: dict[str, set] = {}
@@ -189,6 +192,7 @@ class DotProductAttention(Rule):
         tensors = [query, key, value]
         if not all(isinstance(x, Traced) and x.rank == 3 for x in tensors):
             return call.fix_all("whose operands are no feature maps of heads")
+        cache_tensors(call, (key, 0), (value, 0))
         if any(x.names.shape[0] > 1 for x in tensors):
             return call.fix_all("whose positions are channels")
         lines = {}
@@ -251,6 +255,7 @@ class Attention(Rule):
         self.bind_scale(call, names)
         for x, line in ((key, names), (value, call.along(value, -1))):
             call.multiply((query.shape[-2], *x.shape[-2:]), [line])
+        cache_tensors(call, (key, key.rank - 2), (value, value.rank - 2))
         call.sums_channels = call.reads = True
         outputs = [spread(call.along(value, -1), -1, value.rank)]
         if return_attention_scores:
