@@ -169,6 +169,21 @@ def test_prune_allocates(files, run):
     assert budget("--flops", "0.3", *data, "--allocation", "uniform").allocation == "uniform"
 
 
+def test_keys_and_values(run, tmp_path):
+    inputs = keras.Input((6, 8))
+    x = keras.layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
+    model, small = tmp_path / "model.keras", tmp_path / "small.keras"
+    randomise(keras.Model(inputs, keras.layers.Dense(3)(x))).save(model)
+    code, _, err = run(
+        "prune", model, "-o", small, "--cache", "0.5", "--importance", "magnitude"
+    )  # fmt: skip
+    assert code == 0, err
+    code, out, _ = run("inspect", model, "--json")
+    assert json.loads(out)["cache_bytes"] == 2 * (4 + 4) * 4
+    code, out, _ = run("diff", model, small)
+    assert re.search(r"keys/values, bytes +64 -> +\d+ ", out)
+
+
 @pytest.mark.parametrize("compensate", ["mean", "none"])
 def test_prune_compensates(files, run, compensate):
     model, x = keras.models.load_model(files / "model.keras"), np.load(files / "data.npz")["x"]

@@ -176,9 +176,9 @@ class _Search:
 
     def _take_unseen(self) -> None:
         """Groups whose damage is not seen (key channels) lose the mean share of the others."""
-        if not any(self.blind):
+        open_ = [i for i, s in enumerate(self.steps) if len(s.sizes) and not self.blind[i]]
+        if not any(self.blind) or not open_:
             return
-        open_ = [i for i, blind in enumerate(self.blind) if not blind]
         share = sum(self.removed[self.steps[i].units].sum() for i in open_)
         share /= sum(self.units[i] for i in open_)
         for group, blind in enumerate(self.blind):

@@ -280,8 +280,10 @@ def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
         group = group_of.get(index, -1)
         kept = creator.units[~removed[creator.units]]
         reasons = [r for unit in kept.tolist() for r in channel_map.reasons.get(unit, ())]
-        if solver.excluded[kept].any():
+        if (solver.excluded & ~solver.spared)[kept].any():
             reasons.append("excluded")
+        if solver.spared[kept].any() and group >= 0:
+            reasons.append(f"`{solver.budget.kind}` counts nothing that would go with them")
         if scores is not None and np.isnan(scores[kept]).any() and group >= 0:
             reasons.append("the importance gives no score")
         if group >= 0:

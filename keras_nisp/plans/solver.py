@@ -60,6 +60,7 @@ class Solver:
     Attributes:
         allocation: chooses steps by damage; by default shares or scores do.
         multiple: widths are multiples of it; see `Budget.multiples`.
+        spared: boolean per unit: whether it stays because its removal saves nothing that counts.
         is_local: whether shares decide, and scores within a block alone.
     """
 
@@ -73,28 +74,29 @@ class Solver:
         self.costs = CostModel(channel_map)
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
         self.excluded = excluded_units(channel_map, budget.exclude)
+        self.spared = np.zeros(channel_map.count, bool)
         if budget.kind == "cache_reduction":
-            self.excluded |= ~self._in_cache()
+            self.spared = self._outside_cache()
+            self.excluded |= self.spared
         self.wanted_widths = wanted_widths(channel_map, budget.widths)
         self.group_ratios = group_ratios(channel_map, budget.ratios)
         self.block_shares = block_shares(channel_map, self.wanted_widths)
 
-    def _in_cache(self) -> np.ndarray:
-        """Boolean per unit: whether its removal saves keys or values; to remove others would cost
-        accuracy, and save nothing that the budget counts.
+    def _outside_cache(self) -> np.ndarray:
+        """Boolean per unit: whether no keys and values go with it. Its removal would cost accuracy,
+        and save nothing that the budget counts.
 
         Raises:
             BudgetError: no attention keeps any.
         """
         if not self.costs.cache(self.costs.everything):
             raise BudgetError(
-                "Expected a model with attention that rules follow for `cache_reduction`. Received: "
-                f"model '{self.channel_map.model.name}', of which no layer keeps keys and values. "
-                "Convert a model whose attention lies in layers of its own with "
-                "`keras_nisp.as_functional`, or give `memory_reduction` or `params_reduction` "
-                "instead."
+                "Expected a model with attention for `cache_reduction`. Received: model "
+                f"'{self.channel_map.model.name}', in which no rule finds keys and values. Convert "
+                "attention of classes of its own with `keras_nisp.as_functional`, or give "
+                "`memory_reduction` or `params_reduction` instead."
             )
-        return self.costs.in_cache
+        return ~self.costs.in_cache
 
     def select(self, scores: np.ndarray) -> np.ndarray:
         """The units to remove, as a boolean array.

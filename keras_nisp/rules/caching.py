@@ -1,8 +1,8 @@
 """What attention made of tensors keeps for each position while a decoder generates.
 
-Where it is one layer or operation, its rule says which tensors are keys and values. Where it is made
-of products, as in blocks of models that were converted, they are known by a softmax between two
-products: scores are products of queries and keys, and values are weighted by the softmax of them.
+Where it is one layer or operation, its rule says which tensors are keys and values. Where it is
+made of products, as in blocks of models that were converted, they are known by a softmax between
+two products: scores are products of queries and keys, and values are weighted by their softmax.
 """
 
 import math
@@ -54,11 +54,11 @@ def cache_attention(call: Call) -> None:
     """Says what is kept where a product of two tensors weights values by a softmax of scores.
 
     Args:
-        call: a product whose `letters` are known.
+        call: a product, with its `letters`.
     """
-    terms, output = call.letters
-    if len(terms) != 2:
+    if call.letters is None or len(call.letters[0]) != 2:
         return
+    terms, output = call.letters
     for i, j in ((0, 1), (1, 0)):
         weights, letter = call.inputs[i], terms[i][-1]
         if letter in terms[j] and letter not in output and (keys := _keys(call.tracer, weights)):
