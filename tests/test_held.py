@@ -122,6 +122,21 @@ def test_pruned_model_has_the_loss_of_the_masked_one(net):
     assert not any("call" in vars(layer) for layer in model._flatten_layers())
 
 
+def test_an_embedding_that_is_read_both_ways():
+    """Its lookup adds up nothing, its product with the features does; both have one `call`."""
+    inputs = keras.Input((5,), dtype="int32")
+    embed = layers.ReversibleEmbedding(20, 16, name="items")
+    x = layers.LayerNormalization()(layers.Dense(16, name="a", **DENSE)(embed(inputs)))
+    model = keras.Model(inputs, embed(x, reverse=True))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = np.random.default_rng(0).integers(0, 20, (40, 5))
+    pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.4, verbose=0)
+    loss = fit(model, x, x, pruner)
+    assert pruner.pruned_model.evaluate(x, x, 8, verbose=0) == pytest.approx(loss, rel=2e-5)
+    assert any(row.removed for row in pruner.plan.creators)
+    np.testing.assert_allclose(model(x), pruner.pruned_model(x), atol=1e-4)
+
+
 def test_layer_on_different_channels_is_measured():
     """One softmax layer at two places has one `call` for both: what it does not hold is said."""
 

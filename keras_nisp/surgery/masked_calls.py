@@ -39,7 +39,7 @@ class MaskedCalls:
 
     Attributes:
         unheld: calls that cannot be masked so: a layer that is called on channels of several
-            kinds has one `call` for all of them.
+            kinds, of the same rank, has one `call` for all of them.
     """
 
     def __init__(self, channel_map: ChannelMap):
@@ -47,14 +47,17 @@ class MaskedCalls:
         self.unheld: list[Call] = []
         by_layer: dict[int, list[Call]] = {}
         for call in channel_map.calls:
-            mixes = call.mixes_channels or call.sums_channels
-            if mixes and any(channel_map.free[t.names].any() for t in call.inputs):
-                by_layer.setdefault(id(call.layer), []).append(call)
+            by_layer.setdefault(id(call.layer), []).append(call)
         for calls in by_layer.values():
-            if all(_same_channels(call, calls[0]) for call in calls):
-                self._hold(calls[0])
+            mixing = [call for call in calls if _mixes(call, channel_map.free)]
+            if not mixing:
+                continue
+            first, others = mixing[0], [call for call in calls if call not in mixing]
+            same = all(_same_channels(call, first) for call in mixing)
+            if same and all(_ranks(call) != _ranks(first) for call in others):
+                self._hold(first)
             else:
-                self.unheld += calls
+                self.unheld += mixing
 
     def _hold(self, call: Call) -> None:
         release(call.layer)  # what an interrupted `fit` left behind
@@ -114,8 +117,23 @@ class _Masked:
             lambda x: x.numpy() if id(x) in self.constants else x, (args, kwargs)
         )
         args, kwargs = arranged(call.layer, args, meaningful(kwargs))
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
+        ranks = [len(x.shape) - 1 for x in tensors]
+        if ranks[: len(self.keep)] != _ranks(call):  # another kind of call: an embedding's lookup
+            return call.on_infer(*args, **kwargs)
         keep = [tf.convert_to_tensor(variable) for variable in self.keep]
         return call.ask("masked", keep, *args, **kwargs)
+
+
+def _mixes(call: Call, free: np.ndarray) -> bool:
+    """Whether a call mixes or adds up channels that may be removed."""
+    mixes = call.mixes_channels or call.sums_channels
+    return mixes and any(free[tensor.names].any() for tensor in call.inputs)
+
+
+def _ranks(call: Call) -> list[int]:
+    """Of what enters a call, batch axis not counted."""
+    return [tensor.rank for tensor in call.inputs]
 
 
 def _touched(calls: list[Call], removed: np.ndarray) -> list[str]:
