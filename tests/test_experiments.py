@@ -41,6 +41,7 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     args = argparse.Namespace(data_dir=None, weights_dir=None, out=str(tmp_path))
     vars(args).update(levels=[0.5], epochs=[0, 1], importances=["NISP"], arms=curves.DEFAULT)
+    args.methods = None
     return training.Lab("digits", args)
 
 

@@ -4,8 +4,8 @@ Published weights are adapted to the data first; that accuracy is the baseline. 
 quarter of the channels of every layer, is compensated and fine-tuned. C-SGD makes every layer 5/8
 as wide and is not fine-tuned. "With our means" takes the same share of the FLOPs, with widths by
 damage and the baseline as teacher: NISP is refitted and taught on 512 images before it is
-fine-tuned, C-SGD's clusters collapse early. All get the same epochs at the same rate, and so does
-the baseline that is trained on without pruning.
+fine-tuned, C-SGD's clusters collapse early. All get the same epochs (`--epochs`, by default those
+of the task) at the same rate, and so does the baseline that is trained on without pruning.
 """
 
 import keras
@@ -25,15 +25,17 @@ def run(lab: Lab, rows: Rows, seed: int) -> None:
     if seed:
         return  # there is one set of published weights
     rows.once({"method": "baseline"}, _base, lab)
-    for method, train in METHODS.items():
-        rows.once({"method": method, "epochs": lab.task.tune}, train, lab)
+    for epochs in lab.args.epochs:
+        epochs = epochs or lab.task.tune
+        for method in lab.args.methods or METHODS:
+            rows.once({"method": method, "epochs": epochs}, METHODS[method], lab, epochs)
 
 
 def _base(lab):
     return {"curve": [lab.accuracy(lab.base(0))]}
 
 
-def _nisp(lab):
+def _nisp(lab, epochs):
     base = lab.base(0)
     x, _ = lab.calibration(0)
     plan = kn.plan_pruning(base, kn.NISP(x), ratio=lab.task.ratio)
@@ -42,20 +44,20 @@ def _nisp(lab):
     kn.recalibrate(small, x, base, plan, compensate="linear")
     start = lab.accuracy(small)
     keras.utils.set_random_seed(0)
-    curve = lab.fit(small, lab.task.tune, lab.task.rate, "headline_nisp")
+    curve = lab.fit(small, epochs, lab.task.rate, f"headline_nisp_{epochs}")
     return {"one_shot": at_once, "compensated": start, "curve": curve, **reductions(small, base)}
 
 
-def _csgd(lab):
+def _csgd(lab, epochs):
     model = lab.base(0)
     plan = kn.plan_merging(model, ratio=3 / 8, seed=0)
     keras.utils.set_random_seed(0)
-    curve, _ = train_centripetal(lab, model, plan, lab.task.tune, "headline_csgd")
+    curve, _ = train_centripetal(lab, model, plan, epochs, f"headline_csgd_{epochs}")
     small = kn.rebuild(model, plan)
     return {"merged": lab.accuracy(small), "curve": curve, **reductions(small, model)}
 
 
-def _nisp_with_means(lab):
+def _nisp_with_means(lab, epochs):
     base = lab.base(0)
     x, _ = lab.calibration(0, IMAGES)
     plan = kn.plan_pruning(base, kn.NISP(x), flops_reduction=NISP_FLOPS, calibration=x)
@@ -67,21 +69,21 @@ def _nisp_with_means(lab):
     keras.utils.set_random_seed(0)
     curve = lab.fit(
         small,
-        lab.task.tune,
+        epochs,
         lab.task.rate,
-        "headline_nisp_means",
+        f"headline_nisp_means_{epochs}",
         wrap=lambda student: kn.distiller(student, base),
     )
     row = {"base": lab.accuracy(base), "one_shot": at_once, "compensated": start, "curve": curve}
     return {**row, **reductions(small, base)}
 
 
-def _csgd_with_means(lab):
+def _csgd_with_means(lab, epochs):
     base, model = lab.base(0), lab.base(0)
     x, _ = lab.calibration(0, IMAGES)
     plan = kn.plan_merging(model, flops_reduction=CSGD_FLOPS, calibration=x, seed=0)
     keras.utils.set_random_seed(0)
-    schedule = keras.optimizers.schedules.CosineDecay(lab.task.rate, lab.steps * lab.task.tune)
+    schedule = keras.optimizers.schedules.CosineDecay(lab.task.rate, lab.steps * epochs)
     optimizer = kn.CentripetalSGD(schedule, 0.9, True, L2, plan=plan, collapse=0.25)
 
     def learner(network):
@@ -90,15 +92,15 @@ def _csgd_with_means(lab):
         return whole
 
     monitor = kn.CentripetalMonitor(plan)
-    curve = lab.fit(model, lab.task.tune, None, "headline_csgd_means", [monitor], wrap=learner)
+    curve = lab.fit(model, epochs, None, f"headline_csgd_means_{epochs}", [monitor], wrap=learner)
     small = kn.rebuild(model, plan)
     row = {"base": lab.accuracy(base), "merged": lab.accuracy(small), "curve": curve}
     return {**row, **reductions(small, model)}
 
 
-def _train_on(lab):
+def _train_on(lab, epochs):
     keras.utils.set_random_seed(0)
-    return {"curve": lab.fit(lab.base(0), lab.task.tune, lab.task.rate, "headline_base")}
+    return {"curve": lab.fit(lab.base(0), epochs, lab.task.rate, f"headline_base_{epochs}")}
 
 
 METHODS = {

@@ -145,10 +145,11 @@ def _centripetal(tasks: Rows, headline: Rows) -> Iterator[list[str]]:
 def _headline(tasks: Rows) -> Iterator[list[str]]:
     for rows in tasks.values():
         base = next(row["curve"][0] for row in rows if row["method"] == "baseline")
-        aside = _aside(row for row in rows if row["method"] == "baseline, trained on")
+        longer = [row for row in rows if row["method"] == "baseline, trained on"]
         for row in rows:
             if "flops_removed" in row:
                 start, end = row.get("base", base), row.get("merged", row["curve"][-1])
+                aside = _aside(other for other in longer if other["epochs"] == row["epochs"])
                 yield [
                     f"{row['method']}: ResNet-56's accuracy at "
                     f"-{100 * row['flops_removed']:.2f} % FLOPs",
