@@ -195,3 +195,21 @@ def test_tables_and_reports_show_what_there_is(make, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert ("keys and values of a token" in page) == there
     assert (f'title="{plan.after.cache} bytes"' in page) == there
+
+
+def test_merging_meets_the_budget_or_says_what_it_can_reach():
+    """What attention without weights adds up is never merged; heads of a layer are."""
+    inputs = keras.Input((6, 8))
+    x = layers.Dense(16, activation="relu")(inputs)
+    attention = layers.Attention()([layers.Dense(8, name=name)(x) for name in "qvk"])
+    model = keras.Model(inputs, layers.Dense(3)(attention))
+    with pytest.raises(kn.BudgetError, match=r"it is 0\.0000\. Ask for less: `explain`"):
+        kn.plan_merging(model, cache_reduction=0.25)
+    x = layers.Dense(8)(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.MultiHeadAttention(4, 2)(x, x)))
+    plan = kn.plan_merging(model, cache_reduction=0.5)
+    heads, keys, values = (row.kept for row in plan.creators if ":" in row.layer)
+    assert plan.before.cache == 4 * (2 + 2) * 4
+    assert plan.after.cache == heads * (keys + values) * 4 <= plan.before.cache / 2
+    small = kn.rebuild(model, plan, verbose=0, force=True)
+    assert kn.profile(small).total.cache == plan.after.cache

@@ -267,6 +267,30 @@ def test_mixed_precision_with_loss_scaling():
     assert type(small.optimizer.inner_optimizer) is keras.optimizers.SGD
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda plan: kn.CentripetalSGD(0.01, 0.9, plan=plan, steps=200),
+        lambda plan: kn.CentripetalSGD(0.01, plan=plan, steps=200, gradient_accumulation_steps=2),
+        lambda plan: kn.Centripetal(keras.optimizers.Adam(1e-3), plan, steps=200),
+    ],
+    ids=["momentum", "accumulation", "adam"],
+)
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_clusters_collapse_where_no_loss_reaches_them(make):
+    """A branch that feeds an output without a loss shares the channels of one that does."""
+    inputs = keras.Input((4,))
+    main = layers.Dense(8, name="main")(inputs)
+    side = layers.Add()([main, layers.Dense(8, name="aside")(main)])
+    model = randomise(keras.Model(inputs, [layers.Dense(3)(main), layers.Dense(2)(side)]))
+    plan = kn.plan_merging(model, ratio=0.5)
+    model.compile(make(plan), ["mse", None], jit_compile=False)
+    x = np.random.default_rng(0).normal(size=(64, 4))
+    model.fit(x, x[:, :3], 16, 100, verbose=0)
+    assert kn.deviation(model, plan).relative < 1e-5
+    kn.rebuild(model, plan, verbose=0)  # which refuses what would not be free of loss
+
+
 @pytest.mark.parametrize("settings", [{}, {"ema_overwrite_frequency": 7}])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_averaged_weights_are_collapsed_too(settings, wrapped):

@@ -116,6 +116,23 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
         self._clustered = ClusteredVariables(self.plan, variables)
         super().build(variables)
 
+    def apply(
+        self,
+        grads: list[tf.Tensor | None],
+        trainable_variables: list[keras.Variable] | None = None,
+    ) -> None:
+        variables = list(trainable_variables or self._trainable_variables)
+        self.build(variables)
+        if any(gradient is not None for gradient in grads):
+            # Clusters collapse where no loss reaches them, too, as those of `Centripetal` do.
+            grads = [
+                tf.zeros_like(variable.value)
+                if gradient is None and self._get_variable_index(variable) in self._clustered
+                else gradient
+                for gradient, variable in zip(grads, variables, strict=True)
+            ]
+        super().apply(grads, trainable_variables)
+
     def update_step(
         self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
     ) -> None:

@@ -244,13 +244,16 @@ class Solver:
         whole, least = (measure(self.channel_map.removing(u)) for u in (nothing, steps.units))
         target = whole * (1 - self.budget.amount)
         if least > target:
+            given = self.budget.arguments
+            limits = [n for n in ("exclude", "min_channels", "round_to", "target") if n in given]
+            loosen = f", or loosen {' and '.join(f'`{name}`' for name in limits)}" if limits else ""
             unknown = next(iter(self.channel_map.unknown.values()), None)
             rule = f", or give {unknown} a rule, which may hold channels" if unknown else ""
             raise BudgetError(
                 f"Expected a reduction of {name} that can be reached. Received: "
                 f"{self.budget.kind}={self.budget.amount:g}, but with everything removed that may "
-                f"be, it is {1 - least / whole:.4f}. Ask for less, or loosen `exclude`, "
-                f"`min_channels`, `round_to` or `target`{rule}."
+                f"be, it is {1 - least / whole:.4f}. Ask for less{loosen}{rule}: `explain` of "
+                "the plan for less says what holds the other channels."
             )
         return measure, ends, target
 
