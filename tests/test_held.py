@@ -137,12 +137,15 @@ def test_an_embedding_that_is_read_both_ways():
     np.testing.assert_allclose(model(x), pruner.pruned_model(x), atol=1e-4)
 
 
-def test_layer_on_different_channels_is_measured():
-    """One softmax layer at two places has one `call` for both: what it does not hold is said."""
+@pytest.mark.parametrize("on_inputs", [False, True])
+def test_layer_on_different_channels_is_measured(on_inputs):
+    """One softmax layer at two places has one `call` for both: what it does not hold is said, where
+    one of the places has no channels that may go as well."""
 
     def net():
-        inputs, softmax = keras.Input((6,)), layers.Softmax(name="both")
-        heads = [softmax(layers.Dense(8, name=name)(inputs)) for name in "ab"]
+        inputs, softmax = keras.Input((8,)), layers.Softmax(name="both")
+        heads = [softmax(layers.Dense(8, name="a")(inputs))]
+        heads += [softmax(inputs if on_inputs else layers.Dense(8, name="b")(inputs))]
         return inputs, layers.Concatenate()(heads)
 
     model, x, y = built(net, run_eagerly=True)

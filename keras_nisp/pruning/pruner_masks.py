@@ -102,11 +102,10 @@ class Masks:
         held, not_held = self.calls.held(removed), self.calls.not_held(removed)
         if not_held:
             warn(
-                f"Layer '{not_held[0]}' mixes channels and is called on different ones at "
-                f"{len(not_held)} places, so that it could not leave out what is removed while "
-                f"training. The outputs of `pruned_model` differ by {self.change(removed):.1e} of "
-                "their scale from what was trained: fine-tune it, or use a layer of its own at "
-                "each place."
+                f"Layer '{not_held[0]}' mixes channels and is called on different ones, so that it "
+                "could not leave out what is removed while training. The outputs of "
+                f"`pruned_model` differ by {self.change(removed):.1e} of their scale from what "
+                "was trained: fine-tune it, or use a layer of its own at each place."
             )
         if held and verbose:
             print(

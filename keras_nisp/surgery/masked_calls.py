@@ -54,19 +54,20 @@ class MaskedCalls:
                 continue
             first, others = mixing[0], [call for call in calls if call not in mixing]
             same = all(_same_channels(call, first) for call in mixing)
-            if same and all(_ranks(call) != _ranks(first) for call in others):
-                self._hold(first)
+            plain = [_ranks(call) for call in others]
+            if same and _ranks(first) not in plain:
+                self._hold(first, plain)
             else:
                 self.unheld += mixing
 
-    def _hold(self, call: Call) -> None:
+    def _hold(self, call: Call, plain: list[list[int]]) -> None:
         release(call.layer)  # what an interrupted `fit` left behind
         keep = [
             keras.Variable(np.ones((1, *t.names.shape)), trainable=False, dtype="float32")
             for t in call.inputs
         ]
         self.calls.append((call, keep))
-        call.layer.call = _Masked(call, keep)
+        call.layer.call = _Masked(call, keep, plain)
 
     def update(self, removed: np.ndarray) -> None:
         """Leaves out what is removed, from now on."""
@@ -98,10 +99,17 @@ def release(layer: keras.Operation) -> None:
 
 
 class _Masked:
-    """The `call` of a layer from whose statistics removed channels are left out."""
+    """The `call` of a layer from whose statistics removed channels are left out.
 
-    def __init__(self, call: Call, keep: list[keras.Variable]):
-        self.traced, self.keep = call, keep
+    Args:
+        call: as it was traced.
+        keep: for each of its inputs.
+        plain: ranks of the inputs of other calls of the layer, which add up nothing (the lookup of
+            an embedding that is read backwards, too).
+    """
+
+    def __init__(self, call: Call, keep: list[keras.Variable], plain: list[list[int]]):
+        self.traced, self.keep, self.plain = call, keep, plain
         self.proceed = call.layer.call
         self.__signature__ = inspect.signature(self.proceed)
         self.constants = walking.constant_arguments(call.layer)
@@ -118,8 +126,7 @@ class _Masked:
         )
         args, kwargs = arranged(call.layer, args, meaningful(kwargs))
         tensors = [x for x in keras.tree.flatten((args, kwargs)) if tf.is_tensor(x)]
-        ranks = [len(x.shape) - 1 for x in tensors]
-        if ranks[: len(self.keep)] != _ranks(call):  # another kind of call: an embedding's lookup
+        if [len(x.shape) - 1 for x in tensors] in self.plain:
             return call.on_infer(*args, **kwargs)
         keep = [tf.convert_to_tensor(variable) for variable in self.keep]
         return call.ask("masked", keep, *args, **kwargs)
