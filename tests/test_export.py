@@ -532,6 +532,6 @@ def test_a_file_that_does_not_run():
     def run(arrays):
         raise RuntimeError("failed to create XNNPACK runtime")
 
-    advice = tflite.OTHERWISE
+    advice = tflite.INSTEAD_OF_INT8
     with pytest.raises(kn.ExportError, match=r"XNNPACK.*Nothing was written.*'dynamic'"):
         compare(Signature(model), run, samples, False, "TFLite file", advice)

@@ -386,26 +386,3 @@ class Call:
             The tensor, to be used in the place of the one that came.
         """
         return tensor if self.on_tap is None else self.on_tap(label, tensor, axis)
-
-
-def resized_arguments(
-    call: Call, args: tuple, kwargs: dict, sources: Callable
-) -> tuple[tuple, dict]:
-    """The arguments of a call after a removal: constants and sizes change with the channels.
-
-    Args:
-        call: the call.
-        args, kwargs: with tensors of the new sizes.
-        sources: gives, for each new position of an axis with these units, the old one.
-    """
-    changed = list(args)
-    for position, binding in call.constants.items():
-        if isinstance(position, int):
-            changed[position] = binding.variable
-            for axis, units in binding.axes.items():
-                changed[position] = changed[position].take(sources(units), axis)
-
-    def width(units: np.ndarray) -> int:
-        return len(sources(units.ravel()))
-
-    return call.ask("arguments", tuple(changed), kwargs, width)

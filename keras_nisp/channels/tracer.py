@@ -172,10 +172,10 @@ class Tracer:
             self.traced(n, shape, call.batch, place)
             for n, shape, place in zip(names, call.output_shapes, places, strict=True)
         ]
-        for tensor, axis in zip(call.outputs, call.batch_axes, strict=True):
-            tensor.batch_axis, tensor.dtype = axis, call.compute_dtype
-        for tensor, recorded in zip(call.outputs, site.node_outputs, strict=False):
-            tensor.dtype = recorded.dtype
+        # Calls inside of a wrapper have no node of their own.
+        dtypes = [x.dtype for x in site.node_outputs] or [call.compute_dtype] * len(shapes)
+        for tensor, axis, dtype in zip(call.outputs, call.batch_axes, dtypes, strict=True):
+            tensor.batch_axis, tensor.dtype = axis, dtype
         self.made.update((id(tensor), call) for tensor in call.outputs)
         self._fix_sizes_of_penalties(call)
         return call

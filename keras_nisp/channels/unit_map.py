@@ -5,13 +5,14 @@ the mean of those that are merged, an axis that reads them keeps their sum.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 if TYPE_CHECKING:
+    from keras_nisp.channels.call import Call
     from keras_nisp.channels.channel_map import Binding
 
 DROPPED = -1
@@ -125,3 +126,26 @@ def occurrences(units: np.ndarray) -> np.ndarray:
 
 def _along(vector: tf.Tensor, axis: int, rank: int) -> tf.Tensor:
     return tf.reshape(vector, [-1 if i == axis else 1 for i in range(rank)])
+
+
+def resized_arguments(
+    call: "Call", args: tuple, kwargs: dict, sources: Callable
+) -> tuple[tuple, dict]:
+    """The arguments of a call after a removal: constants and sizes change with the channels.
+
+    Args:
+        call: the call.
+        args, kwargs: with tensors of the new sizes.
+        sources: gives, for each new position of an axis with these units, the old one.
+    """
+    changed = list(args)
+    for position, binding in call.constants.items():
+        if isinstance(position, int):
+            changed[position] = binding.variable
+            for axis, units in binding.axes.items():
+                changed[position] = changed[position].take(sources(units), axis)
+
+    def width(units: np.ndarray) -> int:
+        return len(sources(units.ravel()))
+
+    return call.ask("arguments", tuple(changed), kwargs, width)

@@ -46,7 +46,7 @@ TOLERANCES: dict[str | None, float] = {
     "dynamic": np.inf,
     "int8": np.inf,
 }
-OTHERWISE = "quantization='dynamic' has small weights, too, and computes in floats."
+INSTEAD_OF_INT8 = "quantization='dynamic' has small weights, too, and computes in floats."
 LEAST_TOP1 = 0.9  # of quantized files; less is said aloud
 MOST_CHANGED = 0.5  # of the scale of outputs without top-1; more is said aloud
 REPRESENTATIVE = 200  # samples from which the converter takes the ranges of activations
@@ -158,7 +158,7 @@ def export_tflite(
     samples, random = check_samples(model, check_data, seed, batch_size=batch_size)
     with calling.fresh_states(model):
         content = convert(model, quantization, calibration, batch_size=batch_size, seed=seed)
-        advice = OTHERWISE if quantization == "int8" else ""
+        advice = INSTEAD_OF_INT8 if quantization == "int8" else ""
         agreement = compare(signature, runner(content), samples, random, "TFLite file", advice)
     tolerance = TOLERANCES.get(quantization, default_tolerance(model))
     check_agreement(agreement, signature, samples, tolerance, "TFLite file")

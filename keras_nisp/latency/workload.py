@@ -9,11 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nisp.channels.call import Call, resized_arguments
+from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.cost import CostModel
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import rule_of
+from keras_nisp.channels.unit_map import resized_arguments
 from keras_nisp.keras_graph import calling, copying
 
 Shape = tuple[int, ...]

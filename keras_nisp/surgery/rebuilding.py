@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.centripetal.deviation import deviation
-from keras_nisp.channels.call import resized_arguments
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.channels.unit_map import UnitMap
+from keras_nisp.channels.unit_map import UnitMap, resized_arguments
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import NotCollapsedError, warn
 from keras_nisp.keras_graph import copying, keras_models, layer_state
