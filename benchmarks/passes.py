@@ -6,8 +6,7 @@ Random weights and 64 random images at 224x224: scores by NISP, widths by damage
 and the refit, each over the median of three `predict`s in the same process, by wall time and by CPU
 time. Each model has a process of its own, whose peak memory is read after every part.
 
-The rows of 2026-11-27 were measured on one core, which had other work too: their wall times say
-nothing, their CPU times do.
+The rows of 2026-11-27 were measured on two cores, on which short commands ran meanwhile.
 """
 
 import argparse

@@ -150,12 +150,13 @@ def headline() -> None:
             gone = f", -{100 * row['flops_removed']:.1f} % FLOPs" if "flops_removed" in row else ""
             start = [(0, row["compensated"])] if "compensated" in row else []
             points = start + list(enumerate(row["curve"], 1))
-            axis.plot(*zip(*points, strict=True), marker="o", label=row["method"] + gone)
+            label = f"{row['method']}{gone}, {row['epochs']} epochs"
+            axis.plot(*zip(*points, strict=True), marker="o", label=label)
         axis.set_xlabel("epochs")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel("accuracy")
         axis.set_title(task)
-        axis.legend()
+        figure.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.02))
         _save(figure, "headline")
 
 
