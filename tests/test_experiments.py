@@ -132,6 +132,8 @@ def test_experiments_run(lab, name):
     if name == "depth":
         shape = lab.data[0][0].shape[1:]
         lab.base = lambda seed: training.plain_cnn(2, shape)
+    if name == "headline":
+        lab.args.epochs = [0]  # those of the task: in one epoch of digits no cluster collapses
     rows = results.Rows(f"{name}_digits", lab.args)
     experiment.run(lab, rows, 0)
     kept = list(rows)
