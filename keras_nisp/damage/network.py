@@ -14,7 +14,7 @@ from keras_nisp.data.samples import Samples
 from keras_nisp.io.progress import Progress
 
 MOST_MEMORY = 1 << 28  # bytes of activations of a batch, of which gradients keep more
-MOST_SAMPLES = 128  # on which damages are taken
+MOST_SAMPLES = 256  # on which damages are taken: with fewer, widths depend on which they are
 LEAST_SAMPLES = 8
 TEMPERATURE = 2.0  # more samples have a say, not only those that are undecided
 MOST_ACTIVATIONS = 5 << 28  # bytes of them, beyond the least
