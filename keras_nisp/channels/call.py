@@ -47,6 +47,9 @@ class Call:
         sources: which of the inputs kernels read as it comes in, by `id`; see `bind`.
         multiplied: what is multiplied without a kernel; see `multiply`.
         cached: keys and values that are kept for each position; see `cache`.
+        points_at: of a call that follows indices of channels (`Traced.points_at`), the names that each
+            of its outputs points at, or `None`. Where it is not set, channels that an input points at
+            are fixed.
         letters: of a product of tensors, those of the axes of each of `inputs`, and of the result.
 
     For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
@@ -72,6 +75,7 @@ class Call:
     sources: dict[int, int] = dataclasses.field(default_factory=dict)
     multiplied: list[tuple[int, list[np.ndarray]]] = dataclasses.field(default_factory=list)
     cached: list[tuple[int, list[np.ndarray], str]] = dataclasses.field(default_factory=list)
+    points_at: list[np.ndarray | None] | None = None
     letters: tuple[list[str], str] | None = None
     node: int | None = None
     whole_groups: bool = False
@@ -177,7 +181,7 @@ class Call:
         """
         self.rule = barrier = Barrier(reason, unknown)
         self.mixes_channels = self.sums_channels = self.reads = False
-        self.constants, self.hidden, self.multiplied = {}, {}, []
+        self.constants, self.hidden, self.multiplied, self.points_at = {}, {}, [], None
         return barrier.trace(self)
 
     def block(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
@@ -237,6 +241,18 @@ class Call:
         if unknown:
             self.tracer.unknown[reason] = unknown
         return names
+
+    def keep_at_least(self, names: np.ndarray, count: int, reason: str) -> None:
+        """Says that some of these channels must stay, no matter which.
+
+        Args:
+            names: 1-D, of the channels.
+            count: how many of them.
+            reason: for `plan.explain`.
+        """
+        self.tracer.least.append((names, count, reason))
+        if count >= len(names):
+            self.fix(names, f"{reason}, which is all")
 
     def join(self, first: np.ndarray, second: np.ndarray) -> None:
         """Says that names are, position by position, those of the same channels.

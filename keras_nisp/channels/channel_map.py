@@ -108,6 +108,7 @@ class ChannelMap:
         products: the units that stand for several others: a channel inside a head. Groups hold
             those others alone.
         input_shapes: sizes (without batch) for which FLOPs are counted.
+        least: of some lines of units how many must stay, and why.
         unknown: which reasons to hold units are for want of a rule, and what has none.
         assumed: what was assumed of inputs whose size is open, as text.
         model_inputs: by `id` of a nested model, the `Traced` inputs of its first call.
@@ -167,6 +168,7 @@ class ChannelMap:
             (np.concatenate([found.ravel(), products.deciding(found)]), why)
             for found, why in [*held, *solution.held]
         )
+        self.least = [(units[names], count, why) for names, count, why in tracer.least]
         self.unknown = tracer.unknown
         made = [products.deciding(creator.units) for creator in self.creators]
         self.groups = _groups(made, self.free, self.count)
@@ -339,6 +341,8 @@ def kept_of(count: int, lines: list[np.ndarray], keep: np.ndarray) -> int:
 def _in_units(tensor: Traced, units: np.ndarray) -> None:
     """Puts units in the place of a tensor's names."""
     tensor.names = compact(units[tensor.names])
+    if tensor.points_at is not None:
+        tensor.points_at = units[tensor.points_at]
     varying = [axis for axis, size in enumerate(tensor.names.shape) if size > 1]
     tensor.lines = {axis: units[tensor.lines[axis]] for axis in varying if axis in tensor.lines}
 

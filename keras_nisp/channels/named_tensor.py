@@ -22,6 +22,7 @@ class Traced:
         batch_axis: where the batch axis lies: not first where queries, keys and values were moved
             before it, to be taken apart.
         dtype: of its numbers.
+        points_at: of indices, the names of the channels among which they count.
 
     Example:
 
@@ -41,6 +42,7 @@ class Traced:
     lines: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     batch_axis: int = 0
     dtype: str = "float32"
+    points_at: np.ndarray | None = None
 
     @property
     def rank(self) -> int:

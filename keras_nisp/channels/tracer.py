@@ -36,6 +36,7 @@ class Tracer:
         self.first: list[np.ndarray] = []
         self.second: list[np.ndarray] = []
         self.fixed: list[tuple[np.ndarray, str]] = []
+        self.least: list[tuple[np.ndarray, int, str]] = []  # how many of some channels must stay
         self.unknown: dict[str, str] = {}  # reasons for want of a rule, and for what it is wanted
         self.bindings: dict[int, Binding] = {}
         self.created: dict[tuple[int, str], np.ndarray] = {}
@@ -176,9 +177,25 @@ class Tracer:
         dtypes = [x.dtype for x in site.node_outputs] or [call.compute_dtype] * len(shapes)
         for tensor, axis, dtype in zip(call.outputs, call.batch_axes, dtypes, strict=True):
             tensor.batch_axis, tensor.dtype = axis, dtype
+        self._point(call)
         self.made.update((id(tensor), call) for tensor in call.outputs)
         self._fix_sizes_of_penalties(call)
         return call
+
+    def _point(self, call: Call) -> None:
+        """Says which channels the outputs are indices of. Those of which it is not known what
+        becomes of their indices are fixed: removals would change these."""
+        if call.points_at is not None:
+            for tensor, names in zip(call.outputs, call.points_at, strict=True):
+                tensor.points_at = names
+            return
+        reason = (
+            f"is chosen by an index, with which '{call.path}' computes: give what chooses it "
+            "to `one_hot` or `take_along_axis`"
+        )
+        for tensor in call.inputs:
+            if tensor.points_at is not None:
+                self.fixed.append((np.unique(tensor.points_at), reason))
 
     def _fix_sizes_of_penalties(self, call: Call) -> None:
         """Fixes channels of which a regularizer or constraint of a user takes no fewer."""

@@ -124,6 +124,8 @@ def _traced(
         ) from error
     for tensor, name in zip(outputs, keras_models.output_names(model), strict=True):
         tracer.fixed.append((np.unique(tensor.names), f"model output '{name}'"))
+        if tensor.points_at is not None:
+            tracer.fixed.append((np.unique(tensor.points_at), f"is what '{name}' has indices of"))
     check_shared([call.layer for call in calls])
     _fix_what_is_called_otherwise(calls, tracer)
     _check_grouped(model, calls, wanted)

@@ -160,7 +160,7 @@ def _check_groups(plan: "Plan", channel_map: ChannelMap, unit_map: UnitMap) -> N
 
 
 def _check_lines(channel_map: ChannelMap, unit_map: UnitMap) -> None:
-    """Raises where no channel of a tensor or of an axis of a variable remains."""
+    """Raises where no channel of a tensor or of an axis of a variable remains, or too few."""
     keep = unit_map.keep
     lines = [(call.path, t.names) for call in channel_map.calls for t in call.outputs]
     bindings = (*channel_map.bindings.values(), *channel_map.constants)
@@ -170,6 +170,12 @@ def _check_lines(channel_map: ChannelMap, unit_map: UnitMap) -> None:
             raise PlanMismatchError(
                 f"Expected a plan that leaves a channel everywhere. The plan leaves none at "
                 f"'{path}': it was damaged or edited."
+            )
+    for units, count, why in channel_map.least:
+        if keep[units].sum() < count:
+            raise PlanMismatchError(
+                f"Expected a plan that leaves enough channels to choose among: {why}. The plan "
+                f"leaves {keep[units].sum()}: it was damaged or edited."
             )
 
 

@@ -286,6 +286,9 @@ def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
             reasons.append(f"`{solver.budget.kind}` counts nothing that would go with them")
         if scores is not None and np.isnan(scores[kept]).any() and group >= 0:
             reasons.append("the importance gives no score")
+        for line, count, why in channel_map.least:
+            if np.isin(creator.units, line).any() and (~removed[line]).sum() == count:
+                reasons.append(why)
         if group >= 0:
             reasons += _width_reasons(channel_map.groups[group], removed, solver)
         indices = np.flatnonzero(removed[creator.units]).tolist()

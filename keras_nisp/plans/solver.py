@@ -126,7 +126,8 @@ class Solver:
         return self._fewest(steps.by_priority(), scores)
 
     def _held(self, scores: np.ndarray) -> np.ndarray:
-        """Boolean per unit: the best of each block, where a group has several.
+        """Boolean per unit: the best of each block, where a group has several, and as many as
+        something chooses among.
 
         Layers that are coupled by a concatenation create different blocks of their group:
         none may lose all of its channels. (A group of one block has its least width.)
@@ -138,6 +139,13 @@ class Solver:
                 left = units[~self.removed[units]]
                 if len(left) and not np.isnan(scores[left]).any():
                     held[left[np.argmax(scores[left])]] = True
+        for line, count, _ in self.channel_map.least:
+            left = line[~self.removed[line]]
+            # Those without a score, which stay, come last. Of what lies there in copies, or in
+            # products, all stays.
+            alone = np.array_equal(np.unique(line), np.sort(self.channel_map.products.deciding(line)))
+            best = np.argsort(scores[left], kind="stable")[-count:] if alone else slice(None)
+            held[self.channel_map.products.deciding(left[best])] = True
         return held
 
     def _reach_widths(self, scores: np.ndarray) -> np.ndarray:

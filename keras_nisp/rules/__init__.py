@@ -5,6 +5,7 @@ from keras_nisp.channels.rule import BARRIER, PassThrough, Rule
 from keras_nisp.rules import (  # noqa: F401
     activation,
     attention,
+    choosing,
     combining,
     convolution,
     dense,

@@ -212,6 +212,10 @@ class Clamp(Elementwise):
 class Copy(Elementwise):
     """The same values."""
 
+    def trace(self, call, x, *settings, **others):
+        call.points_at = [x.points_at]
+        return super().trace(call, x, *settings, **others)
+
     def affine(self, layer, args):
         return 1, 0
 

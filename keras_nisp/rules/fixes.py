@@ -17,7 +17,7 @@ fix_deliberately(
     "which turns values into indices",
     *named_layers("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing"),
     *named_layers("IntegerLookup", "StringLookup", "TextVectorization"),
-    *operations("one_hot", "multi_hot", "bincount", "digitize", "searchsorted", "in_top_k"),
+    *operations("multi_hot", "bincount", "digitize", "searchsorted", "in_top_k"),
     *operations("histogram", "unravel_index", "nonzero", "isin"),
 )
 fix_deliberately(
@@ -58,8 +58,8 @@ fix_deliberately(
 fix_deliberately(
     "whose movement depends on values",
     *operations("argpartition", "scatter", "scatter_update", "segment_max", "segment_min"),
-    *operations("segment_prod", "segment_sum", "select", "slice_update", "take_along_axis"),
-    *operations("top_k", "unique", "ctc_decode", "image.map_coordinates"),
+    *operations("segment_prod", "segment_sum", "select", "slice_update"),
+    *operations("unique", "ctc_decode", "image.map_coordinates"),
     *operations("image.scale_and_translate"),
 )
 fix_deliberately(

@@ -37,6 +37,8 @@ class Movement(Rule):
 
 def move(call, args, kwargs) -> list[np.ndarray]:
     """The names of the outputs of an operation that moves values."""
+    if len(call.inputs) == 1:
+        call.points_at = [call.inputs[0].points_at] * len(call.output_shapes)
     if not any(tensor.batch_axis for tensor in call.inputs):
         outputs = _moved(call, args, kwargs, call.samples, 0)
         if outputs is not None and all(

@@ -112,7 +112,7 @@ class Extreme(_Reduction):
 
 @register_operations(
     *("all", "any", "prod", "nanprod", "std", "nanstd", "var", "nanvar", "median", "nanmedian"),
-    *("ptp", "logsumexp", "count_nonzero", "norm", "argmax", "argmin", "nanargmax", "nanargmin"),
+    *("ptp", "logsumexp", "count_nonzero", "norm", "nanargmax", "nanargmin"),
     *("quantile", "nanquantile", "percentile", "nanpercentile", "average"),
 )
 class PositionsOnly(_Reduction):

@@ -15,7 +15,7 @@ from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph.masks import carry_mask, mask_of, take_off_alike, with_own_mask
 from keras_nisp.keras_graph.recording import Step, Token, recorded
 from keras_nisp.keras_graph.rounding import LARGEST_TOLERANCE, Difference, difference
-from keras_nisp.surgery.oracle import Oracle, taken
+from keras_nisp.surgery.oracle import Oracle
 
 LAYER_TOLERANCE = 1e-5
 # Of the random values that layers are tried with: small ones do not saturate an activation.
@@ -149,9 +149,7 @@ class Layerwise:
 
     def _kept(self, call: Call, outputs: list) -> list:
         pairs = zip(outputs, call.outputs, strict=True)
-        return [
-            with_own_mask(taken(value, self.oracle.selection(traced))) for value, traced in pairs
-        ]
+        return [with_own_mask(self.oracle.kept(value, traced)) for value, traced in pairs]
 
     def _compare(self, call: Call, step: Step, values: dict, original: list) -> list | None:
         """Notes how far a call is from what the original gives; returns its outputs, if any."""
@@ -214,7 +212,7 @@ class Layerwise:
             wanted = keras.tree.flatten(self.oracle.run(call, args, kwargs))
         except (ValueError, RuleError, tf.errors.OpError):
             return None  # a layer for which not any numbers will do
-        small = {t: taken(x, self.oracle.selection(self._traced(t))) for t, x in drawn.items()}
+        small = {t: self.oracle.kept(x, self._traced(t)) for t, x in drawn.items()}
         return small, self._compare(call, step, small, wanted)
 
     def _traced(self, token: Token) -> Traced:
@@ -223,8 +221,9 @@ class Layerwise:
         return self.calls[token.call].outputs[token.output]
 
     def _random(self, token: Token, value: Any, scale: float, rng) -> Any:
-        """Normally distributed values in the place of floating point numbers."""
-        if not _is_float(value):
+        """Normally distributed values in the place of floating point numbers, if these are no
+        indices."""
+        if not _is_float(value) or self._traced(token).points_at is not None:
             return value
         numbers = scale * rng.standard_normal(value.shape, np.float32)
         numbers = tf.constant(numbers.astype(value.dtype.as_numpy_dtype))

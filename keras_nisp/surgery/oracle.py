@@ -48,7 +48,16 @@ class Oracle:
         with keras.StatelessScope(state_mapping=changed):
             return call.infer(*args, **kwargs)
 
-    def selection(self, traced: Traced) -> list[tuple[int, np.ndarray]]:
+    def kept(self, value: tf.Tensor, traced: Traced) -> tf.Tensor:
+        """What is kept of a tensor, with its Keras mask; indices count what is kept."""
+        for axis, indices in self._selection(traced):
+            value = carry_mask(value, tf.gather(value, indices, axis=axis))
+        if traced.points_at is None:
+            return value
+        places = tf.constant(self.units.labels(traced.points_at), value.dtype)
+        return carry_mask(value, tf.gather(places, tf.cast(value, tf.int32)))
+
+    def _selection(self, traced: Traced) -> list[tuple[int, np.ndarray]]:
         """The axes (batch axis included) of a tensor of which only some positions are kept, and
         these."""
         kept = [
@@ -85,10 +94,3 @@ def read_mask(binding: Binding, keep: np.ndarray) -> tf.Tensor:
         shape = [-1 if i == axis else 1 for i in range(rank)]
         mask = mask * keep[binding.axes[axis]].reshape(shape)
     return tf.constant(mask, binding.variable.dtype)
-
-
-def taken(value: tf.Tensor, selection: list[tuple[int, np.ndarray]]) -> tf.Tensor:
-    """A tensor at selected positions of some axes, with its Keras mask."""
-    for axis, indices in selection:
-        value = carry_mask(value, tf.gather(value, indices, axis=axis))
-    return value

@@ -1,0 +1,125 @@
+"""Channels that are chosen by their values: the experts of a mixture that a router sends a token to.
+
+What chooses gives indices, which point at channels (`Traced.points_at`). Where channels are gone,
+those that are kept are chosen among, and indices count these alone.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_nisp.channels.named_tensor import Traced
+from keras_nisp.channels.registry import register_operations
+from keras_nisp.channels.rule import Rule
+from keras_nisp.rules.combining import varying_axes
+
+
+class _Choice(Rule):
+    """Among the channels that are kept. Indices pass no importance on."""
+
+    mixes_channels = True
+
+    def choose(self, call, x, axis: int) -> np.ndarray | None:
+        """Says that channels along an axis (batch axis not counted) are chosen among.
+
+        Returns:
+            Their names; `None` if the axis holds none.
+        """
+        call.mixes_channels = call.sums_channels = x.names.shape[axis] > 1
+        return x.line(axis) if call.mixes_channels else None
+
+    def others(self, call, x, axis: int, keepdims: bool) -> np.ndarray:
+        """The names of what comes out: those along the axes that are not chosen along."""
+        lines = {i: x.line(i) for i in varying_axes(x) if i != axis}
+        if not keepdims:
+            lines = {i - (i > axis): line for i, line in lines.items()}
+        return call.grid(lines) if lines else call.single(f"is chosen by '{call.path}'")
+
+
+@register_operations("top_k")
+class TopK(_Choice):
+    """The largest of the channels that are kept: at least as many must stay. Indices pass no
+    importance on."""
+
+    def trace(self, call, x):
+        experts = self.choose(call, x, x.rank - 1)
+        if experts is not None:
+            call.keep_at_least(experts, call.layer.k, f"'{call.path}' chooses {call.layer.k}")
+        call.points_at = [None, experts]
+        names = self.others(call, x, x.rank - 1, keepdims=True)
+        return [names, names]
+
+    def absolute(self, call, x):
+        mean = tf.reduce_mean(x, -1, keepdims=True)
+        values = tf.repeat(mean, call.layer.k, -1)
+        return [values, tf.zeros_like(values)]
+
+    def masked(self, call, keep, x):
+        return call.infer(tf.where(keep[0] > 0, x, x.dtype.min))
+
+
+@register_operations("argmax", "argmin")
+class Best(_Choice):
+    """The best of the channels that are kept, as an index, which passes no importance on."""
+
+    moves_batch = True
+
+    def trace(self, call, x):
+        if (axis := call.layer.axis) is None or (own := x.own_axis(axis)) is None:
+            return call.fix_all("which reduces the batch axis")
+        if x.batch_axis and x.names.shape[own] > 1:
+            return call.fix_all("which reduces channels")
+        call.points_at = [self.choose(call, x, own)]
+        return self.others(call, x, own, call.layer.keepdims)
+
+    def absolute(self, call, x):
+        return tf.zeros((x.shape[0], *call.output_shape))
+
+    def masked(self, call, keep, x):
+        worst = x.dtype.min if type(call.layer).__name__ == "Argmax" else x.dtype.max
+        return call.infer(tf.where(keep[0] > 0, x, worst))
+
+
+@register_operations("one_hot")
+class OneHot(Rule):
+    """A channel for each that indices point at. They pass no importance on."""
+
+    does = "moves"
+
+    def trace(self, call, x):
+        layer = call.layer
+        if not isinstance(x, Traced) or x.points_at is None:
+            return call.fix_all("which turns values into indices")
+        if layer.sparse or layer.num_classes != len(x.points_at):
+            return call.fix_all("which has other classes than there are channels to choose among")
+        call.points_at = [None]
+        at = x.rank if layer.axis == -1 else layer.axis - 1
+        lines = {i + (i >= at): x.line(i) for i in varying_axes(x)}
+        return call.grid({**lines, at: x.points_at})
+
+    def resize(self, call, config, width):
+        return {**config, "num_classes": width(call.inputs[0].points_at)}
+
+    def absolute(self, call, x):
+        return tf.zeros((x.shape[0], *call.output_shape))
+
+
+@register_operations("take_along_axis")
+class TakeAlongAxis(Rule):
+    """The values of those channels that indices point at; importance spreads evenly."""
+
+    does = "moves"
+
+    def trace(self, call, x, indices):
+        known = isinstance(x, Traced) and isinstance(indices, Traced) and call.layer.axis is not None
+        axis = x.own_axis(call.layer.axis) if known else None
+        if axis is None or indices.points_at is None or varying_axes(x) != [axis]:
+            return call.fix_all("whose movement depends on values")
+        if varying_axes(indices):
+            return call.fix_all("whose indices hold channels")
+        call.join(x.line(axis), indices.points_at)
+        call.points_at = [None]
+        return call.single(f"is chosen by '{call.path}'")
+
+    def absolute(self, call, x, indices):
+        mean = tf.reduce_mean(x, call.layer.axis, keepdims=True)
+        return tf.broadcast_to(mean, (x.shape[0], *call.output_shape))
