@@ -118,7 +118,7 @@ def _obstacles(channel_map: ChannelMap) -> dict[int, list[str]]:
     obstacles = [(inside, "channels inside of heads are never merged")]
     for call in channel_map.calls:
         if call.mixes_channels or call.sums_channels:
-            held = [tensor.names for tensor in (*call.inputs, *call.outputs)]
+            held = [tensor.names for tensor in (*call.mixed, *call.outputs)]
             word = "takes statistics over" if call.mixes_channels else "adds up"
             reason = f"'{call.path}' {word} these channels"
         elif call.constants:

@@ -41,6 +41,8 @@ class Call:
         reads: whether a kernel reads the inputs, so that NISP reads the scores of their channels
             here. `bind` sets it where there is a `read`; a product of two tensors sets it itself.
         mixes_channels, sums_channels: whether this call does; see `Rule`. `trace` may assign.
+        softmax: whether its layer ends with a softmax over channels that it gives: it is these that
+            the call mixes, not those that enter.
         hidden: names that no tensor shows, by the label that `hide` was given.
         constants: bindings of constant arrays among the arguments, by the position of the
             argument; see `bind_constant`.
@@ -70,6 +72,7 @@ class Call:
     batch_axes: list[int] = dataclasses.field(default_factory=list)
     outputs: list[Traced] = dataclasses.field(default_factory=list)
     reads: bool = False
+    softmax: bool = False
     constants: dict[int, Binding] = dataclasses.field(default_factory=dict)
     hidden: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sources: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -93,6 +96,11 @@ class Call:
     def weights(self) -> list[keras.Variable]:
         """The weights of the layer; an operation has none."""
         return getattr(self.layer, "weights", [])
+
+    @property
+    def mixed(self) -> list[Traced]:
+        """Where the channels lie that the call mixes or adds up, if it does."""
+        return self.outputs if self.softmax else self.inputs
 
     @property
     def compute_dtype(self) -> str:
@@ -180,7 +188,7 @@ class Call:
             The names of the outputs, for `trace` to return.
         """
         self.rule = barrier = Barrier(reason, unknown)
-        self.mixes_channels = self.sums_channels = self.reads = False
+        self.mixes_channels = self.sums_channels = self.reads = self.softmax = False
         self.constants, self.hidden, self.multiplied, self.points_at = {}, {}, [], None
         return barrier.trace(self)
 
@@ -250,9 +258,10 @@ class Call:
             count: how many of them.
             reason: for `plan.explain`.
         """
-        self.tracer.least.append((names, count, reason))
-        if count >= len(names):
-            self.fix(names, f"{reason}, which is all")
+        if count < len(names):
+            self.tracer.least.append((names, count, reason))
+        else:
+            self.fix(names, f"{reason}, which is all of them")
 
     def join(self, first: np.ndarray, second: np.ndarray) -> None:
         """Says that names are, position by position, those of the same channels.

@@ -253,7 +253,8 @@ class Rule:
         must give exactly what the layer gives. By default the removed channels are zero.
 
         Args:
-            keep: for each input a float tensor of 0 and 1 that broadcasts to it.
+            keep: for each input a float tensor of 0 and 1 that broadcasts to it; where the call
+                is of a layer that ends with a softmax (`Activated`), for its output.
         """
         masks = iter(keep)
         args, kwargs = keras.tree.map_structure(

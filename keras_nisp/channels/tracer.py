@@ -189,10 +189,10 @@ class Tracer:
             for tensor, names in zip(call.outputs, call.points_at, strict=True):
                 tensor.points_at = names
             return
-        reason = (
-            f"is chosen by an index, with which '{call.path}' computes: give what chooses it "
-            "to `one_hot` or `take_along_axis`"
-        )
+        why = "which computes with it (`one_hot` and `take_along_axis` are followed)"
+        if isinstance(call.rule, Barrier):
+            why = call.rule.reason
+        reason = f"is chosen by an index that enters '{call.path}', {why}"
         for tensor in call.inputs:
             if tensor.points_at is not None:
                 self.fixed.append((np.unique(tensor.points_at), reason))

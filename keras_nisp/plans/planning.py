@@ -267,7 +267,7 @@ def inexact_layers(channel_map: ChannelMap, removed: np.ndarray) -> list[str]:
     paths = [
         call.path
         for call in channel_map.calls
-        if call.mixes_channels and any(removed[t.names].any() for t in call.inputs)
+        if call.mixes_channels and any(removed[t.names].any() for t in call.mixed)
     ]
     return list(dict.fromkeys(paths))
 

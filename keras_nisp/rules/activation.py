@@ -8,6 +8,7 @@ from keras import activations, layers
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import PassThrough, Rule
 from keras_nisp.keras_graph import keras_layers
+from keras_nisp.keras_graph.masks import carry_mask
 
 # Everything in keras.activations that mixes no elements; softmax, log_softmax,
 # sparsemax and glu are left out.
@@ -53,6 +54,16 @@ ELEMENTWISE |= {
 CLAMPS = (activations.linear, activations.relu, activations.relu6)
 
 
+class Activated(Rule):
+    """What ends with an activation. A softmax is taken over those that are kept."""
+
+    def masked(self, call, keep, x):
+        y = call.infer(x)
+        kept = y * tf.cast(keep[0], y.dtype)
+        share = tf.math.divide_no_nan(kept, tf.reduce_sum(kept, -1, keepdims=True))
+        return carry_mask(y, tf.where(tf.reduce_all(keep[0] > 0), y, share))
+
+
 def activated(call, names, shape=None, key="activation", owner=None):
     """The names behind an activation of a layer: the same, fixed if it may mix them.
 
@@ -65,6 +76,10 @@ def activated(call, names, shape=None, key="activation", owner=None):
     """
     activation = getattr(call.layer if owner is None else owner, key, None)
     if activation is None or any(activation is function for function in ELEMENTWISE):
+        return names
+    if activation is activations.softmax and isinstance(call.rule, Activated):
+        # A copy of a channel counts again in the sum.
+        call.softmax = call.mixes_channels = call.sums_channels = names.shape[-1] > 1
         return names
     shape = call.output_shape if shape is None else shape
     title = getattr(activation, "__name__", type(activation).__name__)
@@ -109,7 +124,9 @@ def _keeps_channels_apart(call) -> bool:
 
 
 @register_rule(layers.Activation)
-class Activation(PassThrough):
+class Activation(Activated, PassThrough):
+    """Each element alone, or a softmax, which is taken over the channels that are kept."""
+
     def trace(self, call, x):
         return activated(call, x.names)
 

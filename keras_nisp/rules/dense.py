@@ -7,12 +7,12 @@ from keras import layers
 
 from keras_nisp.channels.registry import named_layers, register_rule
 from keras_nisp.channels.rule import PlainKernel, Rule, absolute, positions, spread
-from keras_nisp.rules.activation import activated
+from keras_nisp.rules.activation import Activated, activated
 from keras_nisp.rules.products import parse
 
 
 @register_rule(layers.Dense)
-class Dense(Rule):
+class Dense(Activated):
     """Reads the last axis and creates a new one, at every position of the others.
 
     These may hold channels, too: each is read alone, as where a mixer works along its tokens.
@@ -47,7 +47,7 @@ class Dense(Rule):
 
 
 @register_rule(layers.EinsumDense)
-class EinsumDense(Rule):
+class EinsumDense(Activated):
     """Creates channels on each axis that comes from the kernel: heads, and channels inside heads.
 
     Axes that kernel and output share with the input hold the same channels in all of them.

@@ -180,6 +180,8 @@ class SpectralNormalization(Rule):
     def trace(self, call, *args, **kwargs):
         inner = self.inner(call)
         names = inner.rule.trace(inner, *args, **kwargs)
+        if inner.softmax:
+            return call.fix_all("whose layer ends with a softmax: call that as a layer of its own")
         call.reads, call.mixes_channels = inner.reads, inner.mixes_channels
         kernel = call.tracer.bindings.get(id(call.layer.kernel))
         last = len(call.layer.kernel.shape) - 1

@@ -64,7 +64,7 @@ class MaskedCalls:
         release(call.layer)  # what an interrupted `fit` left behind
         keep = [
             keras.Variable(np.ones((1, *t.names.shape)), trainable=False, dtype="float32")
-            for t in call.inputs
+            for t in call.mixed
         ]
         self.calls.append((call, keep))
         call.layer.call = _Masked(call, keep, plain)
@@ -72,7 +72,7 @@ class MaskedCalls:
     def update(self, removed: np.ndarray) -> None:
         """Leaves out what is removed, from now on."""
         for call, keep in self.calls:
-            for tensor, variable in zip(call.inputs, keep, strict=True):
+            for tensor, variable in zip(call.mixed, keep, strict=True):
                 variable.assign(~removed[tensor.names][None])
 
     def held(self, removed: np.ndarray) -> list[str]:
@@ -103,7 +103,7 @@ class _Masked:
 
     Args:
         call: as it was traced.
-        keep: for each of its inputs.
+        keep: for each tensor that it mixes.
         plain: ranks of the inputs of other calls of the layer, which add up nothing (the lookup of
             an embedding that is read backwards, too).
     """
@@ -135,7 +135,7 @@ class _Masked:
 def _mixes(call: Call, free: np.ndarray) -> bool:
     """Whether a call mixes or adds up channels that may be removed."""
     mixes = call.mixes_channels or call.sums_channels
-    return mixes and any(free[tensor.names].any() for tensor in call.inputs)
+    return mixes and any(free[tensor.names].any() for tensor in call.mixed)
 
 
 def _ranks(call: Call) -> list[int]:
@@ -144,12 +144,12 @@ def _ranks(call: Call) -> list[int]:
 
 
 def _touched(calls: list[Call], removed: np.ndarray) -> list[str]:
-    return [call.path for call in calls if any(removed[t.names].any() for t in call.inputs)]
+    return [call.path for call in calls if any(removed[t.names].any() for t in call.mixed)]
 
 
 def _same_channels(first: Call, second: Call) -> bool:
     """Whether the same channels enter two calls, along the same axes."""
-    pairs = zip(first.inputs, second.inputs, strict=False)
+    pairs = zip(first.mixed, second.mixed, strict=False)
     return len(first.inputs) == len(second.inputs) and all(
         np.array_equal(a.names, b.names) for a, b in pairs
     )

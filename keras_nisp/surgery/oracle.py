@@ -33,20 +33,17 @@ class Oracle:
 
     def run(self, call: Call, args: tuple, kwargs: dict) -> Any:
         """The outputs of a call; states of its layer stay as they are."""
+        bound = [(w, self.map.bindings.get(id(w))) for w in call.weights]
+        changed = [(weight, self._as_if(binding)) for weight, binding in bound if binding]
         statistics = call.mixes_channels or call.sums_channels
-        if statistics and any(not self.keep[t.names].all() for t in call.inputs):
-            kept = [tf.constant(self.keep[t.names][None], tf.float32) for t in call.inputs]
-            with keras.StatelessScope():
-                outputs = call.ask("masked", kept, *args, **meaningful(kwargs))
-            pass_on(call.layer, args, kwargs, keras.tree.flatten(outputs))
-            return outputs
-        changed = []
-        for weight in call.weights:
-            binding = self.map.bindings.get(id(weight))
-            if binding is not None:
-                changed.append((weight, self._as_if(binding)))
+        kept = [self.keep[t.names][None] for t in call.mixed if statistics]
         with keras.StatelessScope(state_mapping=changed):
-            return call.infer(*args, **kwargs)
+            if all(each.all() for each in kept):
+                return call.infer(*args, **kwargs)
+            masks = [tf.constant(each, tf.float32) for each in kept]
+            outputs = call.ask("masked", masks, *args, **meaningful(kwargs))
+        pass_on(call.layer, args, kwargs, keras.tree.flatten(outputs))
+        return outputs
 
     def kept(self, value: tf.Tensor, traced: Traced) -> tf.Tensor:
         """What is kept of a tensor, with its Keras mask; indices count what is kept."""

@@ -151,7 +151,7 @@ def _copies(channel_map: ChannelMap, factors: np.ndarray, rng) -> np.ndarray:
 
 def _check_statistics(channel_map: ChannelMap, copies: np.ndarray) -> None:
     for call in channel_map.calls:
-        counts = [np.unique(copies[tensor.names]) for tensor in call.inputs]
+        counts = [np.unique(copies[tensor.names]) for tensor in call.mixed]
         if call.sums_channels and any(count.max() > 1 for count in counts):
             raise ValueError(
                 f"'{call.path}' adds up channels, of which copies would count again: the outputs "
