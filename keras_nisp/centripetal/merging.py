@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_nisp.centripetal.clustering import Clustering
 from keras_nisp.channels.channel_map import ChannelMap, reasons_by_unit
-from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
+from keras_nisp.channels.tracing import InputShape, WholeGroups, trace_quietly, warn_of_unknown
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.importance.weights import Magnitude
@@ -92,7 +92,8 @@ def plan_merging(
         calibration = Calibration(calibration, limit=1024, seed=seed, verbose=verbose)
         if input_shape is None and keras_models.is_open(model):
             input_shape = calibration.samples(model).shapes
-    channel_map = trace(model, input_shape, whole_groups)
+    channel_map = trace_quietly(model, input_shape, whole_groups, counted=True)
+    warn_of_unknown(channel_map)
     channel_map.check_groups()
     channel_map.check_weights()
     obstacles = _obstacles(channel_map)

@@ -263,6 +263,15 @@ class Call:
         else:
             self.fix(names, f"{reason}, which is all of them")
 
+    def rivals(self, names: np.ndarray) -> None:
+        """Says that these channels may go, but not be merged or copied: each counts in the others.
+
+        Args:
+            names: of channels of which one is chosen, or that share a sum of 1.
+        """
+        if self.tracer.counted:
+            self.fix(names, f"is one of those that '{self.path}' weighs against each other")
+
     def join(self, first: np.ndarray, second: np.ndarray) -> None:
         """Says that names are, position by position, those of the same channels.
 

@@ -25,10 +25,12 @@ class Tracer:
         samples: how many go through a layer at once where it is tried out.
         split: outputs whose channels, laid out along several axes, are to be told apart along each
             of them.
+        counted: whether channels are to be merged or copied, so that it matters how often each
+            counts.
     """
 
-    def __init__(self, samples: int = 1, split: Iterable[Place] = ()):
-        self.samples, self.split = samples, set(split)
+    def __init__(self, samples: int = 1, split: Iterable[Place] = (), counted: bool = False):
+        self.samples, self.split, self.counted = samples, set(split), counted
         self.joined: list[Place] = []  # outputs whose channels became one along an axis
         self.outer: dict[Place, list[np.ndarray]] = {}  # of those told apart, all but the last axis
         self.count = 0

@@ -65,7 +65,7 @@ def trace(
     ['conv', 'head']
     """
     channel_map = trace_quietly(model, input_shape, whole_groups)
-    _warn_of_unknown(channel_map)
+    warn_of_unknown(channel_map)
     return channel_map
 
 
@@ -73,16 +73,23 @@ def trace_quietly(
     model: keras.Model,
     input_shape: InputShape | None = None,
     whole_groups: WholeGroups = (),
+    counted: bool = False,
 ) -> ChannelMap:
-    """`trace` without the warning of layers that have no rule, for what comes after a plan."""
+    """`trace` without the warning of layers that have no rule, for what comes after a plan.
+
+    Args:
+        model, input_shape, whole_groups: as for `trace`.
+        counted: whether channels are to be merged or copied. What is chosen among stays then
+            (`Call.rivals`), so that channels inside of it need not.
+    """
     keras_models.check_model(model)
-    tracer, channel_map = _traced(model, input_shape, whole_groups)
+    tracer, channel_map = _traced(model, input_shape, whole_groups, counted)
     if tracer.joined:
         # A layer's channels are laid out along several axes. Are these heads, of attention?
-        tracer, apart = _traced(model, input_shape, whole_groups, tracer.joined)
+        tracer, apart = _traced(model, input_shape, whole_groups, counted, tracer.joined)
         heads = [n for n, lines in tracer.outer.items() if any(apart.are_free(x) for x in lines)]
         if heads:
-            channel_map = _traced(model, input_shape, whole_groups, heads)[1]
+            channel_map = _traced(model, input_shape, whole_groups, counted, heads)[1]
     return channel_map
 
 
@@ -90,9 +97,10 @@ def _traced(
     model: keras.Model,
     input_shape: InputShape | None,
     whole_groups: WholeGroups,
+    counted: bool,
     split: Iterable[Place] = (),
 ) -> tuple[Tracer, ChannelMap]:
-    tracer = Tracer(keras_models.batch_size(model) or 1, split)
+    tracer = Tracer(keras_models.batch_size(model) or 1, split, counted)
     calls: list[Call] = []
     model_inputs: dict[int, list[Traced]] = {}
     wanted = (whole_groups,) if isinstance(whole_groups, str) else tuple(whole_groups)
@@ -209,7 +217,7 @@ def _fix_what_is_called_otherwise(calls: list[Call], tracer: Tracer) -> None:
                 tracer.couple(one, other, reason)
 
 
-def _warn_of_unknown(channel_map: ChannelMap) -> None:
+def warn_of_unknown(channel_map: ChannelMap) -> None:
     """Names what holds channels for want of a rule that could be removed otherwise."""
     created = np.zeros(channel_map.count, bool)
     for creator in channel_map.creators:

@@ -197,9 +197,10 @@ class Plan(Shown):
             PlanMismatchError: the model has no such grouped convolutions.
         """
         keras_models.check_model(model)
+        merged = self.recipe.function == "plan_merging"
         for shapes in (list(self.input_shapes), None):  # the same structure may have another size
             with contextlib.suppress(ValueError):
-                return trace_quietly(model, shapes, self.whole_groups)
+                return trace_quietly(model, shapes, self.whole_groups, counted=merged)
         raise plan_fit.mismatch(self, model)
 
     def unit_map(self, channel_map: ChannelMap) -> UnitMap:

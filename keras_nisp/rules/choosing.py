@@ -25,7 +25,10 @@ class _Choice(Rule):
             Their names; `None` if the axis holds none.
         """
         call.mixes_channels = call.sums_channels = x.names.shape[axis] > 1
-        return x.line(axis) if call.mixes_channels else None
+        if not call.mixes_channels:
+            return None
+        call.rivals(x.line(axis))
+        return x.line(axis)
 
     def others(self, call, x, axis: int, keepdims: bool) -> np.ndarray:
         """The names of what comes out: those along the axes that are not chosen along."""

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.selecting import matching
-from keras_nisp.channels.tracing import Layers, trace, trace_quietly
+from keras_nisp.channels.tracing import Layers, trace_quietly, warn_of_unknown
 from keras_nisp.channels.unit_map import UnitMap, occurrences
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import VerificationError
@@ -79,7 +79,8 @@ def widen(
             "Expected `noise` in [0, 1), and with init='preserve' only. Received: "
             f"noise={noise}, init={init!r}"
         )
-    channel_map = trace(model)
+    channel_map = trace_quietly(model, counted=True)
+    warn_of_unknown(channel_map)
     rng = np.random.default_rng(seed)
     copies = _copies(channel_map, _factors(channel_map, factor, exclude), rng)
     if init == "preserve":
@@ -87,7 +88,7 @@ def widen(
     surgeon = Surgeon(channel_map, lambda units: np.repeat(np.arange(len(units)), copies[units]))
     wide = surgeon.operate()
     if init == "preserve":
-        wide_map = trace_quietly(wide)
+        wide_map = trace_quietly(wide, counted=True)
         _copy_weights(channel_map, wide_map, copies, noise, rng, surgeon)
         samples = random_samples(model, channel_map.input_shapes)
         try:
