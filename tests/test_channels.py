@@ -58,7 +58,7 @@ def test_layer_without_a_rule_is_a_barrier():
         lambda: Doubler(name="unknown"),
         lambda: layers.Lambda(lambda x: x[..., ::-1], name="unknown"),
         lambda: layers.Activation(lambda x: keras.ops.flip(x, -1), name="unknown"),
-        lambda: layers.Activation("softmax"),
+        lambda: layers.Activation("log_softmax"),
         lambda: layers.RandomHue(0.5),
         lambda: keras.Sequential([layers.Permute((3, 1, 2)), layers.Conv2D(3, 1)]),
     ],

@@ -393,6 +393,7 @@ FAST = {
     "convolution": (lambda: layers.Conv2D(6, 3, padding="same"), (7, 6, 8)),
     "normalisation": (layers.LayerNormalization, (5, 8)),
     "sum": (layers.Add, [(5, 8), (5, 8)]),
+    "largest two": (lambda: operation_class("top_k")(2), (8,)),
     "embedding": (lambda: layers.Embedding(2, 8), (5,), "int32"),
 }
 SLOW = {
@@ -427,6 +428,9 @@ SLOW = {
     "prelu": (layers.PReLU, (5, 8)),
     "gelu": (lambda: layers.Activation("gelu"), (6, 8)),
     "softmax": (layers.Softmax, (5, 8)),
+    "softmax as activation": (lambda: layers.Activation("softmax"), (5, 8)),
+    "dense with softmax": (lambda: layers.Dense(6, activation="softmax"), (8,)),
+    "largest two of each": (lambda: operation_class("top_k")(2), (5, 8)),
     "rescaling": (lambda: layers.Rescaling([1.0, -2.0, 3.0, 4.0]), (6, 4)),
     "dropout": (lambda: layers.Dropout(0.5), (6, 8)),
     "masking": (layers.Masking, (4, 8)),

@@ -160,10 +160,11 @@ def test_experts(interleaved):
     kept = {row.layer: row.kept for row in plan.creators}
     assert kept["mixture/experts/up"] == kept["mixture/experts/up_bias"] == 6
     assert kept["mixture/experts/down"] == WIDTH // 2
+    assert kept["mixture/router"] == 2  # as many as each token goes to
     small = kn.rebuild(graph, plan)
     assert kn.verify(small, graph, plan, tolerance=1e-5).ok
     shapes = {weight.shape for weight in small.weights}
-    assert {(3, 4, 6), (3, 6), (3, 3, 4)} <= shapes  # and all three experts
+    assert {(2, 4, 6), (2, 6), (2, 3, 4)} <= shapes
 
 
 def test_importance_passes_through_them():

@@ -143,7 +143,9 @@ class Solver:
             left = line[~self.removed[line]]
             # Those without a score, which stay, come last. Of what lies there in copies, or in
             # products, all stays.
-            alone = np.array_equal(np.unique(line), np.sort(self.channel_map.products.deciding(line)))
+            alone = np.array_equal(
+                np.unique(line), np.sort(self.channel_map.products.deciding(line))
+            )
             best = np.argsort(scores[left], kind="stable")[-count:] if alone else slice(None)
             held[self.channel_map.products.deciding(left[best])] = True
         return held

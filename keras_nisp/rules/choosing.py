@@ -113,7 +113,9 @@ class TakeAlongAxis(Rule):
     does = "moves"
 
     def trace(self, call, x, indices):
-        known = isinstance(x, Traced) and isinstance(indices, Traced) and call.layer.axis is not None
+        known = (
+            isinstance(x, Traced) and isinstance(indices, Traced) and call.layer.axis is not None
+        )
         axis = x.own_axis(call.layer.axis) if known else None
         if axis is None or indices.points_at is None or varying_axes(x) != [axis]:
             return call.fix_all("whose movement depends on values")

@@ -76,8 +76,21 @@ def _join_lines(call, tensors, axes) -> dict[int, np.ndarray]:
             for line in held[1:]:
                 call.join(held[0], line)
             if len(held) < len(full):
-                call.fix(lines.pop(axis), f"meets in '{call.path}' what holds no channels")
+                others = [t for t in full if t.names.shape[axis] == 1]
+                call.fix(lines.pop(axis), meets_none(call, others))
     return lines
+
+
+def meets_none(call, tensors) -> str:
+    """Why channels stay that meet none along an axis of these tensors."""
+    made = (call.tracer.made.get(id(tensor)) for tensor in tensors)
+    stacks = [maker.path for maker in made if maker is not None and type(maker.layer) is STACK]
+    if stacks:
+        return (
+            f"is one for each layer that '{stacks[0]}' stacks, and layers do not go as a whole: "
+            "experts in one kernel do, as in EinsumDense"
+        )
+    return f"meets in '{call.path}' what holds no channels"
 
 
 def _constant_axes(call, shape, tensor) -> dict[int, np.ndarray] | None:
@@ -140,6 +153,7 @@ class ScaledSum(Joining):
 CONSTANTS = (int, float, np.ndarray, np.generic)
 ADDITION, SUBTRACTION = map(keras_layers.operation_class, ("add", "subtract"))
 PRODUCTS = {keras_layers.operation_class("multiply")}
+STACK = keras_layers.operation_class("stack")
 CHOICE = keras_layers.operation_class("where")
 QUOTIENTS = {
     keras_layers.operation_class(name) for name in ("divide", "true_divide", "divide_no_nan")

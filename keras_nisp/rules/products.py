@@ -15,6 +15,7 @@ from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import Rule, spread, zeroed
 from keras_nisp.rules.caching import cache_attention, cache_tensors
+from keras_nisp.rules.combining import meets_none
 
 
 def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:
@@ -82,7 +83,7 @@ def _join_letters(call, tensors) -> dict[str, np.ndarray]:
     for x, term in tensors:
         for axis, letter in enumerate(term[1:]):
             if letter in lines and x.names.shape[axis] == 1 < x.shape[axis]:
-                call.fix(lines[letter], f"meets in '{call.path}' what holds no channels")
+                call.fix(lines[letter], meets_none(call, [x]))
     return lines
 
 

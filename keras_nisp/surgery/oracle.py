@@ -47,14 +47,14 @@ class Oracle:
 
     def kept(self, value: tf.Tensor, traced: Traced) -> tf.Tensor:
         """What is kept of a tensor, with its Keras mask; indices count what is kept."""
-        for axis, indices in self._selection(traced):
+        for axis, indices in self.selection(traced):
             value = carry_mask(value, tf.gather(value, indices, axis=axis))
         if traced.points_at is None:
             return value
         places = tf.constant(self.units.labels(traced.points_at), value.dtype)
         return carry_mask(value, tf.gather(places, tf.cast(value, tf.int32)))
 
-    def _selection(self, traced: Traced) -> list[tuple[int, np.ndarray]]:
+    def selection(self, traced: Traced) -> list[tuple[int, np.ndarray]]:
         """The axes (batch axis included) of a tensor of which only some positions are kept, and
         these."""
         kept = [
