@@ -195,7 +195,9 @@ def test_a_plan_that_leaves_too_few_is_refused():
         for row in plan.groups
     ]
     worse = dataclasses.replace(plan, creators=tuple(rows), groups=tuple(groups))
-    with pytest.raises(kn.PlanMismatchError, match=r"choose among: .*chooses 2. The plan leaves 1"):
+    with pytest.raises(
+        kn.PlanMismatchError, match=r"choose among: .*chooses 2 of them. The plan leaves 1"
+    ):
         kn.rebuild(graph, worse)
 
 
@@ -206,7 +208,7 @@ def test_all_are_chosen():
 
     plan = kn.plan_pruning(mixture(all_six), kn.Magnitude(), ratio=0.5)
     assert row_of(plan, "router").kept == EXPERTS
-    assert "chooses 6, which is all" in plan.explain("router")
+    assert "chooses 6 of them, which is all" in plan.explain("router")
 
 
 def indices_as_output(x):

@@ -49,9 +49,8 @@ class Call:
         sources: which of the inputs kernels read as it comes in, by `id`; see `bind`.
         multiplied: what is multiplied without a kernel; see `multiply`.
         cached: keys and values that are kept for each position; see `cache`.
-        points_at: of a call that follows indices of channels (`Traced.points_at`), the names that each
-            of its outputs points at, or `None`. Where it is not set, channels that an input points at
-            are fixed.
+        points_at: of a call that follows indices of channels the `Traced.points_at` of each output;
+            if it is not set, channels that an input points at are fixed.
         letters: of a product of tensors, those of the axes of each of `inputs`, and of the result.
 
     For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
@@ -249,28 +248,6 @@ class Call:
         if unknown:
             self.tracer.unknown[reason] = unknown
         return names
-
-    def keep_at_least(self, names: np.ndarray, count: int, reason: str) -> None:
-        """Says that some of these channels must stay, no matter which.
-
-        Args:
-            names: 1-D, of the channels.
-            count: how many of them.
-            reason: for `plan.explain`.
-        """
-        if count < len(names):
-            self.tracer.least.append((names, count, reason))
-        else:
-            self.fix(names, f"{reason}, which is all of them")
-
-    def rivals(self, names: np.ndarray) -> None:
-        """Says that these channels may go, but not be merged or copied: each counts in the others.
-
-        Args:
-            names: of channels of which one is chosen, or that share a sum of 1.
-        """
-        if self.tracer.counted:
-            self.fix(names, f"is one of those that '{self.path}' weighs against each other")
 
     def join(self, first: np.ndarray, second: np.ndarray) -> None:
         """Says that names are, position by position, those of the same channels.

@@ -38,7 +38,7 @@ class Tracer:
         self.first: list[np.ndarray] = []
         self.second: list[np.ndarray] = []
         self.fixed: list[tuple[np.ndarray, str]] = []
-        self.least: list[tuple[np.ndarray, int, str]] = []  # how many of some channels must stay
+        self.least: list[tuple[np.ndarray, int, str]] = []  # how many must stay, and why
         self.unknown: dict[str, str] = {}  # reasons for want of a rule, and for what it is wanted
         self.bindings: dict[int, Binding] = {}
         self.created: dict[tuple[int, str], np.ndarray] = {}
@@ -183,6 +183,23 @@ class Tracer:
         self.made.update((id(tensor), call) for tensor in call.outputs)
         self._fix_sizes_of_penalties(call)
         return call
+
+    def rivals(self, call: Call, names: np.ndarray, count: int = 0) -> None:
+        """Says that channels are weighed against each other: they may go, but are never merged or
+        copied, since each counts in the others.
+
+        Args:
+            call: of what weighs them.
+            names: 1-D, of the channels.
+            count: how many are chosen, and so must stay.
+        """
+        reason = f"'{call.path}' chooses {count} of them"
+        if self.counted:
+            call.fix(names, f"is one of those that '{call.path}' weighs against each other")
+        if count >= len(names):
+            call.fix(names, f"{reason}, which is all")
+        elif count > 1:
+            self.least.append((names, count, reason))
 
     def _point(self, call: Call) -> None:
         """Says which channels the outputs are indices of. Those of which it is not known what

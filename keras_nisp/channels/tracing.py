@@ -80,7 +80,7 @@ def trace_quietly(
     Args:
         model, input_shape, whole_groups: as for `trace`.
         counted: whether channels are to be merged or copied. What is chosen among stays then
-            (`Call.rivals`), so that channels inside of it need not.
+            (`Tracer.rivals`), so that channels inside of it need not.
     """
     keras_models.check_model(model)
     tracer, channel_map = _traced(model, input_shape, whole_groups, counted)

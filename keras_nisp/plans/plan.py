@@ -197,7 +197,7 @@ class Plan(Shown):
             PlanMismatchError: the model has no such grouped convolutions.
         """
         keras_models.check_model(model)
-        merged = self.recipe.function == "plan_merging"
+        merged = self.merges or getattr(self.recipe, "function", "") == "plan_merging"
         for shapes in (list(self.input_shapes), None):  # the same structure may have another size
             with contextlib.suppress(ValueError):
                 return trace_quietly(model, shapes, self.whole_groups, counted=merged)

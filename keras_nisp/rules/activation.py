@@ -81,7 +81,7 @@ def activated(call, names, shape=None, key="activation", owner=None):
         # A copy of a channel counts again in the sum.
         call.softmax = call.mixes_channels = call.sums_channels = names.shape[-1] > 1
         if call.softmax:
-            call.rivals(names)
+            call.tracer.rivals(call, names)
         return names
     shape = call.output_shape if shape is None else shape
     title = getattr(activation, "__name__", type(activation).__name__)

@@ -1,4 +1,4 @@
-"""Channels that are chosen by their values: the experts of a mixture that a router sends a token to.
+"""Channels that are chosen by their values: experts of a mixture, to which tokens are sent.
 
 What chooses gives indices, which point at channels (`Traced.points_at`). Where channels are gone,
 those that are kept are chosen among, and indices count these alone.
@@ -18,8 +18,8 @@ class _Choice(Rule):
 
     mixes_channels = True
 
-    def choose(self, call, x, axis: int) -> np.ndarray | None:
-        """Says that channels along an axis (batch axis not counted) are chosen among.
+    def choose(self, call, x, axis: int, count: int = 1) -> np.ndarray | None:
+        """Says that so many of the channels along an axis (batch axis not counted) are chosen.
 
         Returns:
             Their names; `None` if the axis holds none.
@@ -27,11 +27,13 @@ class _Choice(Rule):
         call.mixes_channels = call.sums_channels = x.names.shape[axis] > 1
         if not call.mixes_channels:
             return None
-        call.rivals(x.line(axis))
+        call.tracer.rivals(call, x.line(axis), count)
         return x.line(axis)
 
     def others(self, call, x, axis: int, keepdims: bool) -> np.ndarray:
         """The names of what comes out: those along the axes that are not chosen along."""
+        if x.names.shape[axis] == 1:
+            return x.names if keepdims else np.squeeze(x.names, axis)
         lines = {i: x.line(i) for i in varying_axes(x) if i != axis}
         if not keepdims:
             lines = {i - (i > axis): line for i, line in lines.items()}
@@ -44,10 +46,7 @@ class TopK(_Choice):
     importance on."""
 
     def trace(self, call, x):
-        experts = self.choose(call, x, x.rank - 1)
-        if experts is not None:
-            call.keep_at_least(experts, call.layer.k, f"'{call.path}' chooses {call.layer.k}")
-        call.points_at = [None, experts]
+        call.points_at = [None, self.choose(call, x, x.rank - 1, call.layer.k)]
         names = self.others(call, x, x.rank - 1, keepdims=True)
         return [names, names]
 
