@@ -89,7 +89,8 @@ def from_extra(extra: str, what: str):
 
 def reason_of(error: Exception) -> str:
     """What an error says, as one line: without what Keras puts around it, calls and configs."""
-    text = re.sub(r"\x1b\[\d*m", "", str(error)).split("Arguments received by ")[0]
+    text = str(*error.args) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
+    text = re.sub(r"\x1b\[\d*m", "", text).split("Arguments received by ")[0]
     for introduction in ("Exception encountered: ", "Error encountered:"):
         text = text.split(introduction)[-1]
     text = re.sub(r"^\s*Exception encountered when calling \S+\.\s", "", text)

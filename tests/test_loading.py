@@ -106,6 +106,20 @@ def test_fault_of_what_stands_between_layers():
     assert loading_fault(keras.Model(inputs, inputs * np.ones((1, 4), "float32"))) is None
 
 
+class Weighted(layers.Layer):
+    """Is called with a table by number, which a file has by text."""
+
+    def call(self, x, by):
+        return x * by[0]
+
+
+def test_fault_of_a_call_names_its_layer():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Weighted(name="special")(inputs, by={0: 2.0}))
+    fault = loading_fault(model)
+    assert "calls of 'special' cannot be made from its config (KeyError: 0): let the call" in fault
+
+
 @keras.saving.register_keras_serializable("tests")
 class OfOneWidth(layers.Dense):
     """Says that it has 8 units, whatever it was made with."""

@@ -234,6 +234,40 @@ def test_products_with_numbers_are_not_sparse():
     assert {row.layer: row.kept for row in plan.creators}["special/inner"] < WIDTH
 
 
+class Unit(layers.Layer):
+    """Takes no sparse tensors."""
+
+    def call(self, x):
+        return tf.nn.l2_normalize(x, -1)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_products_with_numbers_are_not_sparse_in_files(nested, tmp_path):
+    class Scaled(layers.Layer):
+        def build(self, shape):
+            self.table, self.unit = layers.Embedding(10, WIDTH), Unit(name="unit")
+            self.out = layers.Dense(3)
+
+        def call(self, x):
+            return self.out(self.unit(self.table(x) * 4.0))
+
+    class Whole(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = Scaled(name="inner")
+
+        def call(self, x):
+            return self.inner(x)
+
+    ids = keras.Input((LENGTH,), dtype="int32")
+    model = keras.Model(ids, Scaled(name="inner")(ids)) if nested else Whole()
+    graph = kn.as_functional(model, None if nested else ids, verbose=0)  # warnings are errors
+    graph.save(tmp_path / "graph.keras")
+    loaded = keras.saving.load_model(tmp_path / "graph.keras", {"Unit": Unit})
+    x = np.arange(2 * LENGTH).reshape(2, LENGTH) % 10
+    np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+
+
 def test_weights_in_constants_are_refused(capsys):
     class Fixed(layers.Layer):
         def build(self, shape):

@@ -300,7 +300,7 @@ class BatchFirst:
             raise NoWayError
         single = x.shape[:1] == (1,)
         tensor = reshaped(x.tensor, list(x.shape[1:])) if single else x.tensor
-        outputs = calling.called(layer, (tensor, *args[1:]), kwargs)
+        outputs = calling.called_for_files(layer, (tensor, *args[1:]), kwargs)
         return keras.tree.map_structure(
             lambda y: Laid(keras.ops.expand_dims(y, 1) if single else y, None), outputs
         )
@@ -318,7 +318,7 @@ class BatchFirst:
             return reshaped(x.tensor, list(x.shape[1:]))
 
         args, kwargs = keras.tree.map_structure(restored, (args, kwargs))
-        return calling.called(operation, args, kwargs)
+        return calling.called_for_files(operation, args, kwargs)
 
 
 def _axes(operation, rank: int) -> list[int]:

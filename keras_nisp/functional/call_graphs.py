@@ -224,7 +224,7 @@ def one_graph(
             return outputs
         if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
-        return calling.called(operation, args, kwargs)
+        return calling.called_for_files(operation, args, kwargs)
 
     values = [*inputs, *map(held.weight, weights.own)]
     return inputs, keras.tree.flatten(walking.replay(traced, values, visit))

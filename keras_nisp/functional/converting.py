@@ -110,7 +110,7 @@ class Converter:
                     converted = None
                     self.kept[id(node.operation)] = Kept(node.operation, reason_of(error))
                 if converted is None:
-                    return calling.called(node.operation, args, kwargs)
+                    return calling.called_for_files(node.operation, args, kwargs)
                 changed = True
                 return converted()
 

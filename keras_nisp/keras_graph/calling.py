@@ -281,11 +281,26 @@ def called(operation: keras.Operation, args: tuple, kwargs: dict) -> Any:
 def as_dense(args: tuple, kwargs: dict) -> None:
     """Takes it back that tensors are sparse which Keras says of any product with a number:
     layers are tried on sparse tensors then."""
-    for tensor in _symbolic((args, kwargs)):
-        if tensor.sparse and not isinstance(
-            tensor._keras_history.operation, keras.layers.InputLayer
-        ):
-            tensor._sparse = False
+    for tensor in filter(_seems_sparse, keras.tree.flatten((args, kwargs))):
+        tensor._sparse = False
+
+
+def _seems_sparse(value: Any) -> bool:
+    """Whether Keras says of a tensor that it is sparse, which inputs alone are."""
+    if not isinstance(value, keras.KerasTensor) or not value.sparse:
+        return False
+    return not isinstance(value._keras_history.operation, keras.layers.InputLayer)
+
+
+def called_for_files(operation: keras.Operation, args: tuple, kwargs: dict) -> Any:
+    """`called`, in a graph that files hold: an operation makes dense there what Keras takes for
+    sparse, because it does so again when it loads the file, and tries layers of users on that."""
+    if isinstance(operation, keras.Layer) and not is_of_keras(type(operation)):
+        args, kwargs = keras.tree.map_structure(
+            lambda x: keras.ops.convert_to_tensor(x, sparse=False) if _seems_sparse(x) else x,
+            (args, kwargs),
+        )
+    return called(operation, args, kwargs)
 
 
 def with_known_sizes(operation: keras.Operation, args: tuple, kwargs: dict, outputs: Any) -> Any:

@@ -15,6 +15,10 @@ from keras_nisp.keras_graph.rounding import relative_difference
 
 SAME = 1e-6  # over the scale of what an activation gives
 ADVICE = "let its class give a `get_config` from which its constructor makes it again"
+ADVICE_FOR_CALLS = (
+    "let the call take tensors, numbers and text alone, or let the layer hold the rest and give it "
+    "in `get_config`"
+)
 
 
 def loading_fault(model: keras.Model) -> str | None:
@@ -89,8 +93,17 @@ def _fault(part: keras.Layer) -> str | None:
             with scope():
                 return _difference(part, _loaded(config))
         except Exception as error:  # whatever code of users raises in `__init__` or `build`
-            reason = reason_of(error)  # the last is told: a file is loaded in that way
-    return f"it cannot be made from its config ({reason}): {ADVICE}"
+            fault = error  # the last is told: a file is loaded in that way
+    if keras_models.is_graph(part):
+        return f"{_of_calls(part, fault)} ({reason_of(fault)}): {ADVICE_FOR_CALLS}"
+    return f"it cannot be made from its config ({reason_of(fault)}): {ADVICE}"
+
+
+def _of_calls(model: keras.Model, error: Exception) -> str:
+    """What cannot be made again of a model whose layers can."""
+    called = [f"'{layer.name}'" for layer in keras_models.all_layers(model)]
+    named = [name for name in called if name in str(error)]
+    return f"its calls of {', '.join(named) or 'its layers'} cannot be made from its config"
 
 
 def _loaded(config: str) -> keras.Layer:
