@@ -486,3 +486,104 @@ model = Own(a, layers.Dense(3)(Mine(6)(x)))
     exec(code, namespace)
     small = kn.prune(namespace["model"], kn.Random(0), ratio=0.5)  # which verifies
     assert type(small) is namespace["Own"]
+
+
+class Settled(layers.Layer):
+    """What is made by subclasses in unusual ways, and does the same."""
+
+    def call(self, x):
+        return x + keras.ops.cast(self.by, x.dtype)
+
+
+class WithOptions(Settled):
+    def __init__(self, by, **options):
+        super().__init__(**options)
+        self.by = by
+
+
+class ByName(Settled):
+    def __init__(self, *, by, **options):
+        super().__init__(**options)
+        self.by = by
+
+
+class OwnConfig(WithOptions):
+    def get_config(self):
+        return {"by": self.by}
+
+
+class WithoutOptions(Settled):
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def get_config(self):
+        return {"by": self.by}
+
+
+UNUSUAL = {
+    "options": lambda **options: WithOptions([2.0], **options),
+    "array": lambda **options: WithOptions(np.ones(8, "float32"), **options),
+    "initializer": lambda **options: WithOptions(keras.initializers.Ones()(()), **options),
+    "by name": lambda **options: ByName(by=2.0, **options),
+    "config": lambda **options: OwnConfig(2.0, **options),
+    "Keras": lambda **options: layers.Dense(8, **options),
+    "no options": lambda **options: WithoutOptions(2.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_what_every_layer_has_stays(kind):
+    options = {"dtype": "mixed_bfloat16", "activity_regularizer": "l2", "trainable": False}
+    layer = UNUSUAL[kind](name="special", autocast=False, **options)
+    if kind == "no options":
+        layer.name, layer.dtype_policy, layer.trainable = "special", "mixed_bfloat16", False
+        layer.activity_regularizer = keras.regularizers.L2(0.5)
+    layer.supports_masking = True
+    inputs = keras.Input((4,))
+    x = layer(layers.Dense(8, name="before")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(8, name="after")(x)))
+    small = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)
+    new = small.get_layer("special")
+    for name in ("trainable", "autocast", "supports_masking"):
+        assert getattr(new, name) == getattr(layer, name)
+    assert new.dtype_policy.name == "mixed_bfloat16"
+    assert new.activity_regularizer.get_config() == layer.activity_regularizer.get_config()
+    assert small.get_layer("after").units == 4
+
+
+def test_arguments_that_nothing_notes_are_refused():
+    class Listed(Settled):
+        def __init__(self, *by, **options):
+            super().__init__(**options)
+            self.by = by[0] if by else 1.0
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(Listed(2.0, name="special")(inputs)))
+    with pytest.raises(TypeError, match=r"'special' \(Listed\).*`\*by` were.*`get_config`"):
+        copying.copy_model(model)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__(name="whole")
+        self.hidden, self.out = layers.Dense(8), layers.Dense(3)
+
+    def call(self, x):
+        return self.out(self.hidden(x))
+
+
+def test_policy_of_a_model():
+    """A model for mixed precision stays one that scales its loss, whatever the policy is now."""
+    inputs = keras.Input((4,))
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model, whole = keras.Model(inputs, head(inputs)), Subclassed()
+        model.compile("sgd", "mse")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    small = kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.dtype_policy.name == "mixed_float16"
+    assert isinstance(small.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert kn.as_functional(whole, inputs).dtype_policy.name == "mixed_float16"

@@ -220,7 +220,9 @@ def _structured(converted: Converted | Constants, inputs: Any, model: keras.Mode
         lambda node, args, kwargs: calling.called(node.operation, args, kwargs),
     )
     outputs = keras.tree.pack_sequence_as(converted.structure, keras.tree.flatten(outputs))
-    return keras.Model(new, outputs, name=model.name)
+    graph = keras.Model(new, outputs, name=model.name)
+    graph.dtype_policy = model.dtype_policy  # by which `compile` decides on a loss scale
+    return graph
 
 
 def _unused_weights(model: keras.Model, converted: keras.Model) -> str:

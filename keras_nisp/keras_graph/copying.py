@@ -1,5 +1,6 @@
 """Copies of layers and models."""
 
+import contextlib
 import re
 import types
 import warnings
@@ -22,7 +23,9 @@ from keras_nisp.keras_graph.walking import replay
 from keras_nisp.keras_graph.wrappers import is_wrapper, rewrap
 
 FAILURES = (TypeError, ValueError, NotImplementedError, AttributeError, KeyError)
-SETTABLE = ("name", "dtype", "trainable")  # of every layer, whatever its constructor takes
+# Of every layer, whatever its constructor takes: settings in configs, and attributes.
+SETTABLE = ("name", "dtype", "trainable")
+ATTRIBUTES = ("dtype_policy", "trainable", "activity_regularizer", "autocast", "supports_masking")
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -120,6 +123,7 @@ def copy_layer(layer: keras.Operation, /, **settings) -> keras.Operation:
         try:
             with keras.saving.custom_object_scope(own_objects(layer)), SafeModeScope(False):
                 copy = make()
+                _settle(layer, copy, settings)
         except FAILURES as error:
             failures.append(error)
             continue
@@ -137,7 +141,7 @@ def copy_layer(layer: keras.Operation, /, **settings) -> keras.Operation:
     raise TypeError(
         f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied from its config: "
         f"{_first_line(failures[0])} Give the class a `get_config` that holds all arguments of "
-        "its `__init__`, and an `__init__` that takes them."
+        "its `__init__`, and an `__init__` that takes them by name."
     ) from failures[0]
 
 
@@ -161,7 +165,7 @@ def _ways(layer: keras.Operation, settings: dict) -> Iterator[Callable]:
         yield lambda: kind.from_config({**config, **functions})
     recorded = getattr(layer, "_auto_config", None)
     if recorded is not None:
-        yield lambda: _with_settings(layer, kind(**_taken(kind, {**recorded.config, **settings})))
+        yield lambda: kind(**_taken(kind, {**recorded.config, **settings}))
     if config is not None:
         yield lambda: _without_unexpected(layer, {**config, **functions})
     if not isinstance(layer, keras.Layer) and not settings:
@@ -212,17 +216,24 @@ def _without_unexpected(layer: keras.Layer, config: dict) -> keras.Layer:
             f"`get_config` of layer '{layer.name}' ({kind.__name__}) holds {lost}, which its "
             "`__init__` does not take: the copy is made without."
         )
-    return _with_settings(layer, copy)
-
-
-def _with_settings(layer: keras.Operation, copy: keras.Operation) -> keras.Operation:
-    """A copy with the name and flags that every layer has."""
-    copy.name = layer.name
-    if isinstance(layer, keras.Layer):
-        if copy.dtype_policy != layer.dtype_policy:
-            copy.dtype_policy = layer.dtype_policy
-        copy.trainable = layer.trainable
     return copy
+
+
+def _settle(layer: keras.Operation, copy: keras.Operation, settings: dict) -> None:
+    """Gives a copy what every layer has, if its constructor or its config does not know of it."""
+    if "name" not in settings and copy.name != layer.name:
+        copy.name = layer.name
+    for name in ATTRIBUTES if isinstance(layer, keras.Layer) else ():
+        given, wanted = settings.get(name.removesuffix("_policy")), getattr(layer, name)
+        if given is None and not _same_setting(getattr(copy, name), wanted):
+            setattr(copy, name, wanted)
+
+
+def _same_setting(one: Any, other: Any) -> bool:
+    if isinstance(one, keras.Regularizer) and type(one) is type(other):
+        with contextlib.suppress(NotImplementedError):
+            return _equal(one.get_config(), other.get_config())
+    return one == other
 
 
 def _lost_settings(layer: keras.Operation, copy: keras.Operation, settings: dict) -> str:
@@ -310,8 +321,11 @@ def _config_of_arguments(layer: keras.Layer) -> dict:
     attributes of their names."""
     kind, recorded = type(layer), getattr(layer, "_auto_config", None)
     noted = recorded.config if recorded is not None else {}
+    noted_not = getattr(layer, "_auto_config_error_args", False)  # Keras does not note `*args`
     config = {"name": layer.name, "dtype": layer.dtype_policy.name, "trainable": layer.trainable}
     for name, parameter in constructor_parameters(kind).items():
+        if parameter.kind is parameter.VAR_POSITIONAL and noted_not:
+            raise NotImplementedError(f"nothing says what `*{name}` were.")
         if name in config or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         value = noted.get(name, getattr(layer, name, getattr(layer, f"_{name}", layer)))
@@ -323,8 +337,8 @@ def _config_of_arguments(layer: keras.Layer) -> dict:
 
 
 def _is_setting(value: Any) -> bool:
-    plain = isinstance(value, (bool, int, float, str, type(None), types.FunctionType))
-    return plain or hasattr(value, "get_config")
+    is_function = isinstance(value, types.FunctionType)
+    return is_function or layer_state.is_plain(value) or hasattr(value, "get_config")
 
 
 def _settings(operation: keras.Operation) -> dict:

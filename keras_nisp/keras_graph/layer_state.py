@@ -210,7 +210,7 @@ def copy_plain_attributes(old: Any, new: Any) -> None:
     if is_model := isinstance(old, keras.Model):
         known = known | _model_attributes()
     for name, value in vars(old).items():
-        if name in known or (is_model and name.startswith("_")) or not _is_plain(value):
+        if name in known or (is_model and name.startswith("_")) or not is_plain(value):
             continue
         if name not in vars(new) or not _same(value, vars(new)[name]):
             object.__setattr__(new, name, copy.deepcopy(value))
@@ -223,11 +223,12 @@ def _model_attributes() -> frozenset[str]:
     return frozenset(vars(keras.Model(inputs, outputs)))
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether something is numbers, strings and arrays alone."""
     if isinstance(value, (list, tuple, set, frozenset)):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
+        return all(map(is_plain, value.values()))
     return isinstance(value, PLAIN)
 
 
@@ -242,7 +243,7 @@ def _same(value: Any, present: Any) -> bool:
         return len(value) == len(present) and all(map(_same, value, present))
     if isinstance(value, dict) and isinstance(present, dict):
         return value.keys() == present.keys() and all(_same(value[k], present[k]) for k in value)
-    return not _is_plain(present) or value == present
+    return not is_plain(present) or value == present
 
 
 def _match_low_rank(parts: list[tuple]) -> None:

@@ -45,6 +45,13 @@ def of_class(model: keras.Model, *graph_parts: Any, quiet: bool = False) -> kera
         *graph_parts: inputs and outputs; or for a sequential model the list of input and layers.
         quiet: no warning.
     """
+    new = _of_class(model, graph_parts, quiet)
+    if new.dtype_policy != model.dtype_policy:
+        new.dtype_policy = model.dtype_policy  # by which `compile` decides on a loss scale
+    return new
+
+
+def _of_class(model: keras.Model, graph_parts: tuple, quiet: bool) -> keras.Model:
     kind, base = type(model), _base(model)
     if base is keras.Sequential and len(graph_parts) == 2:
         if not quiet:
