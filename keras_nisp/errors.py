@@ -4,6 +4,7 @@ import contextlib
 import re
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 HOME = str(Path(__file__).parent)
@@ -64,6 +65,20 @@ def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(HOME):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def several(names: Iterable[str], most: int = 4, what: str = "", between: str = ", ") -> str:
+    """The first few of some names, and how many more there are.
+
+    Args:
+        names: of what a message is about.
+        most: of them that are told.
+        what: they are, in the plural.
+        between: what stands between them.
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more {what}".rstrip() if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 @contextlib.contextmanager

@@ -94,6 +94,20 @@ def test_one_warning_names_all_layers():
     assert "and 2 more layers" in str(caught[0].message)
 
 
+def test_warning_names_what_would_hold_the_channels_next():
+    """A rule for the first of these alone would free nothing."""
+    inputs = keras.Input((4,))
+    x = Doubler(name="first")(layers.Dense(4)(Doubler(name="of_inputs")(inputs)))
+    x = layers.Dropout(0.1)(Doubler(name="second")(x))
+    x = layers.Lambda(lambda x: x[..., ::-1], name="third")(x)
+    model = keras.Model(inputs, Doubler(name="last")(layers.Dense(2)(x)))
+    with pytest.warns(kn.UnknownLayerWarning) as caught:
+        kn.trace(model)
+    said = str(caught[0].message)
+    assert "through 'first' (Doubler), 'second' (Doubler), 'third' (Lambda, a layer that" in said
+    assert "of_inputs" not in said
+
+
 def test_augmentation_of_the_input_needs_no_warning():
     """What has no rule and holds nothing that could be removed is not worth a word."""
     model = keras.Sequential(

@@ -110,7 +110,7 @@ def test_open_lengths_without_a_size_are_told(capsys):
     model = decoder_only()
     assert kn.as_functional(model) is model
     said = capsys.readouterr().out
-    assert "'decoder_0' and 1 more (Decoder): " in said
+    assert "'decoder_0', 'decoder_1' (Decoder): " in said
     assert "with `input_shape`, the shape of one sample" in said
     assert kn.as_functional(model, verbose=0) is model
     assert capsys.readouterr().out == ""

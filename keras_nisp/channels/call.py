@@ -324,7 +324,8 @@ class Call:
         elif variable is not None:
             reason = f"'{self.path}' computes with a kernel that is no variable"
             for names in ((own or {}) | (read or {}) | (create or {})).values():
-                self.fix(names, reason, unknown=f"'{self.path}' ({type(self.layer).__name__})")
+                kind = f"{type(self.layer).__name__}, whose kernel is no variable"
+                self.fix(names, reason, unknown=f"'{self.path}' ({kind})")
         if read:
             self.reads = True
 

@@ -20,13 +20,12 @@ from scipy.sparse.csgraph import connected_components
 
 from keras_nisp.channels.grids import compact, place_in
 from keras_nisp.channels.named_tensor import Traced
+from keras_nisp.errors import several
 from keras_nisp.keras_graph import calling, walking
 
 if TYPE_CHECKING:
     from keras_nisp.channels.call import Call
     from keras_nisp.channels.tracer import Tracer
-
-MOST_NAMED = 4  # layers in an error
 
 
 @dataclasses.dataclass(eq=False)
@@ -288,9 +287,8 @@ class ChannelMap:
         for creator in sorted(self.creators, key=lambda creator: -len(creator.units)):
             why = {r for unit in creator.units.tolist() for r in self.reasons.get(unit, ())}
             held.append(f"'{creator.layer}' ({len(creator.units)}: {'; '.join(sorted(why))})")
-        more = f" and {len(held) - MOST_NAMED} more layers" if len(held) > MOST_NAMED else ""
         text = f"Model '{self.model.name}' has no channels that may be removed"
-        text += f": {', '.join(held[:MOST_NAMED])}{more}." if held else ": no layer makes any."
+        text += f": {several(held, what='layers')}." if held else ": no layer makes any."
         if self.unknown:
             text += (
                 " `keras_nisp.as_functional` converts layers that are made of layers and "

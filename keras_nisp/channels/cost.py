@@ -10,6 +10,7 @@ import numpy as np
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import ChannelMap, kept_of
 from keras_nisp.channels.tracing import InputShape, trace
+from keras_nisp.errors import several
 from keras_nisp.io.shown import Shown
 from keras_nisp.io.tables import Column, render_table
 
@@ -209,11 +210,10 @@ def notes(channel_map: ChannelMap) -> list[str]:
     """What costs leave out of account, and which sizes were assumed, in sentences."""
     found = []
     if names := uncounted(channel_map):
-        rows = [f"'{path}' ({kind})" for path, (kind, _) in list(names.items())[:MOST_NAMED]]
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        rows = several((f"'{path}' ({kind})" for path, (kind, _) in names.items()), MOST_NAMED)
         held, total = sum(count for _, count in names.values()), channel_map.model.count_params()
         found.append(
-            f"FLOPs do not count what layers without a rule compute: {', '.join(rows)}{more}, "
+            f"FLOPs do not count what layers without a rule compute: {rows}, "
             f"which hold {held:,} of {total:,} parameters."
         )
     if channel_map.assumed:

@@ -294,7 +294,9 @@ class Barrier(Rule):
         self.warns = warns
 
     def trace(self, call: "Call", *args: Any, **kwargs: Any) -> list[np.ndarray]:
-        unknown = f"'{call.path}' ({type(call.layer).__name__})" if self.warns else None
+        reason = f", {self.reason}" if self.reason != WITHOUT_RULE else ""
+        kind = f"{type(call.layer).__name__}{reason}"
+        unknown = f"'{call.path}' ({kind})" if self.warns else None
         for tensor in call.inputs:
             call.fix(tensor.names, f"enters '{call.path}', {self.reason}", unknown)
         reason = f"leaves '{call.path}', {self.reason}"

@@ -1,6 +1,7 @@
 """`trace(model)`: walks the graph once and gives every channel a name."""
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import keras
@@ -13,7 +14,7 @@ from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import Barrier, Rule
 from keras_nisp.channels.tracer import Place, Tracer
-from keras_nisp.errors import RuleError, UnknownLayerWarning, warn
+from keras_nisp.errors import RuleError, UnknownLayerWarning, several, warn
 from keras_nisp.keras_graph import keras_models, walking
 from keras_nisp.keras_graph.keras_layers import check_shared
 
@@ -218,20 +219,25 @@ def _fix_what_is_called_otherwise(calls: list[Call], tracer: Tracer) -> None:
 
 
 def warn_of_unknown(channel_map: ChannelMap) -> None:
-    """Names what holds channels for want of a rule that could be removed otherwise."""
+    """Names what holds channels for want of a rule that could be removed otherwise, and what would
+    hold them if it had one: layers that take what these give."""
     created = np.zeros(channel_map.count, bool)
     for creator in channel_map.creators:
         created[channel_map.products.deciding(creator.units)] = True
     holding: set[str] = set()
-    for unit in np.flatnonzero(created & ~channel_map.free).tolist():
-        reasons = channel_map.reasons[unit]
+    beyond: list[set[str]] = []
+    for unit in np.flatnonzero(~channel_map.free).tolist():
+        reasons = channel_map.reasons.get(unit, ())
         if all(reason in channel_map.unknown for reason in reasons):
-            holding.update(channel_map.unknown[reason] for reason in reasons)
+            titles = {channel_map.unknown[reason] for reason in reasons}
+            beyond.append(titles)
+            holding |= titles if created[unit] else set()
+    while reached := [titles for titles in beyond if titles & holding and titles - holding]:
+        holding.update(*reached)
     if not holding:
         return
     named = [title for title in dict.fromkeys(channel_map.unknown.values()) if title in holding]
-    more = f" and {len(named) - MOST_NAMED} more layers" if len(named) > MOST_NAMED else ""
-    kinds = [title.partition("(")[2].rstrip(")") for title in named if title.endswith(")")]
+    kinds = [kind[1] for kind in (re.match(r"'.*' \((\w+)", title) for title in named) if kind]
     advice = "Write activations in operations of `keras.ops`, or give layers such as `LeakyReLU()`."
     if kinds:
         advice = (
@@ -240,7 +246,7 @@ def warn_of_unknown(channel_map: ChannelMap) -> None:
             f"`@keras_nisp.register_rule({kinds[0]})`."
         )
     warn(
-        f"No rule follows channels through {', '.join(named[:MOST_NAMED])}{more}: what enters and "
+        f"No rule follows channels through {several(named, MOST_NAMED, 'layers')}: what enters and "
         f"leaves stays as it is. {advice}",
         UnknownLayerWarning,
     )

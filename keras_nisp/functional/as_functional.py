@@ -10,7 +10,7 @@ import keras
 
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.tracing import InputShape
-from keras_nisp.errors import reason_of, warn
+from keras_nisp.errors import reason_of, several, warn
 from keras_nisp.functional.converted import Constants, Converted, Kept
 from keras_nisp.functional.converting import Converter, Shapes
 from keras_nisp.functional.equivalence import check_same
@@ -18,7 +18,6 @@ from keras_nisp.functional.laid import is_tensor
 from keras_nisp.keras_graph import calling, keras_layers, keras_models, walking
 from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
 
-MOST_NAMED = 3  # parts in an error
 _LOCK = threading.RLock()  # Two threads must not add nodes to the same layers at a time.
 # What a training run calls; a model class that has its own does something else in `fit`.
 TRAINING_METHODS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
@@ -181,7 +180,7 @@ def _reason(model: keras.Model, kept: dict[int, Kept]) -> str:
         for part in kept.values()
         if part.layer is not model and rule_of(part.layer).warns
     ]
-    return "; ".join([kept[id(model)].reason, *parts[:MOST_NAMED]])
+    return several([kept[id(model)].reason, *parts], what="parts", between="; ")
 
 
 def _told(model: keras.Model, kept: list[Kept], sizes_may_help: bool) -> str:
@@ -191,8 +190,7 @@ def _told(model: keras.Model, kept: list[Kept], sizes_may_help: bool) -> str:
         kinds.setdefault((type(part.layer).__name__, part.reason), []).append(part.layer.name)
     lines = [f"{model.name}, as a functional graph: these layers stay as they are"]
     for (kind, reason), names in kinds.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(f"  '{names[0]}'{more} ({kind}): {reason}")
+        lines.append(f"  {several(map(repr, names))} ({kind}): {reason}")
     if sizes_may_help:
         lines.append(
             "  Its inputs leave sizes open: with `input_shape`, the shape of one sample, layers "
@@ -229,18 +227,17 @@ def _unused_weights(model: keras.Model, converted: keras.Model) -> str:
     """The weights that a graph has not, by name; those that are not trained became constants."""
     known = {id(w) for w in (*converted.weights, *keras_layers.fixed_weights(model))}
     names = [weight.path for weight in model.weights if id(weight) not in known]
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    return several(names)
 
 
 def _warn_of_losses(model: keras.Model, converter: Converter) -> None:
     """Losses that layers add in training have no place in a graph."""
     if converter.lost:
-        first, *others = converter.lost.values()
-        more = f" and {len(others)} more layers add" if others else " adds"
+        layers = [f"'{layer.name}' ({type(layer).__name__})" for layer in converter.lost.values()]
+        begin = "Layers {} add" if len(layers) > 1 else "Layer {} adds"
         warn(
-            f"Layer '{first.name}' ({type(first).__name__}){more} to the loss in training "
-            f"(`add_loss`), which the functional graph of model '{model.name}' leaves out: its "
+            f"{begin.format(several(layers))} to the loss in training (`add_loss`), which the "
+            f"functional graph of model '{model.name}' leaves out: its "
             "outputs are the same. Add what it is to the loss of your own training step."
         )
 

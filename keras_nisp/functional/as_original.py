@@ -8,12 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nisp.errors import ConversionError, reason_of
+from keras_nisp.errors import ConversionError, reason_of, several
 from keras_nisp.functional.equivalence import check_same
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.layer_state import carry_assets, weights_by_path
 
-MOST_NAMED = 3  # refusals in an error
 _LOCK = threading.RLock()  # `compile` of a class is put aside for a moment
 Shapes = dict[str, tuple[int, ...]]
 Leaf = tuple[Any, ...]  # keys that lead to a number in a config
@@ -205,7 +204,7 @@ def _check_shapes(
     original: keras.Model, before: Shapes, after: Shapes, made: Shapes, refused: list[str]
 ) -> None:
     tried = (
-        f" (Not tried, as the class refuses them: {'; '.join(refused[:MOST_NAMED])}.)"
+        f" (Not tried, as the class refuses them: {several(refused, between='; ')}.)"
         if refused
         else ""
     )

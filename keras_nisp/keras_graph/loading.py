@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from keras_nisp.errors import reason_of, warn
+from keras_nisp.errors import reason_of, several, warn
 from keras_nisp.keras_graph import calling, copying, keras_models, layer_state
 from keras_nisp.keras_graph.rounding import relative_difference
 
@@ -39,10 +39,15 @@ def loading_fault(model: keras.Model) -> str | None:
         fault = _fault(model)
         if fault is None:
             return None
+        faults: dict[str, list[str]] = {}
         for layer in keras_models.all_layers(model):
             if not keras_models.is_graph(layer) and (own := _fault(layer)) is not None:
-                return f"layer '{layer.name}' ({type(layer).__name__}): {own}"
-    return fault
+                title = f"'{layer.name}' ({type(layer).__name__})"
+                faults.setdefault(own, []).append(title)
+    if not faults:
+        return fault
+    told = (f"layer {several(titles)}: {own}" for own, titles in faults.items())
+    return several(told, what="faults", between="; ")
 
 
 def warn_of_names(model: keras.Model) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.selecting import matching
+from keras_nisp.errors import several
 
 
 def excluded_units(channel_map: ChannelMap, exclude: Iterable) -> np.ndarray:
@@ -54,8 +55,8 @@ def group_ratios(channel_map: ChannelMap, ratios: Mapping[str, float] | None) ->
         if not groups:
             raise ValueError(
                 f"Expected `ratios` to name layers with channels that can be removed. Received: "
-                f"{pattern!r}, which matches {layers[:3]}: these create none, or their channels "
-                "are fixed (see `plan.explain`)."
+                f"{pattern!r}, which matches {several(map(repr, layers))}: these create none, or "
+                "their channels are fixed (see `plan.explain`)."
             )
         for group in groups:
             if group in given and result[group] != ratio:

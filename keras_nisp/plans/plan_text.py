@@ -4,6 +4,7 @@ import fnmatch
 from typing import TYPE_CHECKING
 
 from keras_nisp.damage.table import Sensitivity
+from keras_nisp.errors import several
 from keras_nisp.io.tables import Column, change, folded, percent, render_table
 from keras_nisp.plans.recipe import EarlierRecipe
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 MOST_WIDTHS = 4  # that are listed
 COSTS = ("parameters", "flops")
+MOST_NAMED = 8  # layers in a line
 
 
 def overview(plan: "Plan") -> str:
@@ -29,7 +31,7 @@ def overview(plan: "Plan") -> str:
         lines.append(f"group {index}: {group.units} -> {group.units - group.removed} channels")
         for word in ("creators", "followers", "readers"):
             if names := getattr(group, word):
-                lines.append(f"  {word + ':':<11}{_shorten(names)}")
+                lines.append(f"  {word + ':':<11}{several(names, MOST_NAMED)}")
     return "\n".join([*lines, *plan.notes])
 
 
@@ -106,7 +108,7 @@ def exactness(plan: "Plan") -> str:
         )
     return (
         "Not exact: these layers take statistics over channels, which are fewer afterwards: "
-        f"{_shorten(plan.inexact)}. Fine-tune, and compare accuracies."
+        f"{several(plan.inexact, MOST_NAMED)}. Fine-tune, and compare accuracies."
     )
 
 
@@ -123,14 +125,14 @@ def explanation(plan: "Plan", layer: str) -> str:
                 lines.append(
                     f"'{found[0]}' {verb} the channels of group {index} "
                     f"({group.units} -> {group.units - group.removed}), created by "
-                    f"{_shorten(group.creators)}."
+                    f"{several(group.creators, MOST_NAMED)}."
                 )
     if not lines:
         if any(_is_named(row.layer, layer) for row in plan.layers):
             return f"'{layer}' touches no channels that may be removed."
         raise ValueError(
             f"Expected the name of a layer. Received: {layer!r}, which is none. Layers that "
-            f"create channels: {_shorten([row.layer for row in plan.creators])}."
+            f"create channels: {several([row.layer for row in plan.creators], MOST_NAMED)}."
         )
     return "\n".join(lines)
 
@@ -142,7 +144,7 @@ def _of_creator(plan: "Plan", creator: "CreatorPlan") -> str:
     if creator.group >= 0:
         others = [n for n in plan.groups[creator.group].creators if n != creator.layer]
         if others:
-            text += f" Coupled with {_shorten(others)}."
+            text += f" Coupled with {several(others, MOST_NAMED)}."
     return text + (f" Kept: {'; '.join(creator.reasons)}." if creator.reasons else "")
 
 
@@ -155,9 +157,3 @@ def _is_named(path: str, name: str) -> bool:
     """Whether a path is that of a layer of this name or pattern, or of channels inside of it."""
     own = path.rsplit("/", 1)[-1]
     return any(fnmatch.fnmatchcase(part, name) for part in (path, own, own.split(":")[0]))
-
-
-def _shorten(names, limit: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

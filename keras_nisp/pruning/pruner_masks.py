@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.random_samples import random_samples
-from keras_nisp.errors import warn
+from keras_nisp.errors import several, warn
 from keras_nisp.keras_graph import keras_models, keras_training
 from keras_nisp.surgery.masked_calls import MaskedCalls, plain_calls
 from keras_nisp.surgery.oracle import Oracle, read_mask
@@ -101,16 +101,18 @@ class Masks:
         about those in which only this model in memory leaves them out."""
         held, not_held = self.calls.held(removed), self.calls.not_held(removed)
         if not_held:
+            one, many = "Layer {} mixes channels and is", "Layers {} mix channels and are"
+            begin = (many if len(not_held) > 1 else one).format(several(map(repr, not_held)))
             warn(
-                f"Layer '{not_held[0]}' mixes channels and is called on different ones, so that it "
+                f"{begin} called on different ones, so that it "
                 "could not leave out what is removed while training. The outputs of "
                 f"`pruned_model` differ by {self.change(removed):.1e} of their scale from what "
                 "was trained: fine-tune it, or use a layer of its own at each place."
             )
         if held and verbose:
             print(
-                f"'{held[0]}'"
-                + (f" and {len(held) - 1} more layers leave" if len(held) > 1 else " leaves")
+                several(map(repr, held), what="layers")
+                + (" leave" if len(held) > 1 else " leaves")
                 + " removed channels out of statistics, in this model as in `pruned_model`. "
                 "A saved file of this model does not: save `pruned_model`."
             )

@@ -7,10 +7,8 @@ import keras
 import tensorflow as tf
 
 from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD
-from keras_nisp.errors import warn
+from keras_nisp.errors import several, warn
 from keras_nisp.keras_graph import copying, keras_layers, keras_training, layer_state
-
-MOST_NAMED = 4  # variables in a warning
 
 
 def compile_alike(model, small, twins: list[tuple], resize: Callable | None = None) -> None:
@@ -108,10 +106,9 @@ def _carry_slots(old, small, twins: list[tuple], resize: Callable) -> None:
         else:
             afresh.append(after.path)
     if afresh:
-        named = ", ".join(f"'{path}'" for path in afresh[:MOST_NAMED])
-        more = f" and {len(afresh) - MOST_NAMED} more" if len(afresh) > MOST_NAMED else ""
+        named = several(f"'{path}'" for path in afresh)
         warn(
-            f"Optimizer variables {named}{more} start afresh: the old optimizer has none for their "
+            f"Optimizer variables {named} start afresh: the old optimizer has none for their "
             "weights, which it did not train, or none of their shape."
         )
 

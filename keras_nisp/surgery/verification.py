@@ -13,7 +13,7 @@ from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.data.samples import Samples
-from keras_nisp.errors import VerificationError
+from keras_nisp.errors import VerificationError, several
 from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling
 from keras_nisp.keras_graph.rounding import Difference, allowed, default_tolerance, difference
@@ -26,7 +26,6 @@ from keras_nisp.surgery.oracle import Oracle
 # A merge is lossless up to this relative deviation and this relative change of the outputs.
 LOSSLESS = 1e-3
 SAMPLES = 2  # that are compared
-MOST_NAMED = 3  # layers in a line
 ZEROED = "the original with the removed channels zeroed"
 LEVELLED = "the original with clusters at their means"
 
@@ -81,10 +80,9 @@ class Verification(Shown):
         elif self.layer is not None:
             text += f"; layer {self.layer}"
         if self.silent:
-            count, more = len(self.silent), ", ..." if len(self.silent) > MOST_NAMED else ""
+            count = len(self.silent)
             word = "layer" if count == 1 else "layers"
-            names = ", ".join(self.silent[:MOST_NAMED]) + more
-            text += f"; {count} {word} gave nothing to compare: {names}"
+            text += f"; {count} {word} gave nothing to compare: {several(self.silent)}"
         return text
 
     def check(self) -> None:
