@@ -190,7 +190,7 @@ class Net(keras.Model):
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (other_factor, "something else in training: there it calls 'multiply"),
+        (other_factor, "something else in training: there it calls `multiply`"),
         (own_draw, "changes a variable or random seed"),
         (own_loss, "add_loss"),
         (lambda self, x: x if float(ops.sum(x)) > 0 else -x, "float"),

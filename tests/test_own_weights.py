@@ -268,6 +268,22 @@ def test_products_with_numbers_are_not_sparse_in_files(nested, tmp_path):
     np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
 
 
+def test_reason_names_no_operation_that_keras_has_named(capsys):
+    class Normalised(layers.Layer):
+        def build(self, shape):
+            self.v = self.add_weight(shape=(3, shape[-1], WIDTH), name="v")
+            self.g = self.add_weight(shape=(WIDTH,), name="g")
+
+        def call(self, x):
+            norm = ops.sqrt(ops.sum(ops.square(self.v), axis=(0, 1)))
+            return ops.conv(x, self.g * self.v / norm, padding="same")
+
+    model = around(Normalised(name="special"))
+    assert kn.as_functional(model) is model
+    said = capsys.readouterr().out
+    assert "'special' (Normalised): it gives `conv` what it computes from its weights" in said
+
+
 def test_weights_in_constants_are_refused(capsys):
     class Fixed(layers.Layer):
         def build(self, shape):

@@ -314,7 +314,10 @@ class BatchFirst:
             if x.batch is not None:
                 return keras.ops.moveaxis(x.tensor, 0, x.batch)
             if x.shape[:1] != (1,):
-                raise NotAGraphError(f"it works on its weights by '{operation.name}'")
+                raise NotAGraphError(
+                    f"it gives {keras_layers.title(operation)} what it computes from its weights, "
+                    "which no layer of Keras does"
+                )
             return reshaped(x.tensor, list(x.shape[1:]))
 
         args, kwargs = keras.tree.map_structure(restored, (args, kwargs))

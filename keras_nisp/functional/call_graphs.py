@@ -93,8 +93,8 @@ def modes(inference: keras.Function, training: keras.Function) -> dict[int, str]
         call = look_up(operation, (args, kwargs), False) or always
         if call is None:
             raise NotAGraphError(
-                f"it does something else in training: there it calls '{operation.name}' "
-                f"({type(operation).__name__}) as it does not in inference"
+                "it does something else in training: there it calls "
+                f"{keras_layers.title(operation)} as it does not in inference"
             )
         found[id(node)] = ON if call is always else (FOLLOWS if on else OFF)
         return call.outputs
@@ -254,9 +254,8 @@ def _held_mode(operation: keras.Layer, mode: str) -> dict:
     if mode == OFF and not operation.trainable:
         return {}  # A frozen layer is in inference; what is random in it, a check finds.
     raise NotAGraphError(
-        f"it calls '{operation.name}' ({type(operation).__name__}) always {mode}, which graphs "
-        "of Keras before 3.16 do not keep"
-        + (": freeze it by `trainable = False`" if mode == OFF else "")
+        f"it calls {keras_layers.title(operation)} always {mode}, which graphs of Keras "
+        "before 3.16 do not keep" + (": freeze it by `trainable = False`" if mode == OFF else "")
     )
 
 

@@ -9,6 +9,7 @@ from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale, StochasticDepth  # noqa: F401
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer  # noqa: F401
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # noqa: F401
+from keras.src.utils.naming import to_snake_case
 
 # What functions of `keras.activations` leave in a graph, unless it is what those of `keras.ops` do.
 ACTIVATIONS = [
@@ -30,6 +31,14 @@ def operation_class(name: str) -> Any:
         if inspect.isclass(found) and issubclass(found, keras.Operation):
             return found
     return None
+
+
+def title(operation: keras.Operation) -> str:
+    """What users know it by: a layer by its name, an operation by its function in `keras.ops`,
+    since Keras makes up the names of those."""
+    if isinstance(operation, keras.Layer):
+        return f"'{operation.name}' ({type(operation).__name__})"
+    return f"`{to_snake_case(type(operation).__name__)}`"
 
 
 def is_of_keras(what: Any, *modules: str) -> bool:
