@@ -78,3 +78,48 @@ def test_operations_that_add_up_channels(build, rng):
         settings = {"compensate": compensate, "ratio": 0.5, "verbose": 0}
         small = kn.prune(model, kn.NISP(data), calibration=data, **settings)
         assert off(model, small, data) <= off(model, bare, data)  # equal in a difference of two
+
+
+def largest_of(x):
+    """k-max pooling."""
+    return ops.transpose(ops.top_k(ops.transpose(x, (0, 2, 1)), 2)[0], (0, 2, 1))
+
+
+def first_of(x):
+    """The positions with the largest sums, the same for all channels."""
+    order = ops.argsort(-ops.sum(ops.abs(x), -1, keepdims=True), axis=1)
+    return ops.take_along_axis(x, order[:, :2], axis=1)
+
+
+BY_VALUE = {
+    "largest": largest_of,
+    "first": first_of,
+    "sorted": lambda x: ops.take_along_axis(x, ops.argsort(x, axis=1), axis=1),
+    "constant": lambda x: ops.take_along_axis(x, np.array([[[0], [2]]]), axis=1),
+    "quantile": lambda x: ops.quantile(x, 0.5, axis=1),
+}
+BY_CHANNEL = {
+    "depends on values": lambda x: ops.take_along_axis(x, ops.argsort(x, -1), axis=-1),
+    "by an array": lambda x: ops.take_along_axis(x, np.zeros((1, 2, 8), "int32"), axis=1),
+    "takes an array": lambda x: ops.quantile(x, np.array([0.5, 0.7]), axis=1)[0],
+}
+
+
+def taking(take):
+    inputs = keras.Input((6, 4))
+    x = layers.Dense(3)(take(layers.Dense(8, name="free")(inputs)))
+    return randomise(keras.Model(inputs, layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize("take", BY_VALUE)
+def test_values_may_say_which_positions_are_taken(take, rng):
+    model, data = taking(BY_VALUE[take]), rng.normal(size=(32, 6, 4)).astype("float32")
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    assert plan.creators[0].kept == 4
+    assert kn.verify(kn.rebuild(model, plan), model, plan, data).ok
+
+
+@pytest.mark.parametrize("take", BY_CHANNEL)
+def test_values_that_say_which_channels_are_taken_hold_them(take):
+    with pytest.raises(ValueError, match=f"has no channels.*'free'.*{take}"):
+        kn.plan_pruning(taking(BY_CHANNEL[take]), kn.Magnitude(), ratio=0.5)

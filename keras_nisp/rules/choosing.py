@@ -45,9 +45,15 @@ class TopK(_Choice):
     """The largest of the channels that are kept: at least as many must stay. Indices pass no
     importance on."""
 
+    moves_batch = True
+
     def trace(self, call, x):
-        call.points_at = [None, self.choose(call, x, x.rank - 1, call.layer.k)]
-        names = self.others(call, x, x.rank - 1, keepdims=True)
+        if (last := x.own_axis(-1)) is None:
+            return call.fix_all("which runs along the batch axis")
+        if x.batch_axis and x.names.shape[last] > 1:
+            return call.fix_all("whose movement of channels depends on values")
+        call.points_at = [None, self.choose(call, x, last, call.layer.k)]
+        names = self.others(call, x, last, keepdims=True)
         return [names, names]
 
     def absolute(self, call, x):
@@ -107,23 +113,46 @@ class OneHot(Rule):
 
 @register_operations("take_along_axis")
 class TakeAlongAxis(Rule):
-    """The values of those channels that indices point at; importance spreads evenly."""
+    """The values at those positions, or of those channels, that indices point at; importance
+    spreads evenly."""
 
     does = "moves"
+    moves_batch = True
 
     def trace(self, call, x, indices):
-        known = (
-            isinstance(x, Traced) and isinstance(indices, Traced) and call.layer.axis is not None
-        )
-        axis = x.own_axis(call.layer.axis) if known else None
-        if axis is None or indices.points_at is None or varying_axes(x) != [axis]:
-            return call.fix_all("whose movement depends on values")
+        if not isinstance(x, Traced):
+            return call.fix_all("which looks constants up")
+        axis = None if call.layer.axis is None else x.own_axis(call.layer.axis)
+        if axis is None:
+            return call.fix_all("which runs along the batch axis")
+        if x.names.shape[axis] > 1:
+            return self._channels(call, x, indices, axis)
+        return self._positions(call, x, indices, axis)
+
+    def _channels(self, call, x, indices, axis: int):
+        known = isinstance(indices, Traced) and indices.points_at is not None
+        if not known or varying_axes(x) != [axis] or x.batch_axis or indices.batch_axis:
+            return call.fix_all("whose movement of channels depends on values")
         if varying_axes(indices):
             return call.fix_all("whose indices hold channels")
         call.join(x.line(axis), indices.points_at)
         call.points_at = [None]
         return call.single(f"is chosen by '{call.path}'")
 
+    def _positions(self, call, x, indices, axis: int):
+        if not isinstance(indices, Traced):
+            places = [x.axis_in_tensor(i) for i in varying_axes(x)]
+            if any(np.shape(indices)[place] > 1 for place in places):
+                return call.fix_all("which looks channels up by an array")
+            return x.names
+        alike = (indices.rank, indices.batch_axis) == (x.rank, x.batch_axis)
+        if not alike or indices.names.shape[axis] > 1:
+            return call.fix_all("which is told what to move by a tensor of other axes")
+        if indices.names.size > 1:
+            call.join(x.names, indices.names)
+        return x.names
+
     def absolute(self, call, x, indices):
         mean = tf.reduce_mean(x, call.layer.axis, keepdims=True)
-        return tf.broadcast_to(mean, (x.shape[0], *call.output_shape))
+        (output,) = call.outputs
+        return tf.broadcast_to(mean, output.with_batch(x.shape[call.inputs[0].batch_axis]))

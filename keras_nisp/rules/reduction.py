@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import PassThrough, Rule
 
@@ -119,11 +120,14 @@ class PositionsOnly(_Reduction):
     """Reductions that must not run over channels."""
 
     def trace(self, call, x, *others):
-        return (
-            super().trace(call, x)
-            if not others
-            else call.fix_all("which takes more than one tensor")
-        )
+        if not isinstance(x, Traced) or any(isinstance(other, Traced) for other in others):
+            return call.fix_all("which takes more than one tensor")
+        if any(map(np.ndim, others)):
+            return call.fix_all("which takes an array")
+        return super().trace(call, x)
+
+    def absolute(self, call, x, *others):
+        return super().absolute(call, x)
 
 
 @register_rule(layers.Softmax)
