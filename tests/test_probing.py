@@ -1,5 +1,7 @@
 """Random samples are such as the model's beginning expects; models bound to a batch size get it."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -206,3 +208,45 @@ def test_keys_of_the_structure_and_sparse_data():
             np.testing.assert_array_equal(got, wanted)
     with pytest.raises(TypeError, match="to_tensor"):
         collect({"p": x, "q": tf.RaggedTensor.from_tensor(y)}, model)
+
+
+class OneBatch(layers.Layer):
+    """Experts that count the tokens of a whole batch, whose size is a number in the code."""
+
+    def build(self, shape):
+        self.inner = layers.Dense(8, name="inner")
+        self.inner.build((None, shape[-1]))
+
+    def call(self, x):
+        return ops.reshape(self.inner(ops.reshape(x, (4 * 6, 8))), (-1, 6, 8))
+
+
+def one_batch(size):
+    inputs = keras.Input((6, 3), batch_size=size)
+    x = OneBatch(name="special")(layers.Dense(8, name="before")(inputs))
+    return keras.Model(inputs, layers.Dense(2)(layers.Dense(8, name="after")(x)), name="net")
+
+
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+def test_layers_for_one_size_of_batches_say_what_to_do(capsys):
+    model, advice = one_batch(None), r"one size alone.*`keras.Input\(..., batch_size=n\)`"
+    assert kn.as_functional(model) is model
+    assert re.search(f"'special' .*{advice}", capsys.readouterr().out)
+    with pytest.raises(ValueError, match=f"'special' .*{advice}"):
+        kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0)
+    fixed = kn.as_functional(one_batch(4), verbose=0)
+    assert kn.prune(fixed, kn.Magnitude(), ratio=0.5, verbose=0).get_layer("after").units == 4
+
+
+MOVED = {
+    "takes batches of one size alone": lambda x: ops.reshape(x, (4, 6, 8)),
+    "moves channels into the batch axis": lambda x: ops.reshape(x, (-1, 6, 2)),
+}
+
+
+@pytest.mark.parametrize("reason", MOVED)
+def test_movements_say_what_is_wrong_with_them(reason):
+    inputs = keras.Input((6, 3))
+    x = MOVED[reason](layers.Dense(8, name="free")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(4)(x)))
+    assert f"which {reason}" in kn.plan_pruning(model, kn.Magnitude(), ratio=0.5).explain("free")

@@ -197,7 +197,7 @@ class Converter:
                 break
             except Exception as error:  # whatever code of users raises on symbolic tensors
                 # The last is told: an earlier one may come of the batch size that was left open.
-                self.lost, reason = lost, reason_of(error)
+                self.lost, reason = lost, calling.with_advice(reason_of(error))
         self.kept[id(layer)] = Kept(layer, reason)
         return None
 

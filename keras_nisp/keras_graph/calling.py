@@ -48,8 +48,18 @@ def on_data(layer: keras.Operation):
         reason = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", reason_of(error).partition(": ")[2])
         raise ValueError(
             f"Expected values that layer '{layer.name}' ({type(layer).__name__}) can take, as in "
-            f"training. Received others: {reason}."
+            f"training. Received others: {with_advice(reason)}."
         ) from error
+
+
+def with_advice(reason: str) -> str:
+    """A reason, and what to do if it is that code reshapes to a batch of one size."""
+    if not re.search("[Cc]annot reshape|total size of the tensor|requested shape has", reason):
+        return reason
+    return (
+        f"{reason}. If it takes batches of one size alone, let the model say so: "
+        "`keras.Input(..., batch_size=n)`"
+    )
 
 
 @contextlib.contextmanager

@@ -58,14 +58,25 @@ def _move_batch_axis(call, args, kwargs) -> list[np.ndarray]:
     """
     count, samples = call.tracer.count, 2 * call.samples
     outputs = _moved(call, args, kwargs, samples, count)
-    axes = [_batch_axis(output // count, samples) for output in outputs or ()]
-    if outputs is None or None in axes or call.batch != 1:
-        if outputs and [output.shape[1:] for output in outputs] == call.output_shapes:
+    if outputs is None:
+        return call.fix_all("which takes batches of one size alone, or mixes samples")
+    axes = [_batch_axis(output // count, samples) for output in outputs]
+    if None in axes or call.batch != 1:
+        if [output.shape[1:] for output in outputs] == call.output_shapes:
             call.batch = len(outputs[0]) // samples
-        return call.fix_all("which moves channels into the batch axis")
+        return call.fix_all(_why_not(call, axes))
     names = [output.take(0, axis) for output, axis in zip(outputs, axes, strict=True)]
     call.batch_axes, call.output_shapes = axes, [array.shape for array in names]
     return names
+
+
+def _why_not(call, axes: list[int | None]) -> str:
+    """Why channels cannot be followed through a movement whose outputs have these batch axes."""
+    if None not in axes:
+        return "which moves a batch axis that holds positions"
+    if any(x.names.size > 1 for x in call.inputs):
+        return "which moves channels into the batch axis"
+    return "which mixes samples with positions"
 
 
 def _moved(call, args, kwargs, samples: int, step: int) -> list[np.ndarray] | None:
