@@ -268,6 +268,32 @@ def test_products_with_numbers_are_not_sparse_in_files(nested, tmp_path):
     np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
 
 
+NUMBERS = [float(number) for number in range(1, WIDTH + 1)]
+OF_LISTS = {
+    "left": lambda x: NUMBERS * x,
+    "right": lambda x: x - tuple(NUMBERS),
+    "function": lambda x: ops.maximum(NUMBERS, x),
+    "choice": lambda x: ops.where(x > 0, NUMBERS, x),
+    "product": lambda x: ops.matmul(x, [[1.0, 2.0]] * WIDTH),
+}
+
+
+@pytest.mark.parametrize("kind", OF_LISTS)
+def test_lists_of_numbers_are_constants(kind):
+    class Fixed(layers.Layer):
+        def build(self, shape):
+            self.inner = layers.Dense(WIDTH, name="inner")
+
+        def call(self, x):
+            return OF_LISTS[kind](self.inner(x))
+
+    graph = kn.as_functional(around(Fixed(name="special")), verbose=0)
+    plan = random_plan(graph)  # a warning would be an error here
+    assert {row.layer: row.kept for row in plan.creators}["special/inner"] < WIDTH
+    assert keras.tree.flatten(graph.get_layer("special").output)[0].dtype == "float32"
+    assert kn.verify(kn.rebuild(graph, plan), graph, plan, tolerance=1e-5).ok
+
+
 def test_reason_names_no_operation_that_keras_has_named(capsys):
     class Normalised(layers.Layer):
         def build(self, shape):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
@@ -18,8 +19,21 @@ from keras.src.layers.layer import CallContext
 from keras.src.models import functional
 
 from keras_nisp.errors import reason_of
-from keras_nisp.keras_graph.keras_layers import is_of_keras, own_weights, takes_training
+from keras_nisp.keras_graph.keras_layers import (
+    is_of_keras,
+    operation_class,
+    own_weights,
+    takes_training,
+)
 from keras_nisp.keras_graph.keras_models import structured_inputs
+
+# Operations on numbers one by one, and products: what Keras computes with lists on data alone.
+_OF_NUMBERS = (
+    *("add", "subtract", "multiply", "divide", "true_divide", "floor_divide", "mod", "power"),
+    *("maximum", "minimum", "where", "matmul", "equal", "not_equal", "less", "less_equal"),
+    *("greater", "greater_equal", "logical_and", "logical_or"),
+)
+OF_NUMBERS = tuple(filter(None, map(operation_class, _OF_NUMBERS)))
 
 
 def takes(layer: keras.Layer, argument: str) -> bool:
@@ -136,22 +150,42 @@ def lookups_of_tensorflow():
 @contextlib.contextmanager
 def like_arrays():
     """In it symbolic tensors take all indices that arrays take, of which Keras refuses some as
-    such (`x[:4]`, `x[None]`), and arrays to the left of an operator (`array * x`)."""
+    such (`x[:4]`, `x[None]`), arrays to the left of an operator (`array * x`), and lists of numbers
+    on both sides."""
     kind = keras.KerasTensor
     own, known = kind.__getitem__, "__array_priority__" in vars(kind)
+    own_call = keras.Operation.symbolic_call
 
     def item(tensor, key):
         return own(tensor, key if isinstance(key, (tuple, int)) else (key,))
 
-    kind.__getitem__ = item
+    def call(operation, *args, **kwargs):
+        if isinstance(operation, OF_NUMBERS):
+            tensors = (x for x in args if isinstance(x, kind) and "float" in x.dtype)
+            dtype = next((x.dtype for x in tensors), None)
+            args = tuple(_as_array(x, dtype) for x in args)
+        return own_call(operation, *args, **kwargs)
+
+    kind.__getitem__, keras.Operation.symbolic_call = item, call
     if not known:
         kind.__array_priority__ = 100  # as tensors of TensorFlow have it
     try:
         yield
     finally:
-        kind.__getitem__ = own
+        kind.__getitem__, keras.Operation.symbolic_call = own, own_call
         if not known:
             del kind.__array_priority__
+
+
+def _as_array(value: Any, dtype: str | None) -> Any:
+    """A list of numbers as the array that it is beside a tensor of this dtype."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    numbers = (bool, int, float, np.generic)
+    if not all(isinstance(x, numbers) for x in keras.tree.flatten(value)):
+        return value
+    array = np.asarray(value)
+    return array.astype(dtype) if array.dtype.kind == "f" and dtype else array
 
 
 @contextlib.contextmanager

@@ -99,7 +99,8 @@ class Masks:
     def say_what_is_not_held(self, removed: np.ndarray, verbose: int) -> None:
         """Warns of layers in which removed channels still count, and by how much; prints a line
         about those in which only this model in memory leaves them out."""
-        held, not_held = self.calls.held(removed), self.calls.not_held(removed)
+        found = self.calls.held(removed), self.calls.not_held(removed)
+        held, not_held = (list(dict.fromkeys(paths)) for paths in found)  # each of several calls
         if not_held:
             one, many = "Layer {} mixes channels and is", "Layers {} mix channels and are"
             begin = (many if len(not_held) > 1 else one).format(several(map(repr, not_held)))
