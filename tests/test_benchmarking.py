@@ -62,6 +62,17 @@ def test_open_sizes_want_a_shape():
     assert kn.benchmark(model, input_shape=(8, 9, 3), rounds=1, repeats=1).latencies[0].median > 0
 
 
+def test_shapes_by_name():
+    """Also where the model has its inputs in another order than the names."""
+    steps, vector = keras.Input((None, 4), name="steps"), keras.Input((3,), name="a_vector")
+    both = [keras.layers.GlobalAveragePooling1D()(steps), vector]
+    model = keras.Model([steps, vector], keras.layers.Concatenate()(both))
+    shape = {"a_vector": (3,), "steps": (5, 4)}
+    assert kn.benchmark(model, input_shape=shape, rounds=1, repeats=1).latencies[0].median > 0
+    with pytest.raises(ValueError, match="a shape for each of the inputs"):
+        kn.benchmark(model, input_shape={"steps": (5, 4)})
+
+
 @pytest.mark.parametrize("argument", ["threads", "rounds", "repeats", "batch_size"])
 @pytest.mark.parametrize("value", [0, 1.5, True])
 def test_counts_are_checked(argument, value):

@@ -92,3 +92,13 @@ def test_known_values_of_a_table_are_no_steps():
     features, known = tf.ones((2, 4)), tf.constant([[1, 1, 0, 0], [1, 0, 0, 0]])
     mark_inputs(["features", "known_mask"], [features, known])
     assert counts_of(features) is None
+
+
+def test_rows_of_an_image_are_no_steps():
+    """A mask of as many steps is for something else, unless it is called after the image."""
+    mask = tf.constant([[1, 1, 0, 0]])
+    for name, known in {"padding_mask": False, "image_mask": True}.items():
+        image, tokens = tf.ones((1, 4, 4, 3)), tf.ones((1, 4), tf.int32)
+        mark_inputs(["image", "tokens", name], [image, tokens, mask])
+        assert (counts_of(image) is not None) == known
+        assert counts_of(tokens) is not None

@@ -121,7 +121,9 @@ def mark_inputs(names: Sequence[str], values: Sequence[Any]) -> None:
     """Notes at inputs whose steps another input masks, which steps count.
 
     A mask is a whole or boolean number for each step, in an input whose name ends in "mask". Of
-    several, that with the name most like an input's is the one for it.
+    several, that with the name most like an input's is the one for it. What has more axes than
+    steps and their features, such as an image, has a mask only where that says its name: rows may
+    be as many as the steps of something else.
 
     Args:
         names: of the model's inputs.
@@ -131,7 +133,11 @@ def mark_inputs(names: Sequence[str], values: Sequence[Any]) -> None:
         return
     masks = {name: x for name, x in zip(names, values, strict=True) if _is_mask(name, x)}
     for name, value in zip(names, values, strict=True):
-        fitting = [mask for mask in masks if _is_for(masks[mask], value)]
+        fitting = [
+            mask
+            for mask in masks
+            if _is_for(masks[mask], value) and (len(value.shape) < 4 or _says(mask, name))
+        ]
         if name not in masks and fitting and mask_of(value) is None:
             (nearest,) = difflib.get_close_matches(name, fitting, n=1, cutoff=0)
             setattr(value, COUNTS, tf.cast(masks[nearest], tf.bool))
@@ -152,6 +158,11 @@ def pass_on_counts(args: tuple, kwargs: dict, outputs: list) -> None:
 def _is_mask(name: str, value: tf.Tensor) -> bool:
     whole = value.dtype.is_bool or value.dtype.is_integer
     return name.lower().endswith("mask") and whole and len(value.shape) == 2
+
+
+def _says(mask: str, name: str) -> bool:
+    """Whether the name of a mask says what it is for, as that of `video_mask` does."""
+    return mask.lower().removesuffix("mask").strip("_") == name.lower()
 
 
 def _is_for(mask: tf.Tensor, tensor: tf.Tensor) -> bool:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +267,15 @@ class _Run:
 def _shapes(details: list[dict], input_shape) -> list[tuple[int, ...]]:
     """Shapes without the batch axis: as given, else those of the file."""
     recorded = [tuple(detail["shape_signature"][1:]) for detail in details]
+    if isinstance(input_shape, Mapping):
+        # A file's inputs are called "serving_default_image:0".
+        names = [re.sub(r"^serving_default_|:\d+$", "", detail["name"]) for detail in details]
+        if set(names) != set(input_shape):
+            raise ValueError(
+                f"Expected `input_shape` to give a shape for each of the inputs {names}. Received: "
+                f"{input_shape}"
+            )
+        input_shape = [tuple(input_shape[name]) for name in names]
     if input_shape is not None:
         several = isinstance(input_shape[0], (tuple, list))
         given = [tuple(shape) for shape in (input_shape if several else [input_shape])]
