@@ -102,3 +102,10 @@ def test_rows_of_an_image_are_no_steps():
         mark_inputs(["image", "tokens", name], [image, tokens, mask])
         assert (counts_of(image) is not None) == known
         assert counts_of(tokens) is not None
+
+
+def test_autograph_takes_what_exports_run(monkeypatch, caplog):
+    """It warns of code that it does not know, such as an assignment in an expression."""
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    tf.function(lambda x: pass_on_counts((x,), {}, [x + 1.0]))(tf.ones((1, 2, 3)))
+    assert not caplog.records

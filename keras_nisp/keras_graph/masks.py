@@ -147,12 +147,14 @@ def pass_on_counts(args: tuple, kwargs: dict, outputs: list) -> None:
     """Notes at the outputs of a call which of their steps count, where that is known of an input:
     what has an axis more and as many steps is taken to have the same ones."""
     tensors = filter(tf.is_tensor, keras.tree.flatten((args, kwargs)))
-    noted = [mask for x in tensors if (mask := getattr(x, COUNTS, None)) is not None]
+    # AutoGraph, which comes along here, does not know `:=`.
+    noted = [getattr(x, COUNTS) for x in tensors if hasattr(x, COUNTS)]
     for output in outputs:
         if not tf.is_tensor(output) or len(output.shape) < 3 or hasattr(output, COUNTS):
             continue
-        if (mask := next((m for m in noted if _is_for(m, output)), None)) is not None:
-            setattr(output, COUNTS, mask)
+        fitting = [mask for mask in noted if _is_for(mask, output)]
+        if fitting:
+            setattr(output, COUNTS, fitting[0])
 
 
 def _is_mask(name: str, value: tf.Tensor) -> bool:
