@@ -456,3 +456,34 @@ def test_arrays_to_the_left_of_an_operator():
     before = set(vars(keras.KerasTensor))
     assert is_written(model)
     assert set(vars(keras.KerasTensor)) == before
+
+
+class Streams(layers.Layer):
+    """Works on one of two tensors, and hands on the other."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def call(self, x, y):
+        return self.dense(x) + y, y
+
+
+class TwoStreams(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = [Streams(name=f"streams_{index}") for index in range(2)]
+
+    def call(self, x):
+        samples = ops.shape(x)[0]
+        x, y = x, ops.reshape(x, (samples, *x.shape[1:]))
+        for part in self.parts:
+            x, y = part(x, y)
+        return x * ops.ones((samples, 1, 1))
+
+
+def test_parts_that_hand_on_what_they_get():
+    model = around(TwoStreams(name="special"))
+    written = kn.as_functional(model, verbose=0)
+    assert written is not model
+    assert kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0).count_params() == 28

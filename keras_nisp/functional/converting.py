@@ -224,7 +224,7 @@ class Converter:
         places = list(map(batch_of, outputs))
         if None in places:
             raise NotAGraphError("it gives something that follows from its weights alone")
-        model = keras.Model(single(inputs), list(map(tensor_of, outputs)), name=layer.name)
+        model = keras.Model(single(inputs), _apart_from(inputs, outputs), name=layer.name)
         _check_weights(model, layer, read)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
         converted = Converted(model, structure, carried, places)
@@ -305,6 +305,13 @@ def _opened(value: Any, probe: int | None) -> Any:
     if mask_of(value) is not None:
         set_mask(opened, _opened(mask_of(value), probe))
     return opened
+
+
+def _apart_from(inputs: list, outputs: list) -> list:
+    """The tensors of outputs, copied where they are inputs: Keras would take a model that gives
+    what it gets for a cycle, where it is called at other sizes."""
+    given = set(map(id, inputs))
+    return [keras.ops.copy(x) if id(x) in given else x for x in map(tensor_of, outputs)]
 
 
 def _index(value, values: list) -> int | None:
