@@ -324,22 +324,78 @@ def test_weights_in_constants_are_refused(capsys):
     assert "such as 'kernel', whose values it computes with" in capsys.readouterr().out
 
 
-def test_layers_that_are_called_on_several_streams_stay():
-    class Inner(layers.Layer):
-        def call(self, x):
-            return ops.relu(x[0]) + x[1]
+class Mixing(layers.Layer):
+    """Takes several streams, and gives as many: samples are the second axis."""
 
-    class Streams(layers.Layer):
-        def build(self, shape):
-            self.inner = Inner(name="inner")
+    def build(self, shape):
+        self.inner = layers.Dense(WIDTH, name="inner")
+        self.inner.build(shape[1:])
 
-        def call(self, x):
-            return self.inner(ops.stack([x, -x], axis=0))
+    def call(self, x):
+        change = ops.repeat(ops.expand_dims(ops.relu(self.inner(x[0])), 0), 2, axis=0)
+        return change + ops.stack([x[1], x[0]], axis=0)
 
+
+class Streams(layers.Layer):
+    def build(self, shape):
+        self.mixing = [Mixing(name=f"mixing_{index}") for index in range(2)]
+        for part in self.mixing:
+            part.build((2, *shape))
+
+    def call(self, x):
+        x = ops.stack([x, -x], axis=0)
+        for part in self.mixing:
+            x = part(x)
+        return ops.mean(x, axis=0)
+
+
+def test_layers_that_are_called_on_several_streams():
     graph = kn.as_functional(around(Streams(name="special")), verbose=0)
-    unknown = pytest.warns(kn.UnknownLayerWarning, match="special/inner")
-    with unknown, pytest.raises(ValueError, match="no channels that may be removed"):
-        kn.plan_pruning(graph, kn.Random(), ratio=0.5)
+    plan = random_plan(graph)  # a warning would be an error here
+    widths = {row.layer: row.kept for row in plan.creators}
+    assert widths["special/mixing_0/inner"] == widths["before"] < WIDTH
+    assert kn.verify(kn.rebuild(graph, plan), graph, plan, tolerance=1e-5).ok
+
+
+class Held(layers.Layer):
+    """Is never called: others compute with what it holds."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale", initializer="ones")
+
+    def scaled(self, x):
+        return x * self.scale
+
+
+class Around(layers.Layer):
+    def __init__(self, calls=False, **kwargs):
+        super().__init__(**kwargs)
+        self.calls, self.part = calls, Held(name="part")
+        self.inner = layers.Dense(WIDTH, name="inner")
+
+    def build(self, shape):
+        self.part.build(shape)
+        self.inner.build(shape)
+
+    def call(self, x):
+        x = self.part.scaled(self.inner(x))
+        return x * self.inner.bias if self.calls else x
+
+
+def test_weights_of_parts_that_are_not_called():
+    graph = kn.as_functional(around(Around(name="special")), verbose=0)
+    assert [w.shape for w in graph.trainable_weights if "scale" in w.path] == [(WIDTH,)]
+    plan = random_plan(graph)
+    small = kn.rebuild(graph, plan)
+    assert [w.shape[0] < WIDTH for w in small.trainable_weights if "scale" in w.path] == [True]
+    assert kn.verify(small, graph, plan, tolerance=1e-5).ok
+
+
+def test_weights_of_parts_that_are_called_too_are_no_constants(capsys):
+    """They would not be trained with the layer that has them."""
+    model = around(Around(calls=True, name="special"))
+    assert kn.as_functional(model) is model
+    assert "computes with the weight 'bias' of a layer that it calls" in capsys.readouterr().out
 
 
 class Root(layers.Layer):

@@ -85,7 +85,7 @@ class BatchFirst:
                 return self._side_by_side(operation, args[0])
             if isinstance(operation, BROADCAST):
                 return self._broadcast(node, args[0])
-            moves = isinstance(operation, (TRANSPOSE, EINSUM))
+            moves = isinstance(operation, (TRANSPOSE, EINSUM, EXPAND, GET_ITEM))
             return self._moved(operation, args) if moves else None
         try:
             if isinstance(operation, keras.Layer):
@@ -105,10 +105,16 @@ class BatchFirst:
 
     def _moved(self, operation, args: tuple) -> Laid | None:
         """What a call gives that puts the batch axis elsewhere."""
-        ranks = [len(x.shape) for x in args]
+        ranks = [rank_of(x) for x in args]
         if isinstance(operation, TRANSPOSE):
             axes = _axes(operation, ranks[0])
             return self._transposed(operation, Laid(args[0], 0)) if axes[0] else None
+        if isinstance(operation, EXPAND):
+            moves = 0 in _listed(operation.axis, ranks[0] + np.size(operation.axis))
+            return self._expanded(operation, Laid(args[0], 0)) if moves else None
+        if isinstance(operation, GET_ITEM):
+            moves = isinstance(args[1], tuple) and args[1][:1] == (None,)
+            return self._item(operation, Laid(args[0], 0), args[1]) if moves else None
         if "->" not in operation.subscripts:
             return None
         terms, output = parse(operation.subscripts, ranks)

@@ -19,7 +19,7 @@ from keras_nisp.functional.batch_first import (
     keeps,
 )
 from keras_nisp.functional.held_weights import HeldWeights
-from keras_nisp.functional.laid import Laid, NotAGraphError
+from keras_nisp.functional.laid import Laid, NotAGraphError, laid, shape_batch_first
 from keras_nisp.keras_graph import calling, copying, keras_layers, walking
 from keras_nisp.keras_graph.holders import Holders
 
@@ -168,11 +168,13 @@ class Weights:
 
     Attributes:
         own: the weights.
+        parts: those of the layers in it that are trained: its code may compute with them, too.
         holders: layers for them.
         dtype: the policy of the layer.
     """
 
     own: list[keras.Variable]
+    parts: list[keras.Variable]
     holders: Holders
     dtype: Any
 
@@ -181,6 +183,7 @@ def one_graph(
     traced: keras.Function,
     found: dict[int, str],
     batches: list,
+    places: list[int],
     probe: int | None,
     weights: Weights,
 ) -> tuple[list, list]:
@@ -190,6 +193,7 @@ def one_graph(
         traced: the graph of training.
         found: from `modes`.
         batches: batch size of each input, `None` for an open one.
+        places: where the batch axis of each of them is; the new inputs have it first.
         probe: the batch size at which the call was traced, if that is to be opened.
         weights: those that are inputs of the traced graph.
 
@@ -200,12 +204,25 @@ def one_graph(
         NotAGraphError: Keras does not keep a mode in which a call always is.
     """
     inputs = [
-        keras.Input(batch_shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype)
-        for batch, tensor in zip(batches, traced.inputs, strict=False)
+        keras.Input(
+            batch_shape=(batch, *shape_batch_first(tensor.shape, place)[1:]), dtype=tensor.dtype
+        )
+        for batch, place, tensor in zip(batches, places, traced.inputs, strict=False)
     ]
-    once = _used_once(traced, weights.own)
+    once = _used_once(traced, [*weights.own, *weights.parts], len(weights.own))
+    of_parts, of_calls = set(map(id, weights.parts)), _weights_of_calls(traced)
     held = HeldWeights(inputs[0], weights.holders, weights.dtype, once)
     made = BatchFirst(held, probe)
+
+    def value(x):
+        if id(x) not in of_parts:
+            return _constant(x, probe)
+        if id(x) in of_calls:
+            raise NotAGraphError(
+                f"it computes with the weight '{x.path.rpartition('/')[2]}' of a layer that it "
+                "calls, too"
+            )
+        return held.weight(x)
 
     def visit(node, args, kwargs):
         operation, mode = node.operation, found[id(node)]
@@ -219,19 +236,25 @@ def one_graph(
             product = f"{letters},{letters[-1]}z->{letters[:-1]}z"
             if layer := weights.holders.product(args[1], product, args[1].dtype):
                 return layer(args[0])
-        args, kwargs = keras.tree.map_structure(lambda x: _constant(x, probe), (args, kwargs))
+        args, kwargs = keras.tree.map_structure(value, (args, kwargs))
         if (outputs := made.call(node, args, kwargs)) is not None:
             return outputs
         if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
         return calling.called_for_files(operation, args, kwargs)
 
-    values = [*inputs, *map(held.weight, weights.own)]
+    values = [*map(laid, inputs, places), *map(held.weight, weights.own)]
     return inputs, keras.tree.flatten(walking.replay(traced, values, visit))
 
 
-def _used_once(traced: keras.Function, own: list) -> set[int]:
-    """The `id` of the weights that a single call uses."""
+def _weights_of_calls(traced: keras.Function) -> set[int]:
+    """The `id` of the weights of the layers that a graph calls."""
+    called = (x for x in traced.operations if isinstance(x, keras.Layer))
+    return {id(weight) for layer in called for weight in layer.weights}
+
+
+def _used_once(traced: keras.Function, weights: list, inputs: int) -> set[int]:
+    """The `id` of the weights that a single call uses; the first are the last inputs."""
     uses: collections.Counter[int] = collections.Counter()
 
     def visit(node, args, kwargs):
@@ -241,10 +264,10 @@ def _used_once(traced: keras.Function, own: list) -> set[int]:
         uses.update(map(id, given))
         return [None] * len(node.outputs)
 
-    values = [None] * (len(traced.inputs) - len(own)) + own
+    values = [None] * (len(traced.inputs) - inputs) + weights[:inputs]
     for result in keras.tree.flatten(walking.replay(traced, values, visit)):
         uses[id(result)] += 1
-    return {id(weight) for weight in own if uses[id(weight)] == 1}
+    return {id(weight) for weight in weights if uses[id(weight)] == 1}
 
 
 def _held_mode(operation: keras.Layer, mode: str) -> dict:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_nisp.functional.equivalence import masks_of, tensors_of
-from keras_nisp.functional.laid import is_tensor, with_batch_at
+from keras_nisp.functional.laid import batch_first, is_tensor, with_batch_at
 from keras_nisp.keras_graph.masks import set_mask
 
 
@@ -19,18 +19,21 @@ class Converted:
         structure: the composite's result; what is no tensor in it stands as it is.
         masks: for each tensor of the result which of its arguments' masks it carries.
         batches: for each tensor of the result where its batch axis is; the model has it first.
+        takes: the same for the tensors of the call.
     """
 
     model: keras.Model
     structure: Any
     masks: list[int | None]
     batches: list[int]
+    takes: list[int]
 
     def __call__(self, args, kwargs):
         settings = {"training": kwargs["training"]} if "training" in kwargs else {}
         tensors = tensors_of(args, kwargs)
         masks = masks_of(tensors)
-        outputs = keras.tree.flatten(self.model(single([*tensors, *masks]), **settings))
+        given = [*map(batch_first, tensors, self.takes), *masks]
+        outputs = keras.tree.flatten(self.model(single(given), **settings))
         for tensor, index in zip(outputs, self.masks, strict=True):
             if index is not None:
                 set_mask(tensor, masks[index])

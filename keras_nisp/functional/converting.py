@@ -18,6 +18,7 @@ from keras_nisp.functional.laid import (
     batch_of,
     is_tensor,
     rows_for_each_sample,
+    shape_batch_first,
     tensor_of,
 )
 from keras_nisp.keras_graph import calling, copying, keras_layers, keras_models, walking
@@ -183,9 +184,6 @@ class Converter:
                 layer(*args, **kwargs)
         if keras_layers.own_weights(layer) and not rule_of(layer).warns:
             return None
-        if not all(map(self._has_samples_first, tensors_of(args, kwargs))):
-            self.kept[id(layer)] = Kept(layer, "samples are not the first axis of what it takes")
-            return None
         for batch, lookups in ((None, True), (PROBE, True), (PROBE, False)):
             if not lookups and id(layer) not in self.looked_up:
                 break  # it would be the same again
@@ -201,11 +199,6 @@ class Converter:
         self.kept[id(layer)] = Kept(layer, reason)
         return None
 
-    def _has_samples_first(self, tensor: keras.KerasTensor) -> bool:
-        """Whether the first axis is that of samples, perhaps with others in it."""
-        size = tensor.shape[0] if tensor.shape else None
-        return size in (None, 1) or not size % (self.batch or PROBE) or not size % PROBE
-
     def _convert(self, layer, args, kwargs, batch, lookups) -> Converted | Constants:
         with calling.noted_reads() as read:
             traces = [(layer, args, kwargs, batch, lookups, mode) for mode in (False, True)]
@@ -215,22 +208,29 @@ class Converter:
         inference, training = (keras.Function(x, tensors_of(y, {})) for x, y in results)
         structure = results[1][1]
         in_mode = modes(inference, training)
-        tensors = tensors_of(args, kwargs)
-        own = keras_layers.own_weights(layer)
-        masks = training.inputs[len(tensors) : len(training.inputs) - len(own)]
-        batches = [tensor.shape[0] for tensor in (*tensors, *masks_of(tensors))]
-        weights = Weights(own, self.holders, layer.dtype_policy)
-        inputs, outputs = one_graph(training, in_mode, batches, batch, weights)
+        tensors, weights = tensors_of(args, kwargs), self._weights(layer)
+        masks = training.inputs[len(tensors) : len(training.inputs) - len(weights.own)]
+        takes = _places(tensors, self.batch)
+        given = [shape_batch_first(x.shape, place) for x, place in zip(tensors, takes, strict=True)]
+        batches = [shape[0] for shape in (*given, *(mask.shape for mask in masks_of(tensors)))]
+        at = [*takes, *[0] * len(masks)]
+        inputs, outputs = one_graph(training, in_mode, batches, at, batch, weights)
         places = list(map(batch_of, outputs))
         if None in places:
             raise NotAGraphError("it gives something that follows from its weights alone")
         model = keras.Model(single(inputs), _apart_from(inputs, outputs), name=layer.name)
         _check_weights(model, layer, read)
         carried = [_index(mask_of(x), masks) for x in tensors_of(structure, {})]
-        converted = Converted(model, structure, carried, places)
+        converted = Converted(model, structure, carried, places, takes)
         lost = self.lost.values()
-        check_same(model, layer, args, kwargs, self.sizes, structure, places, lost)
+        check_same(model, layer, args, kwargs, self.sizes, structure, places, takes, lost)
         return converted
+
+    def _weights(self, layer: keras.Layer) -> Weights:
+        own = keras_layers.own_weights(layer)
+        known = set(map(id, own))
+        parts = [weight for weight in _trained(layer) if id(weight) not in known]
+        return Weights(own, parts, self.holders, layer.dtype_policy)
 
     def _trace(self, layer, args, kwargs, batch, lookups, training) -> tuple[list, Any]:
         """Symbolic tensors like those of a call, and their masks, and what a layer makes of
@@ -239,8 +239,9 @@ class Converter:
         def call(part, proceed, args, kwargs):
             if part is layer:
                 return proceed(part, *args, **kwargs)
-            if lookups and isinstance(part, keras.layers.Embedding) and len(args) == 1:
-                args = (rows_for_each_sample(args[0], inputs[0]),)
+            looks_up = isinstance(part, keras.layers.Embedding) and len(args) == 1
+            if lookups and looks_up and like is not None:
+                args = (rows_for_each_sample(args[0], like),)
                 self.looked_up.add(id(layer))
             calling.as_dense(args, kwargs)
             converted = self.call(part, args, kwargs, batch)
@@ -249,11 +250,13 @@ class Converter:
             return converted()
 
         tensors = tensors_of(args, kwargs)
-        inputs = [_input(tensor, batch) for tensor in tensors]
+        places = _places(tensors, self.batch)
+        inputs = [_input(x, batch, place) for x, place in zip(tensors, places, strict=True)]
+        like = next((x for x, place in zip(inputs, places, strict=True) if not place), None)
         cast = [calling.as_layer_takes_it(layer, tensor) for tensor in inputs]
-        for tensor, like in zip(cast, tensors, strict=True):
-            if mask_of(like) is not None:
-                set_mask(tensor, _input(mask_of(like), batch))
+        for tensor, given in zip(cast, tensors, strict=True):
+            if mask_of(given) is not None:
+                set_mask(tensor, _input(mask_of(given), batch, 0))
         masks = masks_of(cast)
         args, kwargs = filled(args, kwargs, cast)
         if keras_layers.takes_training(layer):
@@ -288,9 +291,36 @@ def _constants(layer: keras.Layer, results: list, probe: int | None) -> Constant
     return Constants(results[0], any(tuple(x.shape[:1]) == (probe,) for x in arrays))
 
 
-def _input(like: keras.KerasTensor, batch: int | None) -> keras.KerasTensor:
-    shape = (like.shape[0] or batch, *like.shape[1:])
+def _input(like: keras.KerasTensor, batch: int | None, place: int) -> keras.KerasTensor:
+    shape = list(like.shape)
+    if shape:
+        shape[place] = shape[place] or batch
     return keras.Input(batch_shape=shape, dtype=like.dtype)
+
+
+def _place(tensor: keras.KerasTensor, batch: int | None) -> int | None:
+    """Where the batch axis of a call's tensor is; `None` if that cannot be told.
+
+    It is the first, perhaps with others in it, wherever that is possible.
+
+    Args:
+        tensor: of the call.
+        batch: the batch size, `None` if it is open.
+    """
+    sizes = {batch or PROBE, PROBE}
+    first = tensor.shape[0] if tensor.shape else None
+    if first in (None, 1) or any(not first % size for size in sizes):
+        return 0
+    places = [axis for axis, size in enumerate(tensor.shape) if size is None or size in sizes]
+    return places[0] if len(places) == 1 and mask_of(tensor) is None else None
+
+
+def _places(tensors: list, batch: int | None) -> list[int]:
+    """Where the batch axes of a call's tensors are."""
+    places = [place for x in tensors if (place := _place(x, batch)) is not None]
+    if len(places) < len(tensors):
+        raise NotAGraphError("it cannot be told which axis of what it takes is that of samples")
+    return places
 
 
 def _opened(value: Any, probe: int | None) -> Any:
@@ -299,9 +329,11 @@ def _opened(value: Any, probe: int | None) -> Any:
         return value
     if not is_tensor(value):
         return for_any_batch(value, probe)
-    if tuple(value.shape[:1]) != (probe,):
+    place = _place(value, probe)
+    if place is None or tuple(value.shape[place : place + 1]) != (probe,):
         return value
-    opened = keras.Input(batch_shape=(None, *value.shape[1:]), dtype=value.dtype)
+    shape = (*value.shape[:place], None, *value.shape[place + 1 :])
+    opened = keras.Input(batch_shape=shape, dtype=value.dtype)
     if mask_of(value) is not None:
         set_mask(opened, _opened(mask_of(value), probe))
     return opened

@@ -11,7 +11,7 @@ import numpy as np
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import reason_of
 from keras_nisp.functional.call_graphs import same
-from keras_nisp.functional.laid import NotAGraphError, with_batch_at
+from keras_nisp.functional.laid import NotAGraphError, shape_batch_first, with_batch_at
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.masks import mask_of, set_mask, with_own_mask
 
@@ -47,6 +47,7 @@ def check_same(
     sizes=(),
     structure: Any = None,
     batches: Sequence[int] = (),
+    takes: Sequence[int] = (),
     lost: Iterable[keras.Layer] = (),
 ) -> None:
     """Raises unless a model gives what a layer gives, on random samples.
@@ -62,12 +63,15 @@ def check_same(
         structure: of what the layer gives, if that is not what the model gives: with constants
             for what depends on no input.
         batches: where the layer has the batch axis of each output; the model has it first.
+        takes: the same for the tensors of the call.
         lost: layers whose additions to the loss do not count: the graph leaves them out.
     """
     kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+    tensors = tensors_of(args, kwargs)
+    takes = takes or [0] * len(tensors)
 
     def original(training, values):
-        given = filled(args, kwargs, values[: len(tensors_of(args, kwargs))])
+        given = filled(args, kwargs, map(with_batch_at, values, takes))
         result = calling.call_in_mode(layer, training, *given[0], **given[1])
         if structure is None:
             return result
@@ -84,7 +88,8 @@ def check_same(
             return result
         return list(map(with_batch_at, keras.tree.flatten(result), batches))
 
-    values, expected = _first_that_fits(model, layer, tensors_of(args, kwargs), original, sizes)
+    shapes = _shapes(model, tensors, takes)
+    values, expected = _first_that_fits(model, layer, tensors, shapes, original, sizes)
     _compare(expected, _outcome(layer, written, False, values), "")
     with contextlib.ExitStack() as stack:
         for other in lost:
@@ -98,9 +103,8 @@ def check_same(
                 raise
 
 
-def _first_that_fits(model, layer, tensors, original: Callable, sizes):
+def _first_that_fits(model, layer, tensors, shapes, original: Callable, sizes):
     """Samples that the original takes, and what it gives in inference."""
-    shapes = _shapes(model, tensors)
     is_open = any(None in shape[1:] for shape in shapes)
     reasons: list[Exception] = []
     for size in (*sizes, *SIZES) if is_open else SIZES[:1]:
@@ -118,12 +122,15 @@ def _first_that_fits(model, layer, tensors, original: Callable, sizes):
     ) from reasons[0]
 
 
-def _shapes(model: keras.Model, tensors: list) -> list[tuple]:
+def _shapes(model: keras.Model, tensors: list, takes: Sequence[int]) -> list[tuple]:
     """Shapes of what a model takes: sizes that it leaves open are those of a call's tensors, and
     the other way round."""
-    called_with = [*tensors, *masks_of(tensors)]
+    called_with = [
+        shape_batch_first(x.shape, place) for x, place in zip(tensors, takes, strict=True)
+    ]
+    called_with += [mask.shape for mask in masks_of(tensors)]
     return [
-        tuple(n if n is not None else m for n, m in zip(one.shape, other.shape, strict=True))
+        tuple(n if n is not None else m for n, m in zip(one, other.shape, strict=True))
         for one, other in zip(called_with, keras_models.body(model).inputs, strict=True)
     ]
 

@@ -125,6 +125,19 @@ def with_batch_at(tensor: Any, place: int) -> Any:
     return keras.ops.transpose(tensor, (*others[:place], 0, *others[place:]))
 
 
+def batch_first(tensor: Any, place: int) -> Any:
+    """A tensor whose batch axis is elsewhere, with it first."""
+    if not place:
+        return tensor
+    others = [axis for axis in range(len(tensor.shape)) if axis != place]
+    return keras.ops.transpose(tensor, (place, *others))
+
+
+def shape_batch_first(shape: tuple, place: int) -> tuple:
+    """The shape of a tensor whose batch axis is elsewhere, with it first."""
+    return (shape[place], *shape[:place], *shape[place + 1 :]) if place else tuple(shape)
+
+
 def rows_for_each_sample(indices: Any, like: keras.KerasTensor) -> Any:
     """Constant indices as a symbolic tensor, so that what is looked up shows in the graph: one row
     of them for each sample."""
