@@ -145,6 +145,22 @@ def test_heads_stay_where_they_meet_positions(data):
     assert kn.verify(kn.rebuild(model, plan), model, plan, data, tolerance=1e-5).ok
 
 
+def test_what_serves_heads_and_meets_the_channels_inside_of_them():
+    """Angles of positions hold no channels: heads may go, what is inside of them may not."""
+    inputs, positions = keras.Input((LENGTH, WIDTH)), keras.Input((LENGTH, 2), dtype="int32")
+    x = layers.EinsumDense("btc,chd->bthd", (None, 4, DIM), name="heads")(inputs)
+    rows = ops.cast(positions[..., 0], "float32")
+    angles = ops.einsum("bt,d->btd", rows, 0.1 ** np.arange(DIM))
+    x = x * ops.expand_dims(ops.cos(angles), 2)
+    model = keras.Model(
+        [inputs, positions], layers.EinsumDense("bthd,hdo->bto", (None, 3), name="out")(x)
+    )
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert small.get_layer("heads").kernel.shape == (WIDTH, 2, DIM)
+    assert kn.verify(small, model, plan).ok
+
+
 def test_kernels_of_their_own_for_each_head(data):
     inputs = keras.Input((LENGTH, 6))
     x = layers.EinsumDense("bqm,muh->bquh", (LENGTH, 4, 8), name="made")(inputs)

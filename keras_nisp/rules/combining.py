@@ -43,11 +43,13 @@ def _join_tensors(call, tensors):
     for tensor in tensors:
         others = np.broadcast_shapes(*(t.names.shape for t in tensors if t is not tensor))
         others = (1,) * (tensor.rank - len(others)) + others
-        served = any(tensor.shape[i] == 1 < shape[i] and others[i] > 1 for i in range(tensor.rank))
+        held = [axis for axis in range(tensor.rank) if others[axis] > 1]
         # One value that serves many channels (a spatial gate) is none of them.
-        if served and tensor.names.size == 1:
+        serves = tensor.names.size == 1 and any(tensor.shape[i] == 1 < shape[i] for i in held)
+        if serves:
             call.fix(tensor.names, f"serves many channels in '{call.path}'")
-        else:
+        # It may serve heads, and have entries for the channels inside of them.
+        if not serves or any(tensor.shape[axis] > 1 for axis in held):
             joined.append(tensor)
     axes = {axis for tensor in joined for axis in varying_axes(tensor)}
     if len(axes) > 1 or (len(joined) > 1 and any(tensor.lines for tensor in joined)):
