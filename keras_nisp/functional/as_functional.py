@@ -15,7 +15,7 @@ from keras_nisp.functional.converted import Constants, Converted, Kept
 from keras_nisp.functional.converting import Converter, Shapes
 from keras_nisp.functional.equivalence import check_same
 from keras_nisp.functional.laid import is_tensor
-from keras_nisp.keras_graph import calling, keras_layers, keras_models, walking
+from keras_nisp.keras_graph import calling, keras_layers, keras_models, symbolic, walking
 from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
 
 _LOCK = threading.RLock()  # Two threads must not add nodes to the same layers at a time.
@@ -215,7 +215,7 @@ def _structured(converted: Converted | Constants, inputs: Any, model: keras.Mode
     outputs = walking.replay(
         converted.model,
         keras.tree.flatten(new),
-        lambda node, args, kwargs: calling.called(node.operation, args, kwargs),
+        lambda node, args, kwargs: symbolic.called(node.operation, args, kwargs),
     )
     outputs = keras.tree.pack_sequence_as(converted.structure, keras.tree.flatten(outputs))
     graph = keras.Model(new, outputs, name=model.name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_nisp.errors import ConversionError, reason_of, several
 from keras_nisp.functional.equivalence import check_same
-from keras_nisp.keras_graph import calling, keras_models
+from keras_nisp.keras_graph import calling, keras_models, symbolic
 from keras_nisp.keras_graph.layer_state import carry_assets, weights_by_path
 
 _LOCK = threading.RLock()  # `compile` of a class is put aside for a moment
@@ -106,7 +106,7 @@ def _read(small: keras.Model, original: keras.Model) -> set[int]:
     """The `id` of each weight whose value a call of the original reads."""
     inputs = keras_models.body(original).inputs if keras_models.is_graph(original) else small.inputs
     with calling.noted_reads() as read:
-        calling.compute_output_spec(original, keras_models.structured_inputs(original, inputs))
+        symbolic.compute_output_spec(original, keras_models.structured_inputs(original, inputs))
     return read
 
 

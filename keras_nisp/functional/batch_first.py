@@ -28,7 +28,7 @@ from keras_nisp.functional.laid import (
     reshaped,
     tensor_of,
 )
-from keras_nisp.keras_graph import calling, copying, keras_layers
+from keras_nisp.keras_graph import copying, keras_layers, symbolic
 from keras_nisp.rules.products import parse
 
 
@@ -170,7 +170,7 @@ class BatchFirst:
         if places:
             raise NoWayError
         given = tuple(self._aligned(x, rank, place) for x in args)
-        return laid(calling.called(operation, given, {}), place)
+        return laid(symbolic.called(operation, given, {}), place)
 
     def _aligned(self, x: Any, rank: int, place: int | None) -> Any:
         """An operand with the axes of a result of this rank, whose batch axis has this place."""
@@ -218,7 +218,7 @@ class BatchFirst:
             axis += 1
         lead = 0 if place is None else sum(isinstance(e, (slice, type(None))) for e in key[:place])
         rest = [entry for index, entry in enumerate(key) if index != place]
-        item = calling.called(operation, (x.tensor, (slice(None), *rest)), {})
+        item = symbolic.called(operation, (x.tensor, (slice(None), *rest)), {})
         return laid(item, None if place is None else lead)
 
     def _expanded(self, operation, x: Laid) -> Any:
@@ -261,7 +261,7 @@ class BatchFirst:
         inner = tuple(x.axis(axis) for axis in axes)
         single = given is not None and not np.ndim(given)
         made = copying.copy_layer(operation, axis=inner[0] if single else inner)
-        outputs = calling.called(made, (x.tensor, *others), {})
+        outputs = symbolic.called(made, (x.tensor, *others), {})
         place = x.batch
         if place is not None and rank != x.rank:
             before = sum(axis < place for axis in axes)
@@ -282,7 +282,7 @@ class BatchFirst:
             raise NoWayError
         made = copying.copy_layer(operation, axis=moved_axis(axis, place))
         parts = [self._aligned(x, rank, before) for x in tensors]
-        return laid(calling.called(made, (parts,), {}), place)
+        return laid(symbolic.called(made, (parts,), {}), place)
 
     def _depthwise(self, operation, x: Any, kernel: Any, shape: tuple) -> Any:
         """A convolution of each channel alone: its taps one by one, each times the input."""
@@ -306,7 +306,7 @@ class BatchFirst:
             raise NoWayError
         single = x.shape[:1] == (1,)
         tensor = reshaped(x.tensor, list(x.shape[1:])) if single else x.tensor
-        outputs = calling.called_for_files(layer, (tensor, *args[1:]), kwargs)
+        outputs = symbolic.called_for_files(layer, (tensor, *args[1:]), kwargs)
         return keras.tree.map_structure(
             lambda y: Laid(keras.ops.expand_dims(y, 1) if single else y, None), outputs
         )
@@ -327,7 +327,7 @@ class BatchFirst:
             return reshaped(x.tensor, list(x.shape[1:]))
 
         args, kwargs = keras.tree.map_structure(restored, (args, kwargs))
-        return calling.called_for_files(operation, args, kwargs)
+        return symbolic.called_for_files(operation, args, kwargs)
 
 
 def _axes(operation, rank: int) -> list[int]:

@@ -20,7 +20,7 @@ from keras_nisp.functional.batch_first import (
 )
 from keras_nisp.functional.held_weights import HeldWeights
 from keras_nisp.functional.laid import Laid, NotAGraphError, laid, shape_batch_first
-from keras_nisp.keras_graph import calling, copying, keras_layers, walking
+from keras_nisp.keras_graph import calling, copying, keras_layers, symbolic, walking
 from keras_nisp.keras_graph.holders import Holders
 
 FOLLOWS, ON, OFF = "as the model is", "in training", "in inference"
@@ -241,7 +241,7 @@ def one_graph(
             return outputs
         if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
-        return calling.called_for_files(operation, args, kwargs)
+        return symbolic.called_for_files(operation, args, kwargs)
 
     values = [*map(laid, inputs, places), *map(held.weight, weights.own)]
     return inputs, keras.tree.flatten(walking.replay(traced, values, visit))

@@ -21,7 +21,14 @@ from keras_nisp.functional.laid import (
     shape_batch_first,
     tensor_of,
 )
-from keras_nisp.keras_graph import calling, copying, keras_layers, keras_models, walking
+from keras_nisp.keras_graph import (
+    calling,
+    copying,
+    keras_layers,
+    keras_models,
+    symbolic,
+    walking,
+)
 from keras_nisp.keras_graph.holders import Holders
 from keras_nisp.keras_graph.masks import mask_of, set_mask
 from keras_nisp.keras_graph.model_class import of_class
@@ -111,7 +118,7 @@ class Converter:
                     converted = None
                     self.kept[id(node.operation)] = Kept(node.operation, reason_of(error))
                 if converted is None:
-                    return calling.called_for_files(node.operation, args, kwargs)
+                    return symbolic.called_for_files(node.operation, args, kwargs)
                 changed = True
                 return converted()
 
@@ -243,10 +250,10 @@ class Converter:
             if lookups and looks_up and like is not None:
                 args = (rows_for_each_sample(args[0], like),)
                 self.looked_up.add(id(layer))
-            calling.as_dense(args, kwargs)
+            symbolic.as_dense(args, kwargs)
             converted = self.call(part, args, kwargs, batch)
             if converted is None:
-                return calling.with_known_sizes(part, args, kwargs, proceed(part, *args, **kwargs))
+                return symbolic.with_known_sizes(part, args, kwargs, proceed(part, *args, **kwargs))
             return converted()
 
         tensors = tensors_of(args, kwargs)

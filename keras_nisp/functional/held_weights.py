@@ -17,7 +17,7 @@ from keras_nisp.functional.laid import (
     reshaped,
     tensor_of,
 )
-from keras_nisp.keras_graph import calling
+from keras_nisp.keras_graph import symbolic
 from keras_nisp.keras_graph.holders import Holders
 
 
@@ -105,7 +105,7 @@ class HeldWeights:
         if not set(kernel) <= set(term + output) or not set(output) <= set(term + kernel):
             return None
         layer = self.holders.product(weights[0].variable, f"{term},{kernel}->{output}", self.dtype)
-        return None if layer is None else calling.called(layer, (tensor_of(x),), {})
+        return None if layer is None else symbolic.called(layer, (tensor_of(x),), {})
 
     def _zeros(self, dtype: str) -> Any:
         """A zero for each sample."""

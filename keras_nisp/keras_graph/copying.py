@@ -15,10 +15,10 @@ from keras.src.saving.serialization_lib import SafeModeScope
 from keras_nisp.errors import warn
 from keras_nisp.keras_graph import layer_state
 from keras_nisp.keras_graph.arguments import as_written, constructor_parameters
-from keras_nisp.keras_graph.calling import called
 from keras_nisp.keras_graph.keras_layers import is_of_keras
 from keras_nisp.keras_graph.keras_models import body, is_graph, structured_inputs
 from keras_nisp.keras_graph.model_class import of_class
+from keras_nisp.keras_graph.symbolic import called
 from keras_nisp.keras_graph.walking import replay
 from keras_nisp.keras_graph.wrappers import is_wrapper, rewrap
 
