@@ -120,6 +120,16 @@ def test_fault_of_a_call_names_its_layer():
     assert "calls of 'special' cannot be made from its config (KeyError: 0): let the call" in fault
 
 
+@pytest.mark.filterwarnings("ignore:.*includes a `lambda`")
+def test_fault_of_code_names_its_layer():
+    """What the function uses is not there when it is loaded."""
+    inputs = keras.Input((4,))
+    inner = keras.Sequential([inputs, layers.Lambda(lambda x: ops.relu6(x), name="special")])
+    fault = loading_fault(keras.Model(inputs, layers.Dense(2)(inner(inputs))))
+    assert "calls of 'special' cannot be made from its config" in fault
+    assert "a layer class in place of the `Lambda`" in fault
+
+
 @keras.saving.register_keras_serializable("tests")
 class OfOneWidth(layers.Dense):
     """Says that it has 8 units, whatever it was made with."""

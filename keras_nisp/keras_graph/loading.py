@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import types
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from keras_nisp.keras_graph.rounding import relative_difference
 
 SAME = 1e-6  # over the scale of what an activation gives
 ADVICE = "let its class give a `get_config` from which its constructor makes it again"
+ADVICE_FOR_LAMBDAS = (
+    "a file has the code of a function, and not what it uses from around it (`tf`, say): write a "
+    "layer class in place of the `Lambda`"
+)
 ADVICE_FOR_CALLS = (
     "let the call take tensors, numbers and text alone, or let the layer hold the rest and give it "
     "in `get_config`"
@@ -100,15 +105,21 @@ def _fault(part: keras.Layer) -> str | None:
         except Exception as error:  # whatever code of users raises in `__init__` or `build`
             fault = error  # the last is told: a file is loaded in that way
     if keras_models.is_graph(part):
-        return f"{_of_calls(part, fault)} ({reason_of(fault)}): {ADVICE_FOR_CALLS}"
+        return _fault_of_calls(part, fault)
     return f"it cannot be made from its config ({reason_of(fault)}): {ADVICE}"
 
 
-def _of_calls(model: keras.Model, error: Exception) -> str:
-    """What cannot be made again of a model whose layers can."""
-    called = [f"'{layer.name}'" for layer in keras_models.all_layers(model)]
-    named = [name for name in called if name in str(error)]
-    return f"its calls of {', '.join(named) or 'its layers'} cannot be made from its config"
+def _fault_of_calls(model: keras.Model, error: Exception) -> str:
+    """What cannot be made again of a model whose layers can: calls of those that the error names,
+    or else of those of a class that it names."""
+    layers = [x for x in keras_models.all_layers(model) if not keras_models.is_graph(x)]
+    named = [layer for layer in layers if f"'{layer.name}'" in str(error)]
+    words = set(re.findall(r"\w+", str(error)))
+    named = named or [layer for layer in layers if type(layer).__name__ in words]
+    what = several(f"'{layer.name}'" for layer in named) or "its layers"
+    of_code = any(isinstance(layer, keras.layers.Lambda) for layer in named)
+    advice = ADVICE_FOR_LAMBDAS if of_code else ADVICE_FOR_CALLS
+    return f"its calls of {what} cannot be made from its config ({reason_of(error)}): {advice}"
 
 
 def _loaded(config: str) -> keras.Layer:
