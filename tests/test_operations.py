@@ -91,12 +91,25 @@ def first_of(x):
     return ops.take_along_axis(x, order[:, :2], axis=1)
 
 
+def by_others(x):
+    """Indices with an entry for each channel, which are none of its names."""
+    index = ops.cast(layers.Dense(8, trainable=False)(ops.sum(x, -1, keepdims=True)) > 0, "int32")
+    return ops.take_along_axis(x, ops.stop_gradient(index), axis=1)
+
+
+def by_repeated(x):
+    index = ops.argmax(ops.sum(ops.abs(x), -1), axis=1)
+    index = ops.broadcast_to(index[:, None, None], (ops.shape(x)[0], 2, 8))
+    return ops.take_along_axis(x, index, axis=1)
+
+
 BY_VALUE = {
     "largest": largest_of,
     "first": first_of,
     "sorted": lambda x: ops.take_along_axis(x, ops.argsort(x, axis=1), axis=1),
     "constant": lambda x: ops.take_along_axis(x, np.array([[[0], [2]]]), axis=1),
     "quantile": lambda x: ops.quantile(x, 0.5, axis=1),
+    "others": by_others,
 }
 BY_CHANNEL = {
     "depends on values": lambda x: ops.take_along_axis(x, ops.argsort(x, -1), axis=-1),

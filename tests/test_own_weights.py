@@ -169,7 +169,7 @@ def test_experts(interleaved):
 
 def test_importance_passes_through_them():
     data = np.random.default_rng(0).normal(size=(70, LENGTH, 4)).astype("float32")
-    for layer in (Token, Bias):
+    for layer in (Token, Bias, Placed):
         graph = kn.as_functional(around(layer(name="special")), verbose=0)
         small = kn.prune(graph, kn.NISP(data), ratio=0.5, calibration=data, verbose=0)
         assert small.count_params() < 0.6 * graph.count_params()
@@ -355,6 +355,27 @@ def test_layers_that_are_called_on_several_streams():
     widths = {row.layer: row.kept for row in plan.creators}
     assert widths["special/mixing_0/inner"] == widths["before"] < WIDTH
     assert kn.verify(kn.rebuild(graph, plan), graph, plan, tolerance=1e-5).ok
+
+
+class Placed(layers.Layer):
+    """Has tables of places in one weight, and looks up rows that follow from each sample."""
+
+    def build(self, shape):
+        self.tables = self.add_weight(shape=(2, 9, shape[-1]), name="tables")
+
+    def call(self, x):
+        places = ops.cast(ops.sum(x, axis=-1) > 0, "int32")
+        return x + ops.take(self.tables[0], places, axis=0) * ops.take(self.tables[1], places, 0)
+
+
+def test_rows_of_a_part_of_a_weight():
+    graph = kn.as_functional(around(Placed(name="special")), verbose=0)
+    plan = random_plan(graph)
+    small = kn.rebuild(graph, plan)
+    (table,) = [weight for weight in small.weights if "tables" in weight.path]
+    assert table.shape[:2] == (2, 9)
+    assert table.shape[2] < WIDTH
+    assert kn.verify(small, graph, plan, tolerance=1e-5).ok
 
 
 class Held(layers.Layer):

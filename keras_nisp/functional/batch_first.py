@@ -135,6 +135,8 @@ class BatchFirst:
         rows = self.weights.rows(x, args[1]) if looks_up and isinstance(x, Weight) else None
         if rows is not None:
             return rows
+        if looks_up and batch_of(x) is None and is_tensor(args[1]):
+            return self._looked_up(x, args[1], operation.axis)
         if keeps(node) and isinstance(x, Weight):
             return x
         if isinstance(operation, SIDE_BY_SIDE):
@@ -232,6 +234,12 @@ class BatchFirst:
         if x.batch is None and None not in shape:
             return Laid(reshaped(x.tensor, list(shape)), None)
         raise NoWayError
+
+    def _looked_up(self, x: Laid, indices: Any, axis: int) -> Any:
+        """Rows of what follows from weights, at the indices of each sample."""
+        if x.rank != 2 or axis not in (0, -2) or len(indices.shape) != 2:
+            raise NoWayError
+        return keras.ops.take_along_axis(x.tensor, keras.ops.expand_dims(indices, -1), axis=1)
 
     def _for_each_sample(self, x: Laid, shape: tuple) -> Any:
         """A weight that is repeated for each sample."""

@@ -4,13 +4,15 @@ What chooses gives indices, which point at channels (`Traced.points_at`). Where 
 those that are kept are chosen among, and indices count these alone.
 """
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations
 from keras_nisp.channels.rule import Rule
-from keras_nisp.rules.combining import varying_axes
+from keras_nisp.rules.combining import join_tensors, varying_axes
 
 
 class _Choice(Rule):
@@ -148,9 +150,10 @@ class TakeAlongAxis(Rule):
         alike = (indices.rank, indices.batch_axis) == (x.rank, x.batch_axis)
         if not alike or indices.names.shape[axis] > 1:
             return call.fix_all("which is told what to move by a tensor of other axes")
-        if indices.names.size > 1:
-            call.join(x.names, indices.names)
-        return x.names
+        # One place stands for all along the axis, of which the two have different numbers.
+        shapes = [(*t.shape[:axis], 1, *t.shape[axis + 1 :]) for t in (x, indices)]
+        pairs = zip((x, indices), shapes, strict=True)
+        return join_tensors(call, [dataclasses.replace(t, shape=shape) for t, shape in pairs])[0]
 
     def absolute(self, call, x, indices):
         mean = tf.reduce_mean(x, call.layer.axis, keepdims=True)

@@ -23,7 +23,7 @@ def join(call, operands):
     rank = tensors[0].rank
     if any(tensor.rank != rank for tensor in tensors):
         return call.fix_all("which joins tensors of different ranks")
-    names, shape = _join_tensors(call, tensors)
+    names, shape = join_tensors(call, tensors)
     for position, operand in enumerate(operands):
         if isinstance(operand, keras.Variable):
             return call.fix_all("which uses a variable outside of layers")
@@ -36,7 +36,7 @@ def join(call, operands):
     return names
 
 
-def _join_tensors(call, tensors):
+def join_tensors(call, tensors):
     """The common names of tensors of the same rank, and their shape."""
     shape = np.broadcast_shapes(*(tensor.shape for tensor in tensors))
     joined = []
