@@ -9,6 +9,7 @@ the result, with random calibration data that give the sizes of open axes.
 """
 
 import argparse
+import collections
 import contextlib
 import io
 import re
@@ -26,6 +27,7 @@ from results import Rows
 import keras_nisp as kn
 
 LENGTH, VOCABULARY, SAMPLES = 16, 100, 8
+MOST_HELD = 2  # reasons that are kept
 SIZE = dict(num_layers=2, hidden_dim=32, intermediate_dim=64)
 TEXT = dict(**SIZE, vocabulary_size=VOCABULARY)
 HEADS = dict(**TEXT, num_heads=4)
@@ -329,6 +331,18 @@ def samples(model: keras.Model) -> dict[str, np.ndarray]:
     return keras.tree.map_structure(drawn, model.input)
 
 
+def held(channel_map: kn.ChannelMap) -> list[str]:
+    """What holds channels, besides that they are outputs: what holds the most of them first."""
+    counts = collections.Counter(
+        reason
+        for creator in channel_map.creators
+        for unit in creator.units.tolist()
+        for reason in channel_map.reasons.get(unit, ())
+        if not reason.startswith("model output")
+    )
+    return [reason for reason, _ in counts.most_common(MOST_HELD)]
+
+
 def check(name: str, verbose: bool = False) -> dict:
     """Prunes one backbone; its errors are part of the result."""
     keras.utils.set_random_seed(0)
@@ -363,12 +377,13 @@ def _prune(name: str, row: dict, verbose: bool) -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         graph = kn.as_functional(model, input_shape=shapes if len(shapes) > 1 else shapes[0])
+        row["kept"] = re.findall(r"^  ('.*)$", said.getvalue(), re.MULTILINE)
+        row["held"] = held(kn.trace(graph, shapes if len(shapes) > 1 else shapes[0]))
         row["doing"] = "prune"
         small = kn.prune(graph, kn.Magnitude(), ratio=0.5, calibration=data, compensate=None)
     text = said.getvalue()
     if verbose:
         print(text)
-    row["kept"] = re.findall(r"^  ('.*)$", text, re.MULTILINE)
     found = re.search(r"verified: outputs differ by (\S+)", text)
     row["difference"] = float(found.group(1)) if found else None
     row["parameters"] = [model.count_params(), small.count_params()]

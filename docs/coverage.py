@@ -17,6 +17,7 @@ from keras_nisp.keras_graph.wrappers import WRAPPED
 
 PAGE = Path(__file__).with_name("coverage.md")
 FAMILIES = Path(__file__).parents[1] / "benchmarks" / "results" / "keras_hub_language.json"
+MUCH = 0.5  # of the parameters, where what holds them is named
 # What stands in no graph by itself.
 ABSTRACT = {"Layer", "Wrapper", "InputLayer"}
 CELLS = {"GRUCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"}
@@ -85,7 +86,8 @@ def families() -> str:
         "by `as_functional`, pruned by `Magnitude` at `ratio=0.5` and verified; from "
         "`python benchmarks/keras_hub_language.py`. Difference: of the outputs from those of the "
         "original with the removed channels at zero, over their scale. A layer that stays holds "
-        "what enters and leaves it.\n\n"
+        "what enters and leaves it. Where more than half of the parameters are left, the table "
+        "says what holds the most channels.\n\n"
         "| model | parameters left | difference | layers that stay |\n|---|---|---|---|\n"
     ]
     for row in json.loads(FAMILIES.read_text())["rows"]:
@@ -93,6 +95,8 @@ def families() -> str:
         for line in row.get("kept", ()):
             kind, why = re.search(r"\((\w+)\): (.*)", line).groups()
             stays.append(f"`{kind}`: {why.split(', which belong')[0][:90].replace('|', ' ')}")
+        if row.get("left", 1) > MUCH and row.get("held"):
+            stays.append(f"held: {row['held'][0].replace('|', ' ')}")
         if "error" in row:
             stays.append(row["error"].partition(": ")[2][:160].replace("|", " "))
         left = f"{row['left']:.0%}" if "left" in row else "none removed"
