@@ -127,21 +127,29 @@ class TakeAlongAxis(Rule):
         axis = None if call.layer.axis is None else x.own_axis(call.layer.axis)
         if axis is None:
             return call.fix_all("which runs along the batch axis")
-        if x.names.shape[axis] > 1:
-            return self._channels(call, x, indices, axis)
-        return self._positions(call, x, indices, axis)
-
-    def _channels(self, call, x, indices, axis: int):
-        known = isinstance(indices, Traced) and indices.points_at is not None
-        if not known or varying_axes(x) != [axis] or x.batch_axis or indices.batch_axis:
+        lines = {i: x.line(i) for i in varying_axes(x)}
+        along = lines.pop(axis, None)
+        if along is None:
+            return self._positions(call, x, indices, axis)
+        if isinstance(indices, Traced) and indices.points_at is not None and not lines:
+            return self._chosen(call, along, x, indices)
+        if not lines:
             return call.fix_all("whose movement of channels depends on values")
-        if varying_axes(indices):
+        call.fix(along, f"may each be taken by '{call.path}'")
+        others = call.tracer.traced(call.grid(lines), x.shape)
+        others.batch_axis = x.batch_axis
+        return self._positions(call, others, indices, axis)
+
+    def _chosen(self, call, along, x, indices):
+        """Of channels those that indices point at."""
+        if varying_axes(indices) or x.batch_axis or indices.batch_axis:
             return call.fix_all("whose indices hold channels")
-        call.join(x.line(axis), indices.points_at)
+        call.join(along, indices.points_at)
         call.points_at = [None]
         return call.single(f"is chosen by '{call.path}'")
 
     def _positions(self, call, x, indices, axis: int):
+        """All channels of those positions that indices say."""
         if not isinstance(indices, Traced):
             places = [x.axis_in_tensor(i) for i in varying_axes(x)]
             if any(np.shape(indices)[place] > 1 for place in places):
