@@ -71,8 +71,9 @@ Trials on a ResNet-20 (CIFAR-10), without labels; their rows were not kept:
   trusting the prediction: 0.792 against 0.797 to 0.801 at half of the FLOPs.
 * **Teaching on shifted images**, 4 pixels at most, besides mirrored ones: at -30 % of the FLOPs
   0.868 after 600 steps, and 0.870 with mirror images alone; 1,500 steps of those have 0.871, of
-  0.878 before. So -30 % is not within half a point. (Another base, 0.8779: 600 steps with mirror
-  images 0.8624, 1,500 with shifts besides 0.8627.)
+  0.878 before. (Another base, 0.8779, widths by 128 samples: 600 steps with mirror images 0.8624,
+  1,500 with shifts besides 0.8627; by 256 samples 0.8719, and 0.8710 after 1,500 steps, or 0.8716
+  at a third of the rate.) So -30 % is not within half a point: 0.8704 of 0.8782, three bases.
 * **More positions for the refit of large kernels**: 12 or 20 for each feature change nothing. For
   small kernels four times as many do, and they have them: at -50 % 0.7962 becomes 0.8077 and
   0.7954 becomes 0.8023 (two bases), at -30 % 0.8446 becomes 0.8512 and 0.8528 becomes 0.8558;
