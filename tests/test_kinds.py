@@ -288,3 +288,14 @@ def test_a_kind_is_that_of_the_calls(settings, width):
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
     assert {row.layer: row.kept for row in plan.creators}["dense"] == width
     assert kn.verify(kn.rebuild(model, plan), model, plan).ok
+
+
+def test_training_is_given_to_layers_that_do_not_name_it():
+    inputs = keras.Input((5,))
+    norm = RootMeanSquare(name="norm")
+    x = norm(layers.Dense(8, name="before")(inputs), training=False)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert small.get_layer("norm").scale.shape == (4,)
+    assert kn.verify(small, model, plan).ok

@@ -103,7 +103,9 @@ def is_called_plainly(layer: keras.Layer) -> bool:
     other arguments at their defaults; a mask and `training` may be given."""
     signature = inspect.signature(layer.call)
     for node in layer._inbound_nodes:
-        given = signature.bind(*node.arguments.args, **node.arguments.kwargs).arguments
+        # Keras takes `training` off a layer that does not name it, and notes it nevertheless.
+        kwargs = {k: v for k, v in node.arguments.kwargs.items() if k != "training"}
+        given = signature.bind(*node.arguments.args, **kwargs).arguments
         for name, value in list(given.items())[1:]:
             default = signature.parameters[name].default
             if name not in ("mask", "training") and value is not default:
