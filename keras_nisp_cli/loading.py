@@ -42,7 +42,7 @@ def _silence_native_code() -> None:
 
 
 def load_model(path: Path, custom_objects: tuple[str, ...], unsafe: bool, console: Console):
-    """A model from a `.keras` or `.h5` file, not compiled.
+    """A model from a `.keras` or `.h5` file, compiled as it was saved if that can be loaded.
 
     Args:
         path: of the file.
@@ -57,18 +57,28 @@ def load_model(path: Path, custom_objects: tuple[str, ...], unsafe: bool, consol
             f"'{path}' is no Keras model. Expected a .keras or .h5 file, as `model.save` writes it."
         )
     load_library(console)
-    import keras
-
     objects = _custom_objects(custom_objects, console)
     with console.stage(f"Loading {path.name}"):
         try:
-            return keras.saving.load_model(
-                path, custom_objects=objects, compile=False, safe_mode=not unsafe
-            )
+            return _as_saved(path, custom_objects=objects, safe_mode=not unsafe)
         except Exception as error:  # whatever a damaged file makes Keras raise
             if console.traceback:
                 raise
             raise InputError(_load_error(path, str(error))) from error
+
+
+def _as_saved(path: Path, **settings):
+    """A model with its loss, which says what its outputs mean; without, if that needs code of
+    users."""
+    import keras
+
+    try:
+        with warnings.catch_warnings():
+            # Of a model that was compiled and not trained.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            return keras.saving.load_model(path, **settings)
+    except Exception:  # what is damaged besides raises again
+        return keras.saving.load_model(path, compile=False, **settings)
 
 
 def _is_model_file(path: Path) -> bool:

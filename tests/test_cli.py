@@ -150,6 +150,30 @@ def test_prune_does_what_the_library_does(files, run):
     assert "keras-nisp prune" in (files / "report.html").read_text()
 
 
+def own_loss(y, outputs):
+    return keras.ops.mean(outputs)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_prune_knows_the_loss(own, files, run):
+    """It says that outputs are logits. A loss that a file does not hold stays behind."""
+    model = keras.models.load_model(files / "model.keras")
+    logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    x, budget = np.load(files / "data.npz")["x"], {"flops_reduction": 0.5, "verbose": 0}
+    without = kn.plan_pruning(model, kn.NISP(x), calibration=x, **budget)
+    model.compile("adam", own_loss if own else logits)
+    model.save(files / "model.keras")
+    given = ("--calibration", files / "data.npz", "--flops", "0.5")
+    outputs = ("-o", files / "small.keras", "--plan", files / "plan.json")
+    code, _, err = run("prune", files / "model.keras", *given, *outputs)
+    assert (code, err) == (0, "")
+    plan = kn.Plan.load(files / "plan.json")
+    assert plan == kn.plan_pruning(model, kn.NISP(x), calibration=x, **budget)
+    assert (plan == without) == own
+    small = keras.models.load_model(files / "small.keras")
+    assert getattr(small.loss, "from_logits", None) == (None if own else True)
+
+
 def test_prune_allocates(files, run):
     """`--ranking` is what `--allocation` was called."""
     outputs = ("-o", files / "small.keras", "--plan", files / "plan.json", "--force")
