@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 import keras_nisp as kn
@@ -487,3 +488,28 @@ def test_parts_that_hand_on_what_they_get():
     written = kn.as_functional(model, verbose=0)
     assert written is not model
     assert kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0).count_params() == 28
+
+
+class Stepwise(layers.Layer):
+    """Goes step by step, and writes what comes of each to an array of TensorFlow."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def call(self, x):
+        state, steps = ops.zeros((ops.shape(x)[0], 4)), x.shape[1]
+        x, given = self.dense(x), tf.TensorArray("float32", size=steps)
+        for step in range(steps):
+            state = 0.5 * state + x[:, step]
+            given = given.write(step, state)
+        return ops.transpose(given.stack(), (1, 0, 2))
+
+
+def test_arrays_of_tensorflow():
+    model = around(Stepwise(name="special"))
+    written = kn.as_functional(model, verbose=0)
+    assert written is not model
+    assert kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0).count_params() == 22
+    array = tf.TensorArray("float32", size=1).write(0, 3.0)
+    assert float(array.stack()[0]) == 3.0

@@ -69,7 +69,7 @@ def as_functional(
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"Expected `model` to be a keras.Model. Received: {model!r}")
-    with _LOCK, warnings.catch_warnings(), calling.lookups_of_tensorflow():
+    with _LOCK, warnings.catch_warnings(), calling.operations_of_tensorflow():
         # What Keras says of nested models, which pass masks on nevertheless.
         warnings.filterwarnings("ignore", message=".*destroy the mask information")
         if keras_models.is_graph(model):

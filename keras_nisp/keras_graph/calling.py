@@ -123,10 +123,11 @@ def noted_reads():
 
 
 @contextlib.contextmanager
-def lookups_of_tensorflow():
-    """In it `tf.gather` takes symbolic tensors, as `keras.ops.take` does."""
+def operations_of_tensorflow():
+    """In it `tf.gather` takes symbolic tensors, as `keras.ops.take` does; `tf.TensorArray` keeps
+    them."""
 
-    own = tf.gather
+    own, array = tf.gather, tf.TensorArray
 
     def gather(params, indices, *args, axis=None, batch_dims=0, **kwargs):
         if not isinstance(params, keras.KerasTensor) or args or kwargs:
@@ -138,11 +139,30 @@ def lookups_of_tensorflow():
             return keras.ops.take_along_axis(params, indices, axis=axis)
         return own(params, indices, axis=axis, batch_dims=batch_dims)
 
-    tf.gather = gather
+    tf.gather, tf.TensorArray = gather, _TensorArray
     try:
         yield
     finally:
-        tf.gather = own
+        tf.gather, tf.TensorArray = own, array
+
+
+class _TensorArray(tf.TensorArray):
+    """Keeps symbolic tensors, too, which are stacked by an operation of Keras."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._kept: dict[int, keras.KerasTensor] = {}
+
+    def write(self, index, value, name=None):
+        if not isinstance(value, keras.KerasTensor):
+            return super().write(index, value, name)
+        self._kept[int(index)] = value
+        return self
+
+    def stack(self, name=None):
+        if not self._kept:
+            return super().stack(name)
+        return keras.ops.stack([self._kept[index] for index in sorted(self._kept)], axis=0)
 
 
 @contextlib.contextmanager
