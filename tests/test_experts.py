@@ -347,3 +347,14 @@ def test_among_the_channels_of_each_head():
     assert {row_of(plan, name).kept for name in ("router", "router:heads")} == {3, 2}
     small = kn.rebuild(model, plan)
     assert kn.verify(small, model, plan, tolerance=1e-5).ok
+
+
+def test_a_wrapped_softmax_stays():
+    inputs = keras.Input((4,))
+    wrapped = layers.SpectralNormalization(layers.Dense(6, activation="softmax", name="inner"))
+    x = layers.Dense(WIDTH, name="last")(wrapped(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(3, name="head")(x)))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert [row.kept for row in plan.creators] == [6, 4, 3]
+    assert "call that as a layer of its own" in plan.creators[0].reasons[-1]
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok

@@ -180,13 +180,17 @@ class SpectralNormalization(Rule):
     def trace(self, call, *args, **kwargs):
         inner = self.inner(call)
         names = inner.rule.trace(inner, *args, **kwargs)
-        if inner.softmax:
-            return call.fix_all("whose layer ends with a softmax: call that as a layer of its own")
-        call.reads, call.mixes_channels = inner.reads, inner.mixes_channels
         kernel = call.tracer.bindings.get(id(call.layer.kernel))
         last = len(call.layer.kernel.shape) - 1
-        if kernel is None or last not in kernel.axes:
-            return call.fix_all("whose kernel has no outputs on its last axis")
+        reason = None
+        if inner.softmax:
+            reason = "whose layer ends with a softmax: call that as a layer of its own"
+        elif kernel is None or last not in kernel.axes:
+            reason = "whose kernel has no outputs on its last axis"
+        if reason is not None:
+            call.fix(names, f"leaves '{call.path}', {reason}")
+            return call.fix_all(reason)
+        call.reads, call.mixes_channels = inner.reads, inner.mixes_channels
         call.bind(call.layer.vector_u, own={1: kernel.axes[last]})
         return names
 
