@@ -48,30 +48,34 @@ def stages(args, training, test):
     training_epochs, tuning_epochs = EPOCHS[args.dataset]
     original = residual_cnn(training[0].shape[1:])
     train(original, training, training_epochs, args.batch_size)
-    yield "original", original, accuracy(original, *test)
+    right = {"original": accuracy(original, *test)}
+    yield "original", original, right["original"]
 
     calibration = training[0][:1000]  # images, no labels
     budget = kn.Budget(flops_reduction=args.flops_reduction)
     plan = kn.plan_pruning(original, kn.NISP(), budget=budget, calibration=calibration)
     plan.save(args.out / "plan.json")
     pruned = kn.rebuild(original, plan)
-    yield "pruned", pruned, accuracy(pruned, *test)
+    right["pruned"] = accuracy(pruned, *test)
+    yield "pruned", pruned, right["pruned"]
 
     # All of this in one call: plan, rebuild, verify, repair.
     small = kn.prune(original, kn.NISP(), budget=budget, calibration=calibration)
-    yield "repaired, no labels", small, accuracy(small, *test)
+    right["repaired"] = accuracy(small, *test)
+    yield "repaired, no labels", small, right["repaired"]
 
     train(small, training, tuning_epochs, args.batch_size, rate=0.02)
     kn.recalibrate(small, calibration)  # moving averages of BatchNorm lag behind a few epochs
     path = args.out / "small.keras"
     small.save(path)
     keras.models.load_model(path, compile=False).save(path)  # without the optimizer's slots
-    right = [accuracy(model, *test) for model in (original, pruned, small)]
-    outcome = {"accuracy, test": "original {:.4f}, pruned {:.4f}, fine-tuned {:.4f}".format(*right)}
+    right["fine-tuned"] = accuracy(small, *test)
+    told = ", ".join(f"{name} {value:.4f}" for name, value in right.items())
+    outcome = {"accuracy, test": told}
     outcome["surgery"] = kn.verify(pruned, original, plan, calibration)
     plan.report(args.out / "report.html", "python examples/quickstart.py", outcome)
     ending = "epoch" if tuning_epochs == 1 else "epochs"
-    yield f"fine-tuned, {tuning_epochs} {ending}", small, right[-1]
+    yield f"fine-tuned, {tuning_epochs} {ending}", small, right["fine-tuned"]
 
 
 def main():
