@@ -154,3 +154,40 @@ def test_rebuild_refuses_what_could_not_be_loaded(tmp_path):
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5, exclude="odd")
     kn.rebuild(model, plan).save(tmp_path / "small.keras")
     assert keras.saving.load_model(tmp_path / "small.keras").get_layer("free").units == 3
+
+
+def own_gelu(x):
+    return x * ops.sigmoid(1.702 * x)
+
+
+@keras.saving.register_keras_serializable("test_loading")
+class GivesItsFunction(layers.Layer):
+    """Loads by itself; the layer of Keras in it does not without the function."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4, activation=own_gelu)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_functions_that_files_do_not_hold_are_named(tmp_path):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(2)(GivesItsFunction(name="own")(inputs)), name="net")
+    keras.models.load_model(_saved(model, tmp_path))
+    with pytest.warns(UserWarning, match="own_gelu.*custom_objects={'own_gelu': own_gelu}"):
+        graph = kn.as_functional(model, verbose=0)
+    with pytest.raises(TypeError, match="own_gelu"):
+        keras.models.load_model(_saved(graph, tmp_path))
+    loaded = keras.models.load_model(_saved(graph, tmp_path), custom_objects={"own_gelu": own_gelu})
+    x = np.ones((2, 3), "float32")
+    np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+
+
+def _saved(model, folder):
+    model.save(folder / "model.keras")
+    return folder / "model.keras"

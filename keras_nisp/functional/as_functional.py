@@ -16,7 +16,7 @@ from keras_nisp.functional.converting import Converter, Shapes
 from keras_nisp.functional.equivalence import check_same
 from keras_nisp.functional.laid import is_tensor
 from keras_nisp.keras_graph import calling, keras_layers, keras_models, symbolic, walking
-from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
+from keras_nisp.keras_graph.loading import loading_fault, warn_of_functions, warn_of_names
 
 _LOCK = threading.RLock()  # Two threads must not add nodes to the same layers at a time.
 # What a training run calls; a model class that has its own does something else in `fit`.
@@ -252,6 +252,7 @@ def _warn_of_what_is_lost(model: keras.Model, converted: keras.Model) -> None:
             "by a loop of yours, or put it into a model class that has them.",
         )
     warn_of_names(converted)
+    warn_of_functions(converted)
     fault = loading_fault(converted)
     if fault is not None:
         warn(

@@ -77,6 +77,33 @@ def warn_of_names(model: keras.Model) -> None:
             )
 
 
+def warn_of_functions(model: keras.Model) -> None:
+    """Warns of functions that whoever loads a file of the model has to name.
+
+    A layer of one's own may load by itself, and the functions that it gives to layers of Keras, of
+    which a graph is made, do not.
+    """
+    if held := _unregistered_functions(model):
+        told = several(f"'{x.__name__}' (of module '{x.__module__}')" for x in held)
+        given = ", ".join(f"'{x.__name__}': {x.__name__}" for x in held)
+        warn(
+            f"Files of model '{model.name}' hold functions by their names: {told}. Load them with "
+            f"`custom_objects={{{given}}}`, or register the functions by "
+            "`@keras.saving.register_keras_serializable()` before you save."
+        )
+
+
+def _unregistered_functions(model: keras.Model) -> list[types.FunctionType]:
+    """The functions that a file of the model holds, and that Keras does not know by name."""
+    own = [value for value in copying.own_objects(model).values() if _is_function(value)]
+    unknown = [x for x in own if keras.saving.get_registered_name(x) == x.__name__]
+    try:
+        config = json.dumps(keras.saving.serialize_keras_object(model)) if unknown else ""
+    except Exception:  # whatever code of users raises in `get_config`: `loading_fault` tells it
+        return []
+    return [x for x in unknown if f'"class_name": "function", "config": "{x.__name__}"' in config]
+
+
 def _is_function(value: object) -> bool:
     return isinstance(value, types.FunctionType)
 
