@@ -176,7 +176,7 @@ NETWORKS = {
 def curves() -> None:
     """Accuracy against FLOPs without labels, by task."""
     tasks = {task: _unlabelled(rows) for task, rows in results("curves").items()}
-    tasks = {task: rows for task, rows in tasks.items() if len({r["level"] for r in rows}) > 2}
+    tasks = {task: rows for task, rows in tasks.items() if len({r["level"] for r in rows}) > 3}
     if not tasks:
         return
     figure, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 5 * len(tasks), 3.5), squeeze=False)
