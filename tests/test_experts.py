@@ -358,3 +358,53 @@ def test_a_wrapped_softmax_stays():
     assert [row.kept for row in plan.creators] == [6, 4, 3]
     assert "call that as a layer of its own" in plan.creators[0].reasons[-1]
     assert kn.verify(kn.rebuild(model, plan), model, plan).ok
+
+
+def of_a_group(x):
+    """As where experts outside of the best group are out of the question: the rest is equal."""
+    first = ops.convert_to_tensor(np.arange(EXPERTS) % 3 == 1)
+    return best_two(ops.where(first, x, -np.inf))
+
+
+def of_none(x):
+    return ops.one_hot(ops.argmax(ops.where(x > 1e6, x, -np.inf), -1), EXPERTS)
+
+
+@pytest.mark.parametrize("weigh", [of_a_group, of_none])
+def test_of_equals_the_first_that_is_kept_is_chosen(weigh):
+    model = mixture(weigh)
+    router = router_of(model)
+    plan = kn.plan_pruning(model, lambda m: -np.arange(m.count, 0, -1.0), ratio=0.5)
+    assert row_of(plan, "router").removed == (0, 1, 2)
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
+    assert router.units == EXPERTS
+
+
+def test_a_share_that_is_rounded_to_zero_comes_back():
+    """A router that is sure of one expert goes by the others where that one is gone."""
+    model = functional()
+    router = router_of(model)
+    router.bias.assign(1000.0 * (np.arange(EXPERTS) == 0))
+    plan = kn.plan_pruning(model, lambda m: np.arange(m.count, dtype=float), ratio=0.5)
+    assert row_of(plan, "router").removed == (0, 1, 2)
+    assert kn.verify(kn.rebuild(model, plan), model, plan, tolerance=1e-5).ok
+
+
+COMPARING = {
+    "top_k": lambda chosen: ops.top_k(chosen, 1)[0],
+    "argmax": lambda chosen: ops.argmax(chosen, -1, keepdims=True),
+    "append": lambda chosen: ops.append(chosen, np.zeros((1, LENGTH, 1), "int32"), axis=-1),
+    "max": lambda chosen: ops.max(chosen, -1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_experts_whose_indices_are_numbers_stay(name):
+    def weigh(x):
+        values, chosen = ops.top_k(ops.softmax(x), k=2)
+        shares = spread(chosen, values)
+        return shares + 0.1 * ops.cast(COMPARING[name](chosen)[..., :1], "float32")
+
+    plan = kn.plan_pruning(mixture(weigh), kn.Magnitude(), ratio=0.5)
+    assert row_of(plan, "router").kept == EXPERTS
+    assert name in " ".join(row_of(plan, "router").reasons)

@@ -136,3 +136,16 @@ def test_values_may_say_which_positions_are_taken(take, rng):
 def test_values_that_say_which_channels_are_taken_hold_them(take):
     with pytest.raises(ValueError, match=f"has no channels.*'free'.*{take}"):
         kn.plan_pruning(taking(BY_CHANNEL[take]), kn.Magnitude(), ratio=0.5)
+
+
+@pytest.mark.parametrize("name", ["append", "hstack"])
+def test_constants_beside_channels(name, rng):
+    constant = np.full((2, 3), 1.5, "float32")
+    inputs = keras.Input(batch_shape=(2, 4))
+    x = layers.Dense(8, name="last")(layers.Dense(8, name="first")(inputs))
+    x = ops.append(x, constant, axis=-1) if name == "append" else ops.hstack([x, constant])
+    model = randomise(keras.Model(inputs, layers.Dense(3)(x)))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert [row.kept for row in plan.creators] == [4, 8, 3]
+    assert "constants" in " ".join(plan.creators[1].reasons)
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok

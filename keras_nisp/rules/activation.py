@@ -1,5 +1,7 @@
 """Activations, dropout, noise and what else works on each element alone."""
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -58,10 +60,25 @@ class Activated(Rule):
     """What ends with an activation. A softmax is taken over those that are kept."""
 
     def masked(self, call, keep, x):
-        y = call.infer(x)
-        kept = y * tf.cast(keep[0], y.dtype)
-        share = tf.math.divide_no_nan(kept, tf.reduce_sum(kept, -1, keepdims=True))
-        return carry_mask(y, tf.where(tf.reduce_all(keep[0] > 0), y, share))
+        # By what enters the softmax: of a share that is rounded to zero nothing would be left.
+        with _linear(call.layer):
+            logits = call.infer(x)
+        return carry_mask(logits, activations.softmax(left_out(logits, keep[0])))
+
+
+@contextlib.contextmanager
+def _linear(layer):
+    """In it a layer has no activation."""
+    own, layer.activation = layer.activation, activations.linear
+    try:
+        yield
+    finally:
+        layer.activation = own
+
+
+def left_out(x: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
+    """What enters a softmax that gives nothing to channels that are removed."""
+    return tf.where(keep > 0, x, tf.constant(x.dtype.min / 2, x.dtype))
 
 
 def activated(call, names, shape=None, key="activation", owner=None):

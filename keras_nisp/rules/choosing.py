@@ -12,7 +12,18 @@ import tensorflow as tf
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations
 from keras_nisp.channels.rule import Rule
+from keras_nisp.keras_graph.keras_layers import operation_class
 from keras_nisp.rules.combining import join_tensors, varying_axes
+
+ARGMAX = operation_class("argmax")
+COMPARED = "which compares indices of channels"
+
+
+def _extreme(x: tf.Tensor, sign: int) -> tf.Tensor:
+    """What is larger or smaller than any other value, or as large or small."""
+    if x.dtype.is_floating:
+        return tf.constant(sign * np.inf, x.dtype)
+    return tf.constant(x.dtype.max if sign > 0 else x.dtype.min, x.dtype)
 
 
 class _Choice(Rule):
@@ -31,6 +42,22 @@ class _Choice(Rule):
             return None
         call.tracer.rivals(call, x.line(axis), count)
         return x.line(axis)
+
+    def kept_first(self, x, keep, axis: int, worst) -> tuple[tf.Tensor, tf.Tensor]:
+        """Channels along an axis with those that are removed at the end, where of equals the first
+        is chosen, and where each of them was.
+
+        Args:
+            x: what is chosen from.
+            keep: of its channels.
+            axis: along which, the batch axis counted.
+            worst: what removed ones are.
+        """
+        others = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
+        order = tf.argsort(-tf.reduce_max(keep, others), stable=True)
+        some = tf.reduce_max(keep, axis, keepdims=True) > 0  # of nothing there is no best
+        x = tf.where(some, tf.where(keep > 0, x, worst), tf.zeros_like(x))
+        return tf.gather(x, order, axis=axis), order
 
     def others(self, call, x, axis: int, keepdims: bool) -> np.ndarray:
         """The names of what comes out: those along the axes that are not chosen along."""
@@ -52,6 +79,8 @@ class TopK(_Choice):
     def trace(self, call, x):
         if (last := x.own_axis(-1)) is None:
             return call.fix_all("which runs along the batch axis")
+        if x.points_at is not None:
+            return call.fix_all(COMPARED)
         if x.batch_axis and x.names.shape[last] > 1:
             return call.fix_all("whose movement of channels depends on values")
         call.points_at = [None, self.choose(call, x, last, call.layer.k)]
@@ -64,7 +93,9 @@ class TopK(_Choice):
         return [values, tf.zeros_like(values)]
 
     def masked(self, call, keep, x):
-        return call.infer(tf.where(keep[0] > 0, x, x.dtype.min))
+        x, order = self.kept_first(x, keep[0], -1, _extreme(x, -1))
+        values, indices = call.infer(x)
+        return values, tf.cast(tf.gather(order, indices), indices.dtype)
 
 
 @register_operations("argmax", "argmin")
@@ -76,6 +107,8 @@ class Best(_Choice):
     def trace(self, call, x):
         if (axis := call.layer.axis) is None or (own := x.own_axis(axis)) is None:
             return call.fix_all("which reduces the batch axis")
+        if x.points_at is not None:
+            return call.fix_all(COMPARED)
         if x.batch_axis and x.names.shape[own] > 1:
             return call.fix_all("which reduces channels")
         call.points_at = [self.choose(call, x, own)]
@@ -85,8 +118,10 @@ class Best(_Choice):
         return tf.zeros((x.shape[0], *call.output_shape))
 
     def masked(self, call, keep, x):
-        worst = x.dtype.min if type(call.layer).__name__ == "Argmax" else x.dtype.max
-        return call.infer(tf.where(keep[0] > 0, x, worst))
+        sign = -1 if type(call.layer) is ARGMAX else 1
+        x, order = self.kept_first(x, keep[0], call.layer.axis, _extreme(x, sign))
+        indices = call.infer(x)
+        return tf.cast(tf.gather(order, indices), indices.dtype)
 
 
 @register_operations("one_hot")
@@ -101,8 +136,9 @@ class OneHot(Rule):
             return call.fix_all("which turns values into indices")
         if layer.sparse or layer.num_classes != len(x.points_at):
             return call.fix_all("which has other classes than there are channels to choose among")
+        if (at := layer.axis % (x.rank + 2) - 1) < 0:
+            return call.fix_all("which puts channels before the batch axis")
         call.points_at = [None]
-        at = x.rank if layer.axis == -1 else layer.axis - 1
         lines = {i + (i >= at): x.line(i) for i in varying_axes(x)}
         return call.grid({**lines, at: x.points_at})
 

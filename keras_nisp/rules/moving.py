@@ -26,6 +26,8 @@ class Movement(Rule):
     moves_batch = True
 
     def trace(self, call, *args, **kwargs):
+        if not all(isinstance(x, Traced) for x in keras.tree.flatten((args, kwargs))):
+            return call.fix_all("which puts constants beside tensors (`concatenate` is followed)")
         return move(call, args, kwargs)
 
     def affine(self, layer, args):

@@ -8,6 +8,7 @@ from keras import layers
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import PassThrough, Rule
+from keras_nisp.rules.activation import left_out
 
 
 def reduced_axes(call, x) -> list[int] | None:
@@ -151,7 +152,7 @@ class Softmax(Rule):
         return x
 
     def masked(self, call, keep, x, mask=None):
-        x = tf.where(keep[0] > 0, x, tf.constant(x.dtype.min / 2, x.dtype))
+        x = left_out(x, keep[0])
         return call.infer(x) if mask is None else call.infer(x, mask=mask)
 
 
