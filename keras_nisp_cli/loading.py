@@ -41,14 +41,22 @@ def _silence_native_code() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def load_model(path: Path, custom_objects: tuple[str, ...], unsafe: bool, console: Console):
-    """A model from a `.keras` or `.h5` file, compiled as it was saved if that can be loaded.
+def load_model(
+    path: Path,
+    custom_objects: tuple[str, ...],
+    unsafe: bool,
+    console: Console,
+    compiled: bool = False,
+):
+    """A model from a `.keras` or `.h5` file.
 
     Args:
         path: of the file.
         custom_objects: `module:name` or `module` of the user's code.
         unsafe: whether code from the file may be run.
         console: of the command.
+        compiled: whether it is to have its loss, which says what its outputs mean, and its
+            optimizer. It has neither if they cannot be loaded, which a warning says.
     """
     if not path.exists():
         raise InputError(f"There is no file '{path}'.")
@@ -60,25 +68,36 @@ def load_model(path: Path, custom_objects: tuple[str, ...], unsafe: bool, consol
     objects = _custom_objects(custom_objects, console)
     with console.stage(f"Loading {path.name}"):
         try:
-            return _as_saved(path, custom_objects=objects, safe_mode=not unsafe)
+            return _loaded(path, compiled, custom_objects=objects, safe_mode=not unsafe)
         except Exception as error:  # whatever a damaged file makes Keras raise
             if console.traceback:
                 raise
             raise InputError(_load_error(path, str(error))) from error
 
 
-def _as_saved(path: Path, **settings):
-    """A model with its loss, which says what its outputs mean; without, if that needs code of
-    users."""
+def _loaded(path: Path, compiled: bool, **settings):
     import keras
 
-    try:
-        with warnings.catch_warnings():
-            # Of a model that was compiled and not trained.
-            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-            return keras.saving.load_model(path, **settings)
-    except Exception:  # what is damaged besides raises again
-        return keras.saving.load_model(path, compile=False, **settings)
+    from keras_nisp.errors import reason_of
+
+    fault = ""
+    if compiled:
+        try:
+            with warnings.catch_warnings():
+                # Of a model that was compiled and not trained.
+                warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+                return keras.saving.load_model(path, **settings)
+        except Exception as error:  # whatever code of users raises; what is damaged raises again
+            fault = reason_of(error)
+    network = keras.saving.load_model(path, compile=False, **settings)
+    if fault:
+        click.echo(
+            f"Warning: {path}: what it was compiled with cannot be loaded ({fault}). Without its "
+            "loss logits count as numbers, and what comes out is not compiled. "
+            "--custom-objects names code of yours.",
+            err=True,
+        )
+    return network
 
 
 def _is_model_file(path: Path) -> bool:

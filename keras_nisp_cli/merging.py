@@ -70,7 +70,9 @@ def merge(console, model: Path, output: Path, report_path, force: bool, **option
         raise click.UsageError("--clustering activations looks at data: give --calibration.")
     check_ending(output, ".json")
     check_outputs(console, force, output, report_path)
-    network = load_model(model, options["custom_objects"], options["unsafe"], console)
+    network = load_model(
+        model, options["custom_objects"], options["unsafe"], console, compiled=True
+    )
     samples = load_samples(network, options, "calibration", console)
     import keras_nisp as kn
 

@@ -128,7 +128,9 @@ def prune(console, model: Path, force: bool, **options):
             f"--allocation {options['allocation']} looks at data: give --calibration."
         )
     _check(console, force, options, repairs=options["recalibrate"])
-    network = load_model(model, options["custom_objects"], options["unsafe"], console)
+    network = load_model(
+        model, options["custom_objects"], options["unsafe"], console, compiled=True
+    )
     labels = options["importance"] == "taylor"
     samples = load_samples(network, options, "calibration", console, labels=labels)
 
@@ -159,7 +161,9 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
     from keras_nisp.plans.plan import Plan
 
     loaded = Plan.load(plan)
-    network = load_model(model, options["custom_objects"], options["unsafe"], console)
+    network = load_model(
+        model, options["custom_objects"], options["unsafe"], console, compiled=True
+    )
     samples = load_samples(network, options, "calibration", console)
     from keras_nisp.pruning.pruning import Pruned
     from keras_nisp.surgery.rebuilding import rebuild

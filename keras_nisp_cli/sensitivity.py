@@ -55,7 +55,9 @@ def sensitivity(console, model: Path, output: Path, plot, force, **options):
     labelled = options["data"] is not None
     check_outputs(console, True, output, plot)
     ratios = _ratios(options["ratios"])
-    network = load_model(model, options["custom_objects"], options["unsafe"], console)
+    network = load_model(
+        model, options["custom_objects"], options["unsafe"], console, compiled=True
+    )
     source = "data" if labelled else "calibration"
     samples = load_samples(network, options, source, console, labels=labelled)
     import keras_nisp as kn
