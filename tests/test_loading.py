@@ -160,13 +160,34 @@ def own_gelu(x):
     return x * ops.sigmoid(1.702 * x)
 
 
+def own_penalty(weight):
+    return 1e-3 * ops.sum(weight * weight)
+
+
+def own_values(shape, dtype=None):
+    return keras.random.normal(shape, dtype=dtype, seed=1)
+
+
+def own_bound(weight):
+    return ops.relu(weight)
+
+
+FUNCTIONS = {
+    "activation": own_gelu,
+    "kernel_regularizer": own_penalty,
+    "kernel_initializer": own_values,
+    "kernel_constraint": own_bound,
+}
+
+
 @keras.saving.register_keras_serializable("test_loading")
 class GivesItsFunction(layers.Layer):
     """Loads by itself; the layer of Keras in it does not without the function."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, argument, **kwargs):
         super().__init__(**kwargs)
-        self.dense = layers.Dense(4, activation=own_gelu)
+        self.argument = argument
+        self.dense = layers.Dense(4, **{argument: FUNCTIONS[argument]})
 
     def build(self, shape):
         self.dense.build(shape)
@@ -174,16 +195,23 @@ class GivesItsFunction(layers.Layer):
     def call(self, x):
         return self.dense(x)
 
+    def get_config(self):
+        return {**super().get_config(), "argument": self.argument}
 
-def test_functions_that_files_do_not_hold_are_named(tmp_path):
+
+@pytest.mark.parametrize("argument", FUNCTIONS)
+def test_functions_that_files_do_not_hold_are_named(argument, tmp_path):
     inputs = keras.Input((3,))
-    model = keras.Model(inputs, layers.Dense(2)(GivesItsFunction(name="own")(inputs)), name="net")
+    x = GivesItsFunction(argument, name="own")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(x), name="net")
     keras.models.load_model(_saved(model, tmp_path))
-    with pytest.warns(UserWarning, match="own_gelu.*custom_objects={'own_gelu': own_gelu}"):
+    name = FUNCTIONS[argument].__name__
+    with pytest.warns(UserWarning, match=f"{name}.*custom_objects={{'{name}': {name}}}"):
         graph = kn.as_functional(model, verbose=0)
-    with pytest.raises(TypeError, match="own_gelu"):
+    with pytest.raises(TypeError, match=name):
         keras.models.load_model(_saved(graph, tmp_path))
-    loaded = keras.models.load_model(_saved(graph, tmp_path), custom_objects={"own_gelu": own_gelu})
+    own = {name: FUNCTIONS[argument]}
+    loaded = keras.models.load_model(_saved(graph, tmp_path), custom_objects=own)
     x = np.ones((2, 3), "float32")
     np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
 

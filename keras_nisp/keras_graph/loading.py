@@ -97,11 +97,17 @@ def _unregistered_functions(model: keras.Model) -> list[types.FunctionType]:
     """The functions that a file of the model holds, and that Keras does not know by name."""
     own = [value for value in copying.own_objects(model).values() if _is_function(value)]
     unknown = [x for x in own if keras.saving.get_registered_name(x) == x.__name__]
+    if not unknown:
+        return []
     try:
-        config = json.dumps(keras.saving.serialize_keras_object(model)) if unknown else ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Saving will say the same.
+            config = json.dumps(keras.saving.serialize_keras_object(model))
     except Exception:  # whatever code of users raises in `get_config`: `loading_fault` tells it
         return []
-    return [x for x in unknown if f'"class_name": "function", "config": "{x.__name__}"' in config]
+    # Since Keras 3.16 files name the module as well, and it is looked up there.
+    held = '"module": "builtins", "class_name": "function", "config": "{}"'
+    return [x for x in unknown if held.format(x.__name__) in config]
 
 
 def _is_function(value: object) -> bool:
