@@ -506,8 +506,21 @@ class Stepwise(layers.Layer):
         return ops.transpose(given.stack(), (1, 0, 2))
 
 
-def test_arrays_of_tensorflow():
-    model = around(Stepwise(name="special"))
+class Reading(Stepwise):
+    """Reads the last step from the array."""
+
+    def call(self, x):
+        steps = x.shape[1]
+        x, given = self.dense(x), tf.TensorArray("float32", steps + 1, clear_after_read=False)
+        given = given.write(0, ops.zeros_like(x[:, 0]))
+        for step in range(steps):
+            given = given.write(step + 1, 0.5 * given.read(step) + x[:, step])
+        return ops.transpose(given.stack(), (1, 0, 2))
+
+
+@pytest.mark.parametrize("kind", [Stepwise, Reading])
+def test_arrays_of_tensorflow(kind):
+    model = around(kind(name="special"))
     written = kn.as_functional(model, verbose=0)
     assert written is not model
     assert kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0).count_params() == 22

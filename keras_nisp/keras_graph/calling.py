@@ -151,18 +151,22 @@ class _TensorArray(tf.TensorArray):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._kept: dict[int, keras.KerasTensor] = {}
+        self._written: dict[Any, Any] = {}
 
     def write(self, index, value, name=None):
-        if not isinstance(value, keras.KerasTensor):
-            return super().write(index, value, name)
-        self._kept[int(index)] = value
-        return self
+        if not tf.is_symbolic_tensor(index):
+            self._written[int(index)] = value
+        return self if isinstance(value, keras.KerasTensor) else super().write(index, value, name)
+
+    def read(self, index, name=None):
+        value = None if tf.is_symbolic_tensor(index) else self._written.get(int(index))
+        return value if isinstance(value, keras.KerasTensor) else super().read(index, name)
 
     def stack(self, name=None):
-        if not self._kept:
+        values = [self._written[index] for index in sorted(self._written)]
+        if not any(isinstance(value, keras.KerasTensor) for value in values):
             return super().stack(name)
-        return keras.ops.stack([self._kept[index] for index in sorted(self._kept)], axis=0)
+        return keras.ops.stack(values, axis=0)
 
 
 @contextlib.contextmanager
