@@ -149,3 +149,17 @@ def test_constants_beside_channels(name, rng):
     assert [row.kept for row in plan.creators] == [4, 8, 3]
     assert "constants" in " ".join(plan.creators[1].reasons)
     assert kn.verify(kn.rebuild(model, plan), model, plan).ok
+
+
+@pytest.mark.parametrize("extreme", [ops.max, ops.min])
+def test_an_extreme_may_be_infinite(extreme, rng):
+    """Whatever is kept, nothing that is removed stands in for it."""
+    sign = -np.inf if extreme is ops.max else np.inf
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, name="free")(inputs)
+    found = extreme(ops.where(x > 1e6, x, sign), axis=-1, keepdims=True)
+    outputs = layers.Dense(3)(ops.where(ops.isinf(found), x, 0.0))
+    model = randomise(keras.Model(inputs, outputs))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert plan.creators[0].kept == 4
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok

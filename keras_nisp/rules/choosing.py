@@ -14,16 +14,10 @@ from keras_nisp.channels.registry import register_operations
 from keras_nisp.channels.rule import Rule
 from keras_nisp.keras_graph.keras_layers import operation_class
 from keras_nisp.rules.combining import join_tensors, varying_axes
+from keras_nisp.rules.reduction import extreme
 
 ARGMAX = operation_class("argmax")
 COMPARED = "which compares indices of channels"
-
-
-def _extreme(x: tf.Tensor, sign: int) -> tf.Tensor:
-    """What is larger or smaller than any other value, or as large or small."""
-    if x.dtype.is_floating:
-        return tf.constant(sign * np.inf, x.dtype)
-    return tf.constant(x.dtype.max if sign > 0 else x.dtype.min, x.dtype)
 
 
 class _Choice(Rule):
@@ -93,7 +87,7 @@ class TopK(_Choice):
         return [values, tf.zeros_like(values)]
 
     def masked(self, call, keep, x):
-        x, order = self.kept_first(x, keep[0], -1, _extreme(x, -1))
+        x, order = self.kept_first(x, keep[0], -1, extreme(x, -1))
         values, indices = call.infer(x)
         return values, tf.cast(tf.gather(order, indices), indices.dtype)
 
@@ -119,7 +113,7 @@ class Best(_Choice):
 
     def masked(self, call, keep, x):
         sign = -1 if type(call.layer) is ARGMAX else 1
-        x, order = self.kept_first(x, keep[0], call.layer.axis, _extreme(x, sign))
+        x, order = self.kept_first(x, keep[0], call.layer.axis, extreme(x, sign))
         indices = call.infer(x)
         return tf.cast(tf.gather(order, indices), indices.dtype)
 

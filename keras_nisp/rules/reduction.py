@@ -95,6 +95,13 @@ class Mean(_Reduction):
         return tf.math.divide_no_nan(call.infer(x * keep), share)
 
 
+def extreme(x: tf.Tensor, sign: int) -> tf.Tensor:
+    """What no value of a tensor is beyond."""
+    if x.dtype.is_floating:
+        return tf.constant(sign * np.inf, x.dtype)
+    return tf.constant(x.dtype.max if sign > 0 else x.dtype.min, x.dtype)
+
+
 @register_operations("max", "amax", "nanmax", "min", "amin", "nanmin")
 class Extreme(_Reduction):
     """Over channels the extreme of those that are kept."""
@@ -106,7 +113,7 @@ class Extreme(_Reduction):
 
     def masked(self, call, keep, x):
         largest = type(call.layer).__name__.lower().endswith("max")
-        y = call.infer(tf.where(keep[0] > 0, x, x.dtype.min if largest else x.dtype.max))
+        y = call.infer(tf.where(keep[0] > 0, x, extreme(x, -1 if largest else 1)))
         kept = tf.broadcast_to(keep[0], tf.shape(x))  # of all that is removed there is no extreme
         kept = tf.reduce_max(kept, _listed(call.layer.axis), call.layer.keepdims)
         return tf.where(kept > 0, y, tf.zeros_like(y))
