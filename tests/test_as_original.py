@@ -80,7 +80,7 @@ TOKENS = np.random.default_rng(0).integers(0, 20, (16, 6))
 
 
 def small(model, **budget):
-    graph = kn.as_functional(model, verbose=0)
+    graph = kn.as_functional(model, input_shape=(6,), verbose=0)
     return kn.prune(graph, kn.Magnitude(), verbose=0, input_shape=(6,), **budget)
 
 
@@ -163,3 +163,71 @@ def test_other_models():
         kn.as_original(randomise(Backbone(blocks=1)), model)
     with pytest.raises(TypeError, match=r"`original` to be a keras\.Model"):
         kn.as_original(model, "gpt2")
+
+
+@keras.saving.register_keras_serializable("tests")
+class Bank(layers.Layer):
+    """Experts that all get all tokens."""
+
+    def __init__(self, experts, mlp, **kwargs):
+        super().__init__(**kwargs)
+        self.experts, self.mlp = experts, mlp
+
+    def build(self, shape):
+        self.inner = self.add_weight(shape=(self.experts, shape[-1], self.mlp), name="inner")
+        self.outer = self.add_weight(shape=(self.experts, self.mlp, shape[-1]), name="outer")
+
+    def call(self, x):
+        inner = ops.relu(ops.einsum("th,ehm->etm", x, self.inner))
+        return ops.einsum("etm,emh->eth", inner, self.outer)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Experts(layers.Layer):
+    """Sends tokens to the best of its experts, and adds a loss in training."""
+
+    def __init__(self, experts, mlp, **kwargs):
+        super().__init__(**kwargs)
+        self.router, self.bank = layers.Dense(experts), Bank(experts, mlp, name="bank")
+
+    def call(self, x, training=None):
+        batch, length, width = ops.shape(x)
+        tokens = ops.reshape(x, (-1, width))
+        weights = ops.softmax(self.router(tokens))
+        _, best = ops.top_k(weights, 1)
+        weights *= ops.sum(ops.one_hot(best, weights.shape[-1]), 1)
+        if training:
+            self.add_loss(ops.sum(ops.square(ops.mean(weights, 0))))
+        given = ops.expand_dims(ops.transpose(weights), -1) * self.bank(tokens)
+        mixed = ops.reshape(ops.sum(given, 0), (batch * length * width,))  # needs a batch size
+        return ops.reshape(mixed, (batch, length, width))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Mixture(keras.Model):
+    """Blocks that were given no names, with the loss that balances experts."""
+
+    def __init__(self, experts=4, mlp=6, **kwargs):
+        tokens = keras.Input((None,), dtype="int32", name="tokens")
+        x = layers.Embedding(20, 8)(tokens)
+        for _ in range(2):
+            x = layers.Add()([x, Experts(experts, mlp)(x)])
+        super().__init__(tokens, layers.Dense(3)(x), **kwargs)
+        self.experts, self.mlp = experts, mlp
+
+    def get_config(self):
+        return {"name": self.name, "experts": self.experts, "mlp": self.mlp}
+
+
+@pytest.mark.filterwarnings("ignore:.*add to the loss in training")
+@pytest.mark.parametrize(("pattern", "widths"), [("*/dense*", (2, 6)), ("*inner", (4, 3))])
+def test_layers_without_names_and_with_losses(pattern, widths):
+    model = randomise(Mixture())
+    pruned = small(model, ratios={pattern: 0.5})
+    found = kn.as_original(pruned, model)
+    assert (found.experts, found.mlp) == widths
+    np.testing.assert_allclose(found(TOKENS), pruned(TOKENS), atol=1e-6)
+    found(TOKENS, training=True)
+    assert len(found.losses) == 2
+    found.compile("sgd", "mse")
+    found.fit(TOKENS, np.zeros((16, 6, 3)), verbose=0)

@@ -3,7 +3,6 @@
 import collections
 import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -102,6 +101,7 @@ def _convert_graph(
             return _convert_graph(model, input_shape, torn)
         try:
             if converted is not model:
+                converter.number_calls(converted)
                 lost = converter.lost.values()
                 check_same(converted, model, arguments, {}, converter.sizes, lost=lost)
                 _warn_of_losses(model, converter)
@@ -132,7 +132,6 @@ def _convert_subclassed(
     given = inputs
     converted, kept = converter.noted(converter.composite, model, (inputs,), {})
     if kept and converter.sizes:
-        converter.composites.clear()  # else names count both attempts
         closed = keras.tree.pack_sequence_as(inputs, _inputs(flat, shapes))
         again, fewer = converter.noted(converter.composite, model, (closed,), {})
         if kept.keys() - fewer.keys():
@@ -147,6 +146,7 @@ def _convert_subclassed(
     graph = _structured(converted, inputs, model)
     if whole is None and (torn := _torn(graph, kept)):
         return _convert_subclassed(model, given, input_shape, torn)
+    converter.number_calls(graph)
     _warn_of_losses(model, converter)
     return graph, list(kept.values())
 
@@ -154,23 +154,14 @@ def _convert_subclassed(
 def _torn(model: keras.Model, kept: dict[int, Kept]) -> dict[int, Kept]:
     """The layers that stay as they are in one call and were converted in another: a smaller model
     would have their weights twice."""
-    holders = collections.Counter(
-        id(weight) for layer in set(_leaves(model)) for weight in layer.weights
-    )
+    parts = set(keras_models.operations(model))
+    leaves = [x for x in parts if isinstance(x, keras.Layer) and not keras_models.is_graph(x)]
+    holders = collections.Counter(id(weight) for layer in leaves for weight in layer.weights)
     return {
         number: part
         for number, part in kept.items()
         if any(holders[id(weight)] > 1 for weight in part.layer.weights)
     }
-
-
-def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
-    """The layers of a graph and of the graphs in it."""
-    for operation in keras_models.body(model).operations:
-        if keras_models.is_graph(operation):
-            yield from _leaves(operation)
-        elif isinstance(operation, keras.Layer):
-            yield operation
 
 
 def _reason(model: keras.Model, kept: dict[int, Kept]) -> str:

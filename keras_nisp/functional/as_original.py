@@ -1,8 +1,9 @@
 """`as_original`: a smaller functional graph as a model of the original's own class."""
 
 import copy
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -39,7 +40,8 @@ def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
     Returns:
         A model of the class of `original`, from its `get_config` with smaller numbers, with the
         weights of `small` and the vocabularies of `original`. It is not compiled, unless its
-        constructor does so. Its outputs were compared with those of `small`.
+        constructor does so. Its outputs were compared with those of `small`. What its layers add
+        to the loss in training, which the graph left out, they add again.
 
     Raises:
         ConversionError: the class cannot say these widths, or computes something else with them;
@@ -71,10 +73,10 @@ def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
         {path: tuple(weights[path].shape) for path in values} for weights in (known, values)
     )
     config, refused = _smaller(original, before, after)
-    made = _shapes_by(config, type(original))
+    made = _by_names_of(known, _shapes_by(config, type(original)))
     _check_shapes(original, before, after, made, refused)
     new = type(original).from_config(config)
-    for path, variable in weights_by_path(new).items():
+    for path, variable in _by_names_of(known, weights_by_path(new)).items():
         if path in values:
             variable.assign(values[path])
     carry_assets(original, new)
@@ -118,8 +120,16 @@ def _by_original_path(small: keras.Model, original: keras.Model) -> dict[str, ke
     return {own[path] if own.get(path) in known else path: v for path, v in weights.items()}
 
 
-def _shapes(model: keras.Model) -> Shapes:
-    return {path: tuple(variable.shape) for path, variable in weights_by_path(model).items()}
+def _by_names_of(known: Iterable[str], made: dict[str, Any]) -> dict[str, Any]:
+    """What another model of the class has for each weight, by the paths of the first: Keras counts
+    on in the names of layers that were given none."""
+    known = [*known]
+    alike = [*map(_uncounted, known)] == [*map(_uncounted, made)]
+    return dict(zip(known, made.values(), strict=True)) if alike else made
+
+
+def _uncounted(path: str) -> str:
+    return re.sub(r"_\d+(?=/|$)", "", path)
 
 
 def _shapes_by(config: dict, kind: Any) -> Shapes:
@@ -129,7 +139,8 @@ def _shapes_by(config: dict, kind: Any) -> Shapes:
         kind.compile = lambda *args, **kwargs: None
         try:
             with calling.without_memory():
-                return _shapes(kind.from_config(copy.deepcopy(config)))
+                made = kind.from_config(copy.deepcopy(config))
+                return {path: tuple(v.shape) for path, v in weights_by_path(made).items()}
         finally:
             if own is None:
                 del kind.compile
@@ -146,6 +157,7 @@ def _smaller(original: keras.Model, before: Shapes, after: Shapes) -> tuple[dict
         The config, and what could not be tried: numbers that the class does not take twice as
         large, with what it says.
     """
+    known = weights_by_path(original)
     config, refused = _editable(original.get_config()), []
     axes = [(path, axis) for path, shape in before.items() for axis in range(len(shape))]
     change = np.log2([after[path][axis] / before[path][axis] for path, axis in axes])
@@ -154,7 +166,7 @@ def _smaller(original: keras.Model, before: Shapes, after: Shapes) -> tuple[dict
         larger = copy.deepcopy(config)
         _set(larger, leaf, 2 * number)
         try:
-            doubled = _shapes_by(larger, type(original))
+            doubled = _by_names_of(known, _shapes_by(larger, type(original)))
         except Exception as error:  # whatever a class raises whose numbers do not fit together
             refused.append(f"`{leaf[-1]}` ({reason_of(error)})")
             continue
@@ -224,8 +236,11 @@ def _check_outputs(small: keras.Model, new: keras.Model) -> None:
     inputs = keras_models.body(new).inputs if keras_models.is_graph(new) else small.inputs
     known = [tensor.shape[1:] for tensor in keras_models.body(small).inputs]
     sizes = sorted({n for shape in known for n in shape if n is not None})
+    kinds = set(map(type, keras_models.all_layers(small)))
+    converted = [layer for layer in keras_models.all_layers(new) if type(layer) not in kinds]
     try:
-        check_same(small, new, (keras_models.structured_inputs(new, inputs),), {}, sizes)
+        args = (keras_models.structured_inputs(new, inputs),)
+        check_same(small, new, args, {}, sizes, lost=converted)  # their losses are no graph's
     except Exception as error:
         raise ConversionError(
             f"A {type(new).__name__} with the widths of `small` does not give what that gives: "

@@ -68,7 +68,7 @@ class Converter:
         self.whole = whole or {}
         self.looked_up: set[int] = set()  # layers in which indices became rows
         self.models: dict[tuple, tuple] = {}
-        self.composites: dict[int, list[tuple]] = {}
+        self.composites: dict[int, tuple[keras.Layer, list[tuple]]] = {}
         self.kept: dict[int, Kept] = {}
         self.lost: dict[int, keras.Layer] = {}
         self.holders = Holders()
@@ -88,9 +88,7 @@ class Converter:
         )
         converted, kept = self.noted(self._graph, model, own)
         if kept and known != own:
-            before, self.composites = self.composites, {}  # else names count both attempts
             closed, fewer = self.noted(self._graph, model, known)
-            self.composites = before
             if kept.keys() - fewer.keys():
                 converted = closed
             kept = fewer  # whose reasons are not that sizes are open
@@ -162,7 +160,7 @@ class Converter:
         if id(layer) in self.whole:
             self.kept[id(layer)] = self.whole[id(layer)]
             return None
-        variants = self.composites.setdefault(id(layer), [])
+        _, variants = self.composites.setdefault(id(layer), (layer, []))
         described = _described(args, kwargs)
         for known, converted, kept in variants:
             if same(known, described):
@@ -175,11 +173,20 @@ class Converter:
             converted, kept = self.noted(self._converted, layer, args, kwargs)
         variants[place] = described, converted, kept
         self.kept |= kept
-        models = [other.model for _, other, _ in variants if isinstance(other, Converted)]
-        stays = any(other is None for _, other, _ in variants)  # in another call, under its name
-        for number, model in enumerate(models, start=1 + stays):
-            model.name = layer.name if number == 1 else f"{layer.name}_{number}"
+        if isinstance(converted, Converted) and place:
+            converted.model.name = f"{layer.name}_{place + 1}"  # until `number_calls`
         return converted
+
+    def number_calls(self, graph: keras.Model) -> None:
+        """Numbers what became of one layer in several calls, where attempts that came to nothing
+        do not count: layers and weights have the names that they had."""
+        used = set(map(id, keras_models.operations(graph)))
+        for layer, variants in self.composites.values():
+            models = [other.model for _, other, _ in variants if isinstance(other, Converted)]
+            models = [model for model in models if id(model) in used]
+            stays = id(layer) in used  # in another call, under its name
+            for number, model in enumerate(models, start=1 + stays):
+                model.name = layer.name if number == 1 else f"{layer.name}_{number}"
 
     def _converted(self, layer, args, kwargs) -> Converted | Constants | None:
         """With an open batch size if that will do; else with one that is then opened; else

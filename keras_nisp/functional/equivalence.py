@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_nisp.data.random_samples import random_samples
-from keras_nisp.errors import reason_of
+from keras_nisp.errors import reason_of, several
 from keras_nisp.functional.call_graphs import same
 from keras_nisp.functional.laid import NotAGraphError, shape_batch_first, with_batch_at
 from keras_nisp.keras_graph import calling, keras_models
@@ -191,6 +191,12 @@ def _changed(scope, weight) -> bool:
 def _compare(expected: _Outcome, received: _Outcome, when: str) -> None:
     for what in ("outputs", "losses", "updates"):
         pairs = getattr(expected, what), getattr(received, what)
+        shapes = [[np.shape(value) for value in values] for values in pairs]
+        if what == "outputs" and shapes[0] != shapes[1]:
+            raise NotAGraphError(
+                "it does what its graph does not show: outputs have the shapes "
+                f"{several(map(str, shapes[0]))}, and {several(map(str, shapes[1]))} there{when}"
+            )
         differences = [np.inf if len(pairs[0]) != len(pairs[1]) else 0.0]
         differences += map(_difference, *pairs)
         if max(differences) > TOLERANCE:

@@ -1,7 +1,7 @@
 """What Keras knows of its models: graph, layers, inputs and outputs."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -70,6 +70,14 @@ def _instead(model: Any) -> str:
 def all_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers of a model, those of nested models and inside layers too."""
     return [layer for layer in model._flatten_layers() if layer is not model]
+
+
+def operations(model: keras.Model) -> Iterator[keras.Operation]:
+    """The layers and operations of a graph, and those of the graphs in it."""
+    for operation in body(model).operations:
+        yield operation
+        if is_graph(operation):
+            yield from operations(operation)
 
 
 def body(model: keras.Model) -> Functional:
