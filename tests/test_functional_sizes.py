@@ -373,6 +373,20 @@ def test_layer_that_is_written_out_in_some_calls(part, names):
     np.testing.assert_allclose(written(x), model(x), atol=1e-6)
 
 
+def test_names_of_several_calls_are_not_those_of_other_layers():
+    part, inputs = Twice(layers.ReLU(), name="twice"), keras.Input((6, 4))
+    x = part(layers.Dense(4, name="twice_2")(inputs))
+    y = part(layers.Dense(3, name="twice_3")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([x, y])))
+    written = kn.as_functional(model, verbose=0)
+    names = {layer.name for layer in written.layers if layer.name.startswith("twice")}
+    assert names == {"twice", "twice_2", "twice_3", "twice_4"}
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("float32")
+    np.testing.assert_allclose(written(x), model(x), atol=1e-6)
+    plan = kn.plan_pruning(written, kn.Magnitude(), ratio=0.5)
+    assert kn.verify(kn.rebuild(written, plan), written, plan).ok
+
+
 class Products(layers.Layer):
     """Multiplies by a weight of its own, and by the kernel of a layer that it does not call."""
 
