@@ -10,7 +10,7 @@ import keras
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.tracing import InputShape
 from keras_nisp.errors import reason_of, several, warn
-from keras_nisp.functional.converted import Constants, Converted, Kept
+from keras_nisp.functional.converted import Constants, Converted, Kept, number_calls
 from keras_nisp.functional.converting import Converter, Shapes
 from keras_nisp.functional.equivalence import check_same
 from keras_nisp.functional.laid import is_tensor
@@ -101,7 +101,7 @@ def _convert_graph(
             return _convert_graph(model, input_shape, torn)
         try:
             if converted is not model:
-                converter.number_calls(converted)
+                number_calls(converted, converter.composites.values())
                 lost = converter.lost.values()
                 check_same(converted, model, arguments, {}, converter.sizes, lost=lost)
                 _warn_of_losses(model, converter)
@@ -146,7 +146,7 @@ def _convert_subclassed(
     graph = _structured(converted, inputs, model)
     if whole is None and (torn := _torn(graph, kept)):
         return _convert_subclassed(model, given, input_shape, torn)
-    converter.number_calls(graph)
+    number_calls(graph, converter.composites.values())
     _warn_of_losses(model, converter)
     return graph, list(kept.values())
 

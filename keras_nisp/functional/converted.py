@@ -1,12 +1,15 @@
 """What the conversion makes of a composite: a model, constants, or a reason why it stays."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 
 from keras_nisp.functional.equivalence import masks_of, tensors_of
 from keras_nisp.functional.laid import batch_first, is_tensor, with_batch_at
+from keras_nisp.keras_graph import keras_models
 from keras_nisp.keras_graph.masks import set_mask
 
 
@@ -69,3 +72,24 @@ class Kept:
 
 def single(values: list) -> Any:
     return values[0] if len(values) == 1 else values
+
+
+def number_calls(graph: keras.Model, composites: Iterable[tuple[keras.Layer, list[tuple]]]) -> None:
+    """Names what became of each call of a layer: the first as the layer, others with a number.
+
+    Attempts that came to nothing do not count, and no other layer has such a name.
+
+    Args:
+        graph: in which they are.
+        composites: layers, and of each the calls with what became of them.
+    """
+    used = list(keras_models.operations(graph))
+    known, taken = set(map(id, used)), {operation.name for operation in used}
+    for layer, calls in composites:
+        numbered = (f"{layer.name}_{number}" for number in itertools.count(2))
+        others = (name for name in numbered if name not in taken)
+        stays = id(layer) in known  # in another call, under its name
+        names: Iterator[str] = others if stays else itertools.chain([layer.name], others)
+        for _, made, _ in calls:
+            if isinstance(made, Converted) and id(made.model) in known:
+                made.model.name = next(names)

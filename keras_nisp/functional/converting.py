@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -177,20 +176,6 @@ class Converter:
         if isinstance(converted, Converted):  # until `number_calls`: the layer itself may stay
             converted.model.name = f"{layer.name}_in_call_{place + 1}"
         return converted
-
-    def number_calls(self, graph: keras.Model) -> None:
-        """Numbers what became of one layer in several calls, where attempts that came to nothing
-        do not count: layers and weights have the names that they had."""
-        used = list(keras_models.operations(graph))
-        known, taken = set(map(id, used)), {operation.name for operation in used}
-        for layer, variants in self.composites.values():
-            numbers = (f"{layer.name}_{number}" for number in itertools.count(2))
-            names = (name for name in numbers if name not in taken)
-            if id(layer) not in known:  # else it stays in another call, under its name
-                names = itertools.chain([layer.name], names)
-            for _, other, _ in variants:
-                if isinstance(other, Converted) and id(other.model) in known:
-                    other.model.name = next(names)
 
     def _converted(self, layer, args, kwargs) -> Converted | Constants | None:
         """With an open batch size if that will do; else with one that is then opened; else
