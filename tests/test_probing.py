@@ -238,6 +238,26 @@ def test_layers_for_one_size_of_batches_say_what_to_do(capsys):
     assert kn.prune(fixed, kn.Magnitude(), ratio=0.5, verbose=0).get_layer("after").units == 4
 
 
+class Folded(layers.Layer):
+    """Puts nodes beside samples, for a recurrent layer that looks at each of them."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.memory = layers.LSTM(3)
+
+    def call(self, x):
+        x = ops.transpose(x, (2, 0, 1, 3))
+        nodes, batch, steps, width = ops.shape(x)
+        x = self.memory(ops.reshape(x, (nodes * batch, steps, width)))
+        return ops.transpose(ops.reshape(x, (nodes, batch, 3)), (1, 0, 2))
+
+
+def test_advice_is_given_once(capsys):
+    inputs = keras.Input((6, 5, 2))
+    kn.as_functional(keras.Model(inputs, Folded(name="folded")(inputs)))
+    assert capsys.readouterr().out.count("one size alone") == 1
+
+
 MOVED = {
     "takes batches of one size alone": lambda x: ops.reshape(x, (4, 6, 8)),
     "moves channels into the batch axis": lambda x: ops.reshape(x, (-1, 6, 2)),

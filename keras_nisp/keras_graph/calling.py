@@ -32,6 +32,9 @@ _OF_NUMBERS = (
     *("greater", "greater_equal", "logical_and", "logical_or"),
 )
 OF_NUMBERS = tuple(filter(None, map(operation_class, _OF_NUMBERS)))
+ADVICE = (
+    "If it takes batches of one size alone, let the model say so: `keras.Input(..., batch_size=n)`"
+)
 
 
 def takes(layer: keras.Layer, argument: str) -> bool:
@@ -66,12 +69,10 @@ def on_data(layer: keras.Operation):
 
 def with_advice(reason: str) -> str:
     """A reason, and what to do if it is that code reshapes to a batch of one size."""
-    if not re.search("[Cc]annot reshape|total size of the tensor|requested shape has", reason):
+    reshapes = re.search("[Cc]annot reshape|total size of the tensor|requested shape has", reason)
+    if not reshapes or ADVICE in reason:
         return reason
-    return (
-        f"{reason}. If it takes batches of one size alone, let the model say so: "
-        "`keras.Input(..., batch_size=n)`"
-    )
+    return f"{reason}. {ADVICE}"
 
 
 @contextlib.contextmanager
