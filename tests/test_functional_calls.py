@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from nets import randomise
 
 import keras_nisp as kn
 from keras_nisp.keras_graph import calling
@@ -526,3 +527,50 @@ def test_arrays_of_tensorflow(kind):
     assert kn.prune(written, kn.Magnitude(), ratio=0.5, verbose=0).count_params() == 22
     array = tf.TensorArray("float32", size=1).write(0, 3.0)
     assert float(array.stack()[0]) == 3.0
+
+
+@keras.saving.register_keras_serializable("test_functional_calls")
+class Marked(layers.Layer):
+    """Takes the windows of a sample together: each has a mask of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mixing = layers.Dense(8, name="mixing")
+
+    def call(self, windows, mask):
+        x = ops.reshape(self.mixing(windows), (-1, mask.shape[0], *windows.shape[1:]))
+        return ops.reshape(x * mask[None, :, :, None], (-1, *windows.shape[1:]))
+
+
+@keras.saving.register_keras_serializable("test_functional_calls")
+class Windows(layers.Layer):
+    """Puts windows beside samples, as Swin does: a table of positions is that of each window."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.marked = Marked(name="marked")
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(9, 8), initializer="normal", name="table")
+
+    def call(self, x):
+        windows = ops.reshape(x, (-1, 2, 8))
+        windows += ops.take(self.table, np.array([7, 1]), axis=0)
+        mask = np.arange(6.0, dtype="float32").reshape(3, 2)
+        return ops.reshape(self.marked(windows, mask), (-1, 6, 8))
+
+
+def test_windows_beside_samples(tmp_path):
+    inputs = keras.Input((6, 3))
+    x = Windows(name="windows")(layers.Dense(8, name="free")(inputs))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(x))
+    graph = randomise(kn.as_functional(model))
+    plan = kn.plan_pruning(graph, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(graph, plan)
+    assert kn.verify(small, graph, plan).ok
+    parts = {part for row in plan.groups for part in row.creators}
+    assert {"free", "windows/table", "windows/marked/mixing"} <= parts
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    data = np.random.default_rng(0).normal(size=(5, 6, 3)).astype("float32")
+    np.testing.assert_allclose(loaded(data), small(data), atol=1e-6)

@@ -142,7 +142,7 @@ class BatchFirst:
         if isinstance(operation, SIDE_BY_SIDE):
             return self._side_by_side(operation, x)
         if rule_of(operation).elementwise and not kwargs:
-            return self._elementwise(operation, args)
+            return self._elementwise(operation, args, node.outputs[0].shape)
         if isinstance(operation, DEPTHWISE):
             return self._depthwise(operation, args[0], args[1], node.outputs[0].shape)
         if len(args) > 1 and not isinstance(operation, (GET_ITEM, TAKE)):
@@ -164,15 +164,25 @@ class BatchFirst:
             return self._along_axis(operation, x, args[1:], len(node.outputs[0].shape))
         raise NoWayError
 
-    def _elementwise(self, operation, args: tuple) -> Any:
+    def _elementwise(self, operation, args: tuple, shape: tuple) -> Any:
         args = keras.tree.map_structure(lambda x: x.numpy() if tf.is_tensor(x) else x, args)
         rank = max(map(rank_of, args))
         places = {batch_of(x) + rank - rank_of(x) for x in args if batch_of(x) is not None}
         place = places.pop() if places else None
         if places:
             raise NoWayError
-        given = tuple(self._aligned(x, rank, place) for x in args)
-        return laid(symbolic.called(operation, given, {}), place)
+        given = [self._aligned(x, rank, place) for x in args]
+        if place == 0 and self.probe and shape[0] != self.probe:
+            given = [self._for_each_part(x, y, shape[0]) for x, y in zip(args, given, strict=True)]
+        return laid(symbolic.called(operation, tuple(given), {}), place)
+
+    def _for_each_part(self, x: Any, tensor: Any, rows: int | None) -> Any:
+        """What follows from weights, where samples are in parts, such as windows, side by side."""
+        if not isinstance(x, Laid) or x.batch is not None or rows is None:
+            return tensor
+        if rows % self.probe:
+            raise NoWayError
+        return keras.ops.repeat(tensor, rows // self.probe, axis=0)
 
     def _aligned(self, x: Any, rank: int, place: int | None) -> Any:
         """An operand with the axes of a result of this rank, whose batch axis has this place."""

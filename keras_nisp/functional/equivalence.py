@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import reason_of, several
+from keras_nisp.functional.batch_first import RESHAPE
 from keras_nisp.functional.call_graphs import same
 from keras_nisp.functional.laid import NotAGraphError, shape_batch_first, with_batch_at
 from keras_nisp.keras_graph import calling, keras_models
@@ -107,8 +110,9 @@ def _first_that_fits(model, layer, tensors, shapes, original: Callable, sizes):
     """Samples that the original takes, and what it gives in inference."""
     is_open = any(None in shape[1:] for shape in shapes)
     reasons: list[Exception] = []
-    for size in (*sizes, *SIZES) if is_open else SIZES[:1]:
-        values = _samples(model, tensors, shapes, size)
+    counts = dict.fromkeys((COUNT, COUNT * _samples_taken_together(model)))
+    for count, size in itertools.product(counts, (*sizes, *SIZES) if is_open else SIZES[:1]):
+        values = _samples(model, tensors, shapes, size, count)
         try:
             return values, _outcome(layer, original, False, values)
         except Exception as error:  # whatever code of users raises
@@ -135,9 +139,25 @@ def _shapes(model: keras.Model, tensors: list, takes: Sequence[int]) -> list[tup
     ]
 
 
-def _samples(model: keras.Model, tensors: list, shapes: list[tuple], size: int) -> list:
+def _samples_taken_together(model: keras.Model) -> int:
+    """What a batch size must be a multiple of: the rows of a batch may be windows of an image, of
+    which a layer takes those of one image together."""
+    together = 1
+    for operation in keras_models.operations(model):
+        for node in operation._inbound_nodes if isinstance(operation, RESHAPE) else ():
+            sizes = [x.shape[1:] for x in (*node.input_tensors, *node.outputs)]
+            if any(None in shape for shape in sizes):
+                continue
+            before, after = map(math.prod, sizes)
+            together = math.lcm(together, after // math.gcd(before, after))
+    return together
+
+
+def _samples(
+    model: keras.Model, tensors: list, shapes: list[tuple], size: int, count: int
+) -> list:
     """Random values for the tensors of a call, with masks where these have one."""
-    count = next((shape[0] for shape in shapes if shape and shape[0] is not None), COUNT)
+    count = next((shape[0] for shape in shapes if shape and shape[0] is not None), count)
     full = [tuple(size if n is None else n for n in shape[1:]) for shape in shapes]
     values, _ = next(random_samples(model, full, count).batches())
     masked = [i for i, tensor in enumerate(tensors) if mask_of(tensor) is not None]
