@@ -574,3 +574,39 @@ def test_windows_beside_samples(tmp_path):
     loaded = keras.models.load_model(tmp_path / "small.keras")
     data = np.random.default_rng(0).normal(size=(5, 6, 3)).astype("float32")
     np.testing.assert_allclose(loaded(data), small(data), atol=1e-6)
+
+
+TOKENS = {
+    "added": lambda token, x: ops.zeros_like(x[:, :1]) + token,
+    "broadcast": lambda token, x: ops.broadcast_to(token, (ops.shape(x)[0], 1, 8)),
+    "tiled": lambda token, x: ops.tile(token, (ops.shape(x)[0], 1, 1)),
+    "repeated": lambda token, x: ops.repeat(token, ops.shape(x)[0], axis=0),
+}
+
+
+class Frames(layers.Layer):
+    """Puts the frames of a video beside each other, each with a class token and positions."""
+
+    def __init__(self, give, **kwargs):
+        super().__init__(**kwargs)
+        self.give, self.mixing = give, layers.Dense(8, name="mixing")
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(1, 1, 8), initializer="normal", name="token")
+        self.places = self.add_weight(shape=(1, 6, 8), initializer="normal", name="places")
+
+    def call(self, x):
+        frames = ops.reshape(x, (-1, 5, 8))
+        frames = ops.concatenate([self.give(self.token, frames), frames], axis=1) + self.places
+        return ops.reshape(ops.max(self.mixing(frames), axis=1), (-1, 3, 8))
+
+
+@pytest.mark.parametrize("give", TOKENS)
+def test_weights_for_each_frame(give):
+    inputs = keras.Input((3, 5, 2))
+    x = Frames(TOKENS[give], name="frames")(layers.Dense(8, name="free")(inputs))
+    graph = randomise(kn.as_functional(keras.Model(inputs, layers.Dense(2)(x)), verbose=0))
+    plan = kn.plan_pruning(graph, kn.Magnitude(), ratio=0.5)
+    parts = {part for row in plan.groups for part in row.creators}
+    assert {"free", "frames/token", "frames/places", "frames/mixing"} <= parts
+    assert kn.verify(kn.rebuild(graph, plan), graph, plan).ok

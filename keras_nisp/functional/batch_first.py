@@ -82,7 +82,7 @@ class BatchFirst:
         operation, flat = node.operation, keras.tree.flatten((args, kwargs))
         if not any(isinstance(x, Laid) for x in flat):
             if isinstance(operation, SIDE_BY_SIDE[1]) and operation.axis == 0:
-                return self._side_by_side(operation, args[0])
+                return self._side_by_side(operation, args[0], node.outputs[0].shape)
             if isinstance(operation, BROADCAST):
                 return self._broadcast(node, args[0])
             moves = isinstance(operation, (TRANSPOSE, EINSUM, EXPAND, GET_ITEM))
@@ -140,7 +140,7 @@ class BatchFirst:
         if keeps(node) and isinstance(x, Weight):
             return x
         if isinstance(operation, SIDE_BY_SIDE):
-            return self._side_by_side(operation, x)
+            return self._side_by_side(operation, x, node.outputs[0].shape)
         if rule_of(operation).elementwise and not kwargs:
             return self._elementwise(operation, args, node.outputs[0].shape)
         if isinstance(operation, DEPTHWISE):
@@ -156,10 +156,11 @@ class BatchFirst:
             if isinstance(operation, kinds):
                 return make(operation, x)
         if isinstance(operation, (BROADCAST, TILE, REPEAT)) and x.batch is None:
-            if node.outputs[0].shape[:1] in ((self.probe,), (None,)):
-                return self._for_each_sample(x, node.outputs[0].shape)
+            shape = node.outputs[0].shape
+            if shape and self._may_be_samples(shape[0]):
+                return self._for_each_sample(x, shape)
             if not isinstance(operation, REPEAT):
-                return Laid(self._repeated(x.tensor, node.outputs[0].shape), None)
+                return Laid(self._repeated(x.tensor, shape), None)
         if isinstance(operation, ALONG_AXIS):
             return self._along_axis(operation, x, args[1:], len(node.outputs[0].shape))
         raise NoWayError
@@ -171,21 +172,26 @@ class BatchFirst:
         place = places.pop() if places else None
         if places:
             raise NoWayError
-        given = [self._aligned(x, rank, place) for x in args]
-        if place == 0 and self.probe and shape[0] != self.probe:
-            given = [self._for_each_part(x, y, shape[0]) for x, y in zip(args, given, strict=True)]
-        return laid(symbolic.called(operation, tuple(given), {}), place)
+        rows = None if place is None else shape[place]
+        given = tuple(self._aligned(x, rank, place, rows) for x in args)
+        return laid(symbolic.called(operation, given, {}), place)
 
-    def _for_each_part(self, x: Any, tensor: Any, rows: int | None) -> Any:
-        """What follows from weights, where samples are in parts, such as windows, side by side."""
-        if not isinstance(x, Laid) or x.batch is not None or rows is None:
+    def _may_be_samples(self, rows: int | None) -> bool:
+        """Whether an axis of the traced graph may be that of samples, or of parts of them."""
+        return rows is None or bool(self.probe and not rows % self.probe)
+
+    def _for_each_part(self, tensor: Any, rows: int | None) -> Any:
+        """What has a row for each sample, where the traced graph has more: samples are in parts
+        there, such as windows, side by side."""
+        if not self.probe or rows in (None, self.probe):
             return tensor
-        if rows % self.probe:
+        if not self._may_be_samples(rows):
             raise NoWayError
         return keras.ops.repeat(tensor, rows // self.probe, axis=0)
 
-    def _aligned(self, x: Any, rank: int, place: int | None) -> Any:
-        """An operand with the axes of a result of this rank, whose batch axis has this place."""
+    def _aligned(self, x: Any, rank: int, place: int | None, rows: int | None) -> Any:
+        """An operand with the axes of a result of this rank, whose batch axis has this place and,
+        where it was traced, so many rows."""
         if not rank_of(x):
             return tensor_of(x)
         missing = rank - rank_of(x)
@@ -193,7 +199,7 @@ class BatchFirst:
             sizes = [*[1] * missing, *x.shape]
             if place is not None and sizes.pop(place) != 1:
                 raise NoWayError
-            return reshaped(x.tensor, sizes)
+            return self._for_each_part(reshaped(x.tensor, sizes), rows)
         if isinstance(x, Laid) or is_tensor(x):
             axes = tuple(range(1, 1 + missing))
             return keras.ops.expand_dims(tensor_of(x), axes) if axes else tensor_of(x)
@@ -256,7 +262,8 @@ class BatchFirst:
         sizes = [*[1] * (len(shape) - x.rank), *x.shape]
         if sizes[0] != 1:
             raise NoWayError
-        return self._repeated(reshaped(x.tensor, sizes[1:]), shape[1:])
+        repeated = self._repeated(reshaped(x.tensor, sizes[1:]), shape[1:])
+        return self._for_each_part(repeated, shape[0])
 
     def _repeated(self, tensor: Any, shape: tuple) -> Any:
         """A tensor with this shape behind the batch axis, in which axes of size 1 are repeated."""
@@ -286,7 +293,7 @@ class BatchFirst:
             place += before * (rank - x.rank if rank > x.rank else -1)
         return keras.tree.map_structure(lambda y: laid(y, place), outputs)
 
-    def _side_by_side(self, operation, tensors: list) -> Any:
+    def _side_by_side(self, operation, tensors: list, shape: tuple) -> Any:
         rank = max(map(rank_of, tensors))
         places = {batch_of(x) for x in tensors if isinstance(x, Laid) or is_tensor(x)}
         if len(places) > 1 or any(rank_of(x) != rank for x in tensors):
@@ -299,7 +306,8 @@ class BatchFirst:
         if place == axis:
             raise NoWayError
         made = copying.copy_layer(operation, axis=moved_axis(axis, place))
-        parts = [self._aligned(x, rank, before) for x in tensors]
+        rows = None if place is None else shape[place]
+        parts = [self._aligned(x, rank, before, rows) for x in tensors]
         return laid(symbolic.called(made, (parts,), {}), place)
 
     def _depthwise(self, operation, x: Any, kernel: Any, shape: tuple) -> Any:

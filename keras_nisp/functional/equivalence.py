@@ -153,9 +153,7 @@ def _samples_taken_together(model: keras.Model) -> int:
     return together
 
 
-def _samples(
-    model: keras.Model, tensors: list, shapes: list[tuple], size: int, count: int
-) -> list:
+def _samples(model: keras.Model, tensors: list, shapes: list[tuple], size: int, count: int) -> list:
     """Random values for the tensors of a call, with masks where these have one."""
     count = next((shape[0] for shape in shapes if shape and shape[0] is not None), count)
     full = [tuple(size if n is None else n for n in shape[1:]) for shape in shapes]
