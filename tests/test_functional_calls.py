@@ -533,12 +533,13 @@ def test_arrays_of_tensorflow(kind):
 class Marked(layers.Layer):
     """Takes the windows of a sample together: each has a mask of its own."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, counts=False, **kwargs):
         super().__init__(**kwargs)
-        self.mixing = layers.Dense(8, name="mixing")
+        self.counts, self.mixing = counts, layers.Dense(8, name="mixing")
 
     def call(self, windows, mask):
-        x = ops.reshape(self.mixing(windows), (-1, mask.shape[0], *windows.shape[1:]))
+        samples = ops.shape(windows)[0] // mask.shape[0] if self.counts else -1
+        x = ops.reshape(self.mixing(windows), (samples, mask.shape[0], *windows.shape[1:]))
         return ops.reshape(x * mask[None, :, :, None], (-1, *windows.shape[1:]))
 
 
@@ -546,9 +547,9 @@ class Marked(layers.Layer):
 class Windows(layers.Layer):
     """Puts windows beside samples, as Swin does: a table of positions is that of each window."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, counts=False, **kwargs):
         super().__init__(**kwargs)
-        self.marked = Marked(name="marked")
+        self.marked = Marked(counts, name="marked")
 
     def build(self, shape):
         self.table = self.add_weight(shape=(9, 8), initializer="normal", name="table")
@@ -560,9 +561,10 @@ class Windows(layers.Layer):
         return ops.reshape(self.marked(windows, mask), (-1, 6, 8))
 
 
-def test_windows_beside_samples(tmp_path):
+@pytest.mark.parametrize("counts", [False, True])
+def test_windows_beside_samples(counts, tmp_path):
     inputs = keras.Input((6, 3))
-    x = Windows(name="windows")(layers.Dense(8, name="free")(inputs))
+    x = Windows(counts, name="windows")(layers.Dense(8, name="free")(inputs))
     model = keras.Model(inputs, layers.Dense(2, name="out")(x))
     graph = randomise(kn.as_functional(model))
     plan = kn.plan_pruning(graph, kn.Magnitude(), ratio=0.5)

@@ -10,7 +10,8 @@ import keras
 
 from keras_nisp.channels.registry import registered, rule_of
 from keras_nisp.errors import ReasonError, reason_of
-from keras_nisp.functional.call_graphs import Weights, for_any_batch, modes, one_graph, same
+from keras_nisp.functional.batch_axis import PROBE, places_of, rows_of, with_open_batch
+from keras_nisp.functional.call_graphs import Weights, modes, one_graph, same
 from keras_nisp.functional.converted import Constants, Converted, Kept, single
 from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
 from keras_nisp.functional.laid import (
@@ -34,7 +35,6 @@ from keras_nisp.keras_graph.masks import mask_of, set_mask
 from keras_nisp.keras_graph.model_class import of_class
 from keras_nisp.keras_graph.wrappers import is_wrapper
 
-PROBE = 13  # batch size at which a call is traced that does not take an open one
 Shapes = tuple[tuple[int | None, ...], ...]  # of a model's inputs, with the batch axis
 
 
@@ -141,7 +141,8 @@ class Converter:
         """
         if not tensors_of(args, kwargs):
             return None
-        described = keras.tree.map_structure(lambda x: _opened(x, probe), (args, kwargs))
+        rows = probe and rows_of(tensors_of(args, kwargs), probe)
+        described = keras.tree.map_structure(lambda x: with_open_batch(x, rows), (args, kwargs))
         tensors = tensors_of(*described)
         if keras_models.is_graph(operation):
             converted = self.graph(operation, tuple(tuple(tensor.shape) for tensor in tensors))
@@ -150,34 +151,44 @@ class Converter:
                 if converted is not operation
                 else None
             )
-        converted = self.composite(operation, *described) if _is_composite(operation) else None
+        composite = _is_composite(operation)
+        opened, settings = described
+        converted = self.composite(operation, opened, settings, rows) if composite else None
         if probe is None and isinstance(converted, Constants) and converted.has_rows:
             raise NeedsBatchError("it gives constants for each sample")
         return converted and functools.partial(converted, args, kwargs)
 
-    def composite(self, layer: keras.Layer, args, kwargs) -> Converted | Constants | None:
-        """A model that does what a layer does, or `None` (and a reason) if there is none."""
+    def composite(
+        self, layer: keras.Layer, args, kwargs, rows: int | None = None
+    ) -> Converted | Constants | None:
+        """A model that does what a layer does, or `None` (and a reason) if there is none.
+
+        Args:
+            layer: made of others.
+            args, kwargs: of its call.
+            rows: a batch size at which it is called, if that is open.
+        """
         if id(layer) in self.whole:
             self.kept[id(layer)] = self.whole[id(layer)]
             return None
         _, variants = self.composites.setdefault(id(layer), (layer, []))
         described = _described(args, kwargs)
-        for known, converted, kept in variants:
-            if same(known, described):
+        for (known, *tried), converted, kept in variants:
+            if same(known, described) and (converted or rows in (None, PROBE, *tried)):
                 self.kept |= kept
                 return converted
         itself = {id(layer): Kept(layer, "it calls itself")}
-        variants.append((described, None, itself))
+        variants.append(((described, rows), None, itself))
         place = len(variants) - 1
         with calling.apart():  # from the trace of a layer around this one
-            converted, kept = self.noted(self._converted, layer, args, kwargs)
-        variants[place] = described, converted, kept
+            converted, kept = self.noted(self._converted, layer, args, kwargs, rows)
+        variants[place] = (described, rows), converted, kept
         self.kept |= kept
         if isinstance(converted, Converted):  # until `number_calls`: the layer itself may stay
             converted.model.name = f"{layer.name}_in_call_{place + 1}"
         return converted
 
-    def _converted(self, layer, args, kwargs) -> Converted | Constants | None:
+    def _converted(self, layer, args, kwargs, rows) -> Converted | Constants | None:
         """With an open batch size if that will do; else with one that is then opened; else
         without `rows_for_each_sample`. Layers with weights that a rule follows stay as they are."""
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
@@ -187,7 +198,9 @@ class Converter:
                 layer(*args, **kwargs)
         if keras_layers.own_weights(layer) and not rule_of(layer).warns:
             return None
-        for batch, lookups in ((None, True), (PROBE, True), (PROBE, False)):
+        batches = dict.fromkeys((None, PROBE, rows or PROBE))
+        without_lookups = [(batch, False) for batch in batches if batch]
+        for batch, lookups in [*((batch, True) for batch in batches), *without_lookups]:
             if not lookups and id(layer) not in self.looked_up:
                 break  # it would be the same again
             self.kept, lost = {}, dict(self.lost)
@@ -213,7 +226,7 @@ class Converter:
         in_mode = modes(inference, training)
         tensors, weights = tensors_of(args, kwargs), self._weights(layer)
         masks = training.inputs[len(tensors) : len(training.inputs) - len(weights.own)]
-        takes = _places(tensors, self.batch)
+        takes = places_of(tensors, self.batch)
         given = [shape_batch_first(x.shape, place) for x, place in zip(tensors, takes, strict=True)]
         batches = [shape[0] for shape in (*given, *(mask.shape for mask in masks_of(tensors)))]
         at = [*takes, *[0] * len(masks)]
@@ -253,7 +266,7 @@ class Converter:
             return converted()
 
         tensors = tensors_of(args, kwargs)
-        places = _places(tensors, self.batch)
+        places = places_of(tensors, self.batch)
         inputs = [_input(x, batch, place) for x, place in zip(tensors, places, strict=True)]
         like = next((x for x, place in zip(inputs, places, strict=True) if not place), None)
         cast = [calling.as_layer_takes_it(layer, tensor) for tensor in inputs]
@@ -299,47 +312,6 @@ def _input(like: keras.KerasTensor, batch: int | None, place: int) -> keras.Kera
     if shape:
         shape[place] = shape[place] or batch
     return keras.Input(batch_shape=shape, dtype=like.dtype)
-
-
-def _place(tensor: keras.KerasTensor, batch: int | None) -> int | None:
-    """Where the batch axis of a call's tensor is; `None` if that cannot be told.
-
-    It is the first, perhaps with others in it, wherever that is possible.
-
-    Args:
-        tensor: of the call.
-        batch: the batch size, `None` if it is open.
-    """
-    sizes = {batch or PROBE, PROBE}
-    first = tensor.shape[0] if tensor.shape else None
-    if first in (None, 1) or any(not first % size for size in sizes):
-        return 0
-    places = [axis for axis, size in enumerate(tensor.shape) if size is None or size in sizes]
-    return places[0] if len(places) == 1 and mask_of(tensor) is None else None
-
-
-def _places(tensors: list, batch: int | None) -> list[int]:
-    """Where the batch axes of a call's tensors are."""
-    places = [place for x in tensors if (place := _place(x, batch)) is not None]
-    if len(places) < len(tensors):
-        raise NotAGraphError("it cannot be told which axis of what it takes is that of samples")
-    return places
-
-
-def _opened(value: Any, probe: int | None) -> Any:
-    """An argument of a call that is traced at a batch size, as it is at any."""
-    if probe is None:
-        return value
-    if not is_tensor(value):
-        return for_any_batch(value, probe)
-    place = _place(value, probe)
-    if place is None or tuple(value.shape[place : place + 1]) != (probe,):
-        return value
-    shape = (*value.shape[:place], None, *value.shape[place + 1 :])
-    opened = keras.Input(batch_shape=shape, dtype=value.dtype)
-    if mask_of(value) is not None:
-        set_mask(opened, _opened(mask_of(value), probe))
-    return opened
 
 
 def _apart_from(inputs: list, outputs: list) -> list:
