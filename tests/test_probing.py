@@ -258,6 +258,31 @@ def test_advice_is_given_once(capsys):
     assert capsys.readouterr().out.count("one size alone") == 1
 
 
+class Regrouped(layers.Layer):
+    """Takes the frames of samples beside each other, and gives their places so."""
+
+    def call(self, x):
+        x = ops.transpose(ops.reshape(x, (-1, 2, 4, 3)), (0, 2, 1, 3))
+        return ops.reshape(tf.identity(x), (-1, 2, 3))
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((None, 2, 3), x.dtype)
+
+
+@pytest.mark.filterwarnings("ignore::keras_nisp.UnknownLayerWarning")
+def test_layers_without_a_rule_may_change_how_many_rows_there_are():
+    inputs = keras.Input((2, 4, 3))
+    x = Regrouped(name="special")(ops.reshape(inputs, (-1, 4, 3)))
+    x = ops.transpose(ops.reshape(x, (-1, 4, 2, 3)), (0, 2, 1, 3))
+    x = layers.Dense(8, name="after")(ops.reshape(x, (-1, 8, 3)))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert small.get_layer("after").units == 4
+    assert kn.verify(small, model, plan).ok
+    assert kn.profile(model).total.flops == 8 * (3 * 8 + 8 * 2)
+
+
 MOVED = {
     "takes batches of one size alone": lambda x: ops.reshape(x, (4, 6, 8)),
     "moves channels into the batch axis": lambda x: ops.reshape(x, (-1, 6, 2)),

@@ -44,7 +44,8 @@ def move(call, args, kwargs) -> list[np.ndarray]:
     if not any(tensor.batch_axis for tensor in call.inputs):
         outputs = _moved(call, args, kwargs, call.samples, 0)
         if outputs is not None and all(
-            len(output) % call.samples == 0 and (output == output[:1]).all() for output in outputs
+            len(output) and len(output) % call.samples == 0 and (output == output[:1]).all()
+            for output in outputs
         ):
             call.batch = len(outputs[0]) // call.samples
             call.batch_axes = [0] * len(outputs)
@@ -65,7 +66,7 @@ def _move_batch_axis(call, args, kwargs) -> list[np.ndarray]:
     axes = [_batch_axis(output // count, samples) for output in outputs]
     if None in axes or call.batch != 1:
         if [output.shape[1:] for output in outputs] == call.output_shapes:
-            call.batch = len(outputs[0]) // samples
+            call.batch = max(1, len(outputs[0]) // samples)
         return call.fix_all(_why_not(call, axes))
     names = [output.take(0, axis) for output, axis in zip(outputs, axes, strict=True)]
     call.batch_axes, call.output_shapes = axes, [array.shape for array in names]
