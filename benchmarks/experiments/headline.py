@@ -8,6 +8,8 @@ fine-tuned, C-SGD's clusters collapse early. All get the same epochs (`--epochs`
 of the task) at the same rate, and so does the baseline that is trained on without pruning.
 """
 
+import functools
+
 import keras
 from results import Rows
 from training import Lab, reductions
@@ -57,7 +59,7 @@ def _csgd(lab, epochs):
     return {"merged": lab.accuracy(small), "curve": curve, **reductions(small, model)}
 
 
-def _nisp_with_means(lab, epochs):
+def _nisp_with_means(lab, epochs, taught=True):
     base = lab.base(0)
     x, _ = lab.calibration(0, IMAGES)
     plan = kn.plan_pruning(base, kn.NISP(x), flops_reduction=NISP_FLOPS, calibration=x)
@@ -67,13 +69,9 @@ def _nisp_with_means(lab, epochs):
     kn.recalibrate(small, x, base, plan, teach_steps=600, augment=flip)
     start = lab.accuracy(small)
     keras.utils.set_random_seed(0)
-    curve = lab.fit(
-        small,
-        epochs,
-        lab.task.rate,
-        f"headline_nisp_means_{epochs}",
-        wrap=lambda student: kn.distiller(student, base),
-    )
+    key = f"headline_nisp_means_{epochs}" + ("" if taught else "_labels")
+    wrap = (lambda student: kn.distiller(student, base)) if taught else None
+    curve = lab.fit(small, epochs, lab.task.rate, key, wrap=wrap)
     row = {"base": lab.accuracy(base), "one_shot": at_once, "compensated": start, "curve": curve}
     return {**row, **reductions(small, base)}
 
@@ -108,6 +106,7 @@ METHODS = {
     "NISP": _nisp,
     "baseline, trained on": _train_on,
     "NISP with our means": _nisp_with_means,
+    "NISP with our means, labels alone": functools.partial(_nisp_with_means, taught=False),
     "C-SGD with our means": _csgd_with_means,
 }
 
