@@ -4,8 +4,9 @@ Published weights are adapted to the data first; that accuracy is the baseline. 
 quarter of the channels of every layer, is compensated and fine-tuned. C-SGD makes every layer 5/8
 as wide and is not fine-tuned. "With our means" takes the same share of the FLOPs, with widths by
 damage and the baseline as teacher: NISP is refitted and taught on 512 images before it is
-fine-tuned, C-SGD's clusters collapse early. All get the same epochs (`--epochs`, by default those
-of the task) at the same rate, and so does the baseline that is trained on without pruning.
+fine-tuned ("labels alone": by labels, without the teacher), C-SGD's clusters collapse early. All
+get the same epochs (`--epochs`, by default those of the task) at the same rate, and so does the
+baseline that is trained on without pruning.
 """
 
 import functools
