@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from experiments import results
+from matplotlib import ticker
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
@@ -140,23 +141,39 @@ def combinations() -> None:
 
 
 def headline() -> None:
-    """ResNet-56: accuracy against epochs."""
+    """ResNet-56: error against epochs, a panel for each number of epochs."""
     for task, rows in results("headline").items():
-        figure, axis = plt.subplots(figsize=(6, 3.5))
-        for row in rows:
-            if row["method"] == "baseline":
-                axis.axhline(row["curve"][0], color=INK, linestyle=":", label="baseline")
-                continue
-            gone = f", -{100 * row['flops_removed']:.1f} % FLOPs" if "flops_removed" in row else ""
-            start = [(0, row["compensated"])] if "compensated" in row else []
-            points = start + list(enumerate(row["curve"], 1))
-            label = f"{row['method']}{gone}, {row['epochs']} epochs"
-            axis.plot(*zip(*points, strict=True), marker="o", label=label)
-        axis.set_xlabel("epochs")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_ylabel("accuracy")
-        axis.set_title(task)
-        figure.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.02))
+        lengths = sorted({row["epochs"] for row in rows if "epochs" in row})
+        methods = list(dict.fromkeys(row["method"] for row in rows if "epochs" in row))
+        colours = dict(
+            zip(methods, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False)
+        )
+        figure, axes = plt.subplots(1, len(lengths), figsize=(8, 3.5), sharey=True, squeeze=False)
+        base = next(row["curve"][0] for row in rows if row["method"] == "baseline")
+        for axis, epochs in zip(axes[0], lengths, strict=True):
+            axis.axhline(100 * (1 - base), color=INK, linestyle=":", label="baseline")
+            for row in (row for row in rows if row.get("epochs") == epochs):
+                points = [(0, row["compensated"])] if "compensated" in row else []
+                points += enumerate(row["curve"], 1)
+                times, accuracies = zip(*points, strict=True)
+                errors = [100 * (1 - accuracy) for accuracy in accuracies]
+                gone = row.get("flops_removed")
+                label = row["method"] + (f", -{100 * gone:.1f} % FLOPs" if gone else "")
+                colour = colours[row["method"]]
+                axis.plot(times, errors, marker="o", color=colour, label=label)
+            axis.set_yscale("log")
+            axis.set_yticks([10, 12, 15, 20, 30, 50, 70], minor=False)
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(ticker.NullLocator())
+            axis.set_xlabel("epochs")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set_title(f"{task}, {epochs} epochs")
+        axes[0, 0].set_ylabel("error in %")
+        handles = [axis.get_legend_handles_labels() for axis in axes[0]]
+        known = {label: handle for pair in handles for handle, label in zip(*pair, strict=True)}
+        figure.legend(
+            known.values(), known, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.02)
+        )
         _save(figure, "headline")
 
 
