@@ -7,7 +7,7 @@ random images (random ones would let a net of 1,000 layers amplify rounding erro
 size), an odd input size, and a plan that removes a random 30 to 60 % of the channels of
 every coupled group at random. The largest difference of the outputs over their scale must
 be at most 1e-5. Backbones of keras-hub are converted by `as_functional` and get a
-classifier; a model from a file keeps its weights.
+classifier; a model from a file keeps its weights. Rows that are there are not computed again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from results import save_results
+from results import Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -120,7 +120,6 @@ def check(name: str, seed: int, zoo: str = "applications") -> dict:
     warned = [str(w.message) for w in caught if issubclass(w.category, kn.UnknownLayerWarning)]
     kinds = {kind for message in warned for kind in re.findall(r"' \((\w+)\)", message)}
     return {
-        "model": name,
         "size": model.inputs[0].shape[1],
         "difference": result.relative,
         "ok": result.ok,
@@ -132,6 +131,17 @@ def check(name: str, seed: int, zoo: str = "applications") -> dict:
         "rebuild_seconds": rebuilt - planned,
         "without_rule": sorted(kinds),
     }
+
+
+def reported(name: str, args: argparse.Namespace) -> dict:
+    """What `check` finds, or its error."""
+    try:
+        row = check(name, args.seed, args.zoo)
+    except (ValueError, TypeError) as error:  # listed with its reason
+        row = {"error": str(error).splitlines()[0]}
+    print(f"{name}: {row.get('error') or format(row['difference'], '.1e')}", flush=True)
+    keras.backend.clear_session()
+    return row
 
 
 def show(rows: list[dict]) -> None:
@@ -162,22 +172,16 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     every = ZOOS.get(args.zoo, lambda: [Path(args.zoo).stem])()
-    rows, failed = [], {}
-    for name in args.models or every:
-        try:
-            rows.append(check(name, args.seed, args.zoo))
-            print(f"{name}: {rows[-1]['difference']:.1e}", flush=True)
-        except (ValueError, TypeError) as error:  # listed with its reason
-            failed[name] = str(error).splitlines()[0]
-            print(f"{name}: {failed[name]}", flush=True)
-        keras.backend.clear_session()
-    show(rows)
-    exact = sum(row["ok"] for row in rows)
-    print(f"{exact} of {len(rows) + len(failed)} networks within {TOLERANCE:g} of their oracle")
     if args.models is None and args.zoo in ZOOS:
-        results = {"tolerance": TOLERANCE, "rows": rows, "failed": failed}
-        save_results("zoo" if args.zoo == "applications" else "zoo_keras_hub", results, args)
-    sys.exit(bool(failed) or exact < len(rows))
+        kept = Rows("zoo" if args.zoo == "applications" else "zoo_keras_hub", args)
+        rows = [kept.once({"model": name}, reported, name, args) for name in every]
+    else:
+        rows = [{"model": name, **reported(name, args)} for name in args.models or every]
+    checked = [row for row in rows if "error" not in row]
+    show(checked)
+    exact = sum(row["ok"] for row in checked)
+    print(f"{exact} of {len(rows)} networks within {TOLERANCE:g} of their oracle")
+    sys.exit(exact < len(rows))
 
 
 if __name__ == "__main__":
