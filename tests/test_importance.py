@@ -70,6 +70,12 @@ def two_layers():
     return model, channel_map, channel_map.creators[0].units
 
 
+@pytest.mark.parametrize("importance", [kn.Magnitude, kn.Random])
+def test_importances_by_weights_take_no_data(importance):
+    with pytest.raises(TypeError, match=r"a number for `(p|seed)`.*`calibration=`"):
+        importance(np.ones((8, 4), "float32"))
+
+
 def test_magnitude_by_hand():
     _, channel_map, a = two_layers()
     np.testing.assert_allclose(kn.Magnitude(1)(channel_map)[a], [7, 1, 2])

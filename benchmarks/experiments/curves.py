@@ -93,7 +93,8 @@ def _plan(lab, base, seed, importance, level, **keywords):
     x, _ = lab.calibration(seed, IMAGES)
     if keywords:
         keywords["calibration"] = x
-    scores = getattr(kn, importance)(x)
+    kind = getattr(kn, importance)
+    scores = kind() if kind in (kn.Magnitude, kn.Random) else kind(x)
     return kn.plan_pruning(base(), scores, flops_reduction=level, **keywords)
 
 

@@ -1,5 +1,8 @@
 """Importances that look at weights alone, and the random baseline."""
 
+import numbers
+from typing import Any
+
 import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, ChannelMap
@@ -49,6 +52,7 @@ class Magnitude(_Kernels):
     """
 
     def __init__(self, p: float = 1) -> None:
+        _check_number("p", p, numbers.Real)
         if not p > 0:
             raise ValueError(f"Expected `p` above 0. Received: p={p}")
         self.p = p
@@ -128,7 +132,19 @@ class Random(Importance):
     """
 
     def __init__(self, seed: int = 0) -> None:
+        if seed is not None:
+            _check_number("seed", seed, numbers.Integral)
         self.seed = seed
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         return np.random.default_rng(self.seed).random(channel_map.count)
+
+
+def _check_number(name: str, value: Any, kind: type) -> None:
+    """These importances look at no data, which other ones take first."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"Expected a number for `{name}`. Received: {name}={type(value).__name__}. Calibration "
+            "data are not for this importance: pass them to `prune` or `plan_pruning` "
+            "(`calibration=`)."
+        )
