@@ -18,6 +18,7 @@ present refit; all other rows had widths by 128 samples.
 
 import dataclasses
 import functools
+import inspect
 import subprocess
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def _plan(lab, base, seed, importance, level, **keywords):
     if keywords:
         keywords["calibration"] = x
     kind = getattr(kn, importance)
-    scores = kind() if kind in (kn.Magnitude, kn.Random) else kind(x)
+    looks_at_data = "calibration" in inspect.signature(kind).parameters
+    scores = kind(x) if looks_at_data else kind()
     return kn.plan_pruning(base(), scores, flops_reduction=level, **keywords)
 
 

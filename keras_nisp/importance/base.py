@@ -142,6 +142,17 @@ def supplied(importance: Importance, calibration: Any, verbose: int = 0) -> Impo
     return other
 
 
+def check_setting(name: str, value: Any, kind: type, what: str) -> None:
+    """Raises unless the first argument of an importance that takes no data is what it is to be:
+    of others it is calibration data."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"Expected `{name}` to be {what}. Received: {name}={type(value).__name__}. This "
+            "importance takes no calibration data: pass them to `prune` or `plan_pruning` "
+            "(`calibration=`)."
+        )
+
+
 def checked_scores(scores: Any, channel_map: ChannelMap, name: str) -> np.ndarray:
     """Scores as a float64 array, of the right shape and not infinite."""
     scores = np.asarray(scores, np.float64)

@@ -14,7 +14,7 @@ from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.enough import check_varied
 from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.absolute_network import AbsoluteNetwork, Scaled, share_out
-from keras_nisp.importance.base import Importance, Select
+from keras_nisp.importance.base import Importance, Select, check_setting
 from keras_nisp.importance.final_response import (
     FinalResponse,
     collect_responses,
@@ -116,6 +116,9 @@ class NISPMag(NISP):
     Args:
         propagate_pruned: as in `NISP`.
 
+    Raises:
+        TypeError: `propagate_pruned` is no truth value.
+
     Example:
 
     >>> model = keras.Sequential([
@@ -130,6 +133,7 @@ class NISPMag(NISP):
     """
 
     def __init__(self, propagate_pruned: bool = True) -> None:
+        check_setting("propagate_pruned", propagate_pruned, bool, "True or False")
         self.propagate_pruned = propagate_pruned  # the one setting: there is nothing to look at
 
     def rank(self, channel_map: ChannelMap) -> list["Ranking"]:

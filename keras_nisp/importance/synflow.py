@@ -1,11 +1,13 @@
 """SynFlow: how much of the flow through the absolute network passes each channel."""
 
+import numbers
+
 import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.importance.absolute_network import AbsoluteNetwork, Scaled, share_out
-from keras_nisp.importance.base import Importance, Select
+from keras_nisp.importance.base import Importance, Select, check_setting
 
 
 class SynFlow(Importance):
@@ -23,6 +25,10 @@ class SynFlow(Importance):
     Args:
         steps: how often channels are scored; the paper takes 100.
 
+    Raises:
+        TypeError: `steps` is no number.
+        ValueError: `steps` is not a whole number from 1.
+
     Example:
 
     >>> model = keras.Sequential([
@@ -38,6 +44,7 @@ class SynFlow(Importance):
     """
 
     def __init__(self, steps: int = 1) -> None:
+        check_setting("steps", steps, numbers.Real, "a number")
         if steps != int(steps) or steps < 1:
             raise ValueError(f"Expected `steps` to be a whole number from 1. Received: {steps!r}")
         self.steps = int(steps)

@@ -1,13 +1,12 @@
 """Importances that look at weights alone, and the random baseline."""
 
 import numbers
-from typing import Any
 
 import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, ChannelMap
 from keras_nisp.channels.registry import rule_of
-from keras_nisp.importance.base import Importance, scored_where
+from keras_nisp.importance.base import Importance, check_setting, scored_where
 
 
 class _Kernels(Importance):
@@ -38,6 +37,10 @@ class Magnitude(_Kernels):
     Args:
         p: 1 for the L1 norm, 2 for the Euclidean one.
 
+    Raises:
+        TypeError: `p` is no number.
+        ValueError: `p` is not above 0.
+
     Example:
 
     >>> model = keras.Sequential([
@@ -52,7 +55,7 @@ class Magnitude(_Kernels):
     """
 
     def __init__(self, p: float = 1) -> None:
-        _check_number("p", p, numbers.Real)
+        check_setting("p", p, numbers.Real, "a number")
         if not p > 0:
             raise ValueError(f"Expected `p` above 0. Received: p={p}")
         self.p = p
@@ -119,6 +122,9 @@ class Random(Importance):
     Args:
         seed: integer.
 
+    Raises:
+        TypeError: `seed` is no integer.
+
     Example:
 
     >>> model = keras.Sequential([
@@ -133,18 +139,8 @@ class Random(Importance):
 
     def __init__(self, seed: int = 0) -> None:
         if seed is not None:
-            _check_number("seed", seed, numbers.Integral)
+            check_setting("seed", seed, numbers.Integral, "an integer")
         self.seed = seed
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:
         return np.random.default_rng(self.seed).random(channel_map.count)
-
-
-def _check_number(name: str, value: Any, kind: type) -> None:
-    """These importances look at no data, which other ones take first."""
-    if not isinstance(value, kind):
-        raise TypeError(
-            f"Expected a number for `{name}`. Received: {name}={type(value).__name__}. Calibration "
-            "data are not for this importance: pass them to `prune` or `plan_pruning` "
-            "(`calibration=`)."
-        )
