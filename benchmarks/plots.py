@@ -153,14 +153,7 @@ def headline() -> None:
         for axis, epochs in zip(axes[0], lengths, strict=True):
             axis.axhline(100 * (1 - base), color=INK, linestyle=":", label="baseline")
             for row in (row for row in rows if row.get("epochs") == epochs):
-                points = [(0, row["compensated"])] if "compensated" in row else []
-                points += enumerate(row["curve"], 1)
-                times, accuracies = zip(*points, strict=True)
-                errors = [100 * (1 - accuracy) for accuracy in accuracies]
-                gone = row.get("flops_removed")
-                label = row["method"] + (f", -{100 * gone:.1f} % FLOPs" if gone else "")
-                colour = colours[row["method"]]
-                axis.plot(times, errors, marker="o", color=colour, label=label)
+                _error_curve(axis, row, colours[row["method"]])
             axis.set_yscale("log")
             axis.set_yticks([10, 12, 15, 20, 30, 50, 70], minor=False)
             axis.yaxis.set_major_formatter("{x:g}")
@@ -175,6 +168,16 @@ def headline() -> None:
             known.values(), known, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.02)
         )
         _save(figure, "headline")
+
+
+def _error_curve(axis, row: dict, colour: str) -> None:
+    """A method's error after each epoch, and before the first where that is known."""
+    points = [(0, row["compensated"])] if "compensated" in row else []
+    times, accuracies = zip(*points, *enumerate(row["curve"], 1), strict=True)
+    gone = row.get("flops_removed")
+    label = row["method"] + (f", -{100 * gone:.1f} % FLOPs" if gone else "")
+    errors = [100 * (1 - accuracy) for accuracy in accuracies]
+    axis.plot(times, errors, marker="o", color=colour, label=label)
 
 
 CURVES = {  # by the arms that a curve is made of; the last is a rival, by its best importance

@@ -174,7 +174,9 @@ def main():
     every = ZOOS.get(args.zoo, lambda: [Path(args.zoo).stem])()
     if args.models is None and args.zoo in ZOOS:
         kept = Rows("zoo" if args.zoo == "applications" else "zoo_keras_hub", args)
-        rows = [kept.once({"model": name}, reported, name, args) for name in every]
+        rows = [
+            kept.once({"model": name, "seed": args.seed}, reported, name, args) for name in every
+        ]
     else:
         rows = [{"model": name, **reported(name, args)} for name in args.models or every]
     checked = [row for row in rows if "error" not in row]
