@@ -153,7 +153,7 @@ def test_constants_beside_channels(name, rng):
 
 @pytest.mark.parametrize("extreme", [ops.max, ops.min])
 def test_an_extreme_may_be_infinite(extreme, rng):
-    """Whatever is kept, nothing that is removed stands in for it."""
+    """A removed channel never supplies the extreme, even if no kept value is finite."""
     sign = -np.inf if extreme is ops.max else np.inf
     inputs = keras.Input((4,))
     x = layers.Dense(8, name="free")(inputs)

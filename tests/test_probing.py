@@ -238,6 +238,27 @@ def test_layers_for_one_size_of_batches_say_what_to_do(capsys):
     assert kn.prune(fixed, kn.Magnitude(), ratio=0.5, verbose=0).get_layer("after").units == 4
 
 
+class Groups(layers.Layer):
+    """Takes four samples together."""
+
+    def call(self, x):
+        x = ops.reshape(x, (-1, 4, 8))
+        return ops.reshape(x - ops.mean(x, axis=1, keepdims=True), (-1, 8))
+
+
+def test_advice_on_samples_that_are_taken_together_works():
+    def graph(size):
+        inputs = keras.Input((3,), batch_size=size)
+        x = layers.Dense(8)(layers.Dense(8, name="free")(inputs))
+        x = Groups(name="groups")(x)
+        return kn.as_functional(keras.Model(inputs, layers.Dense(2)(x)), verbose=0)
+
+    with pytest.raises(ValueError, match=r"batches of one size alone.*batch_size=n"):
+        kn.prune(graph(None), kn.Magnitude(), ratio=0.5, verbose=0)
+    small = kn.prune(graph(8), kn.Magnitude(), ratio=0.5, verbose=0)
+    assert small.get_layer("free").units == 4
+
+
 class Folded(layers.Layer):
     """Puts nodes beside samples, for a recurrent layer that looks at each of them."""
 

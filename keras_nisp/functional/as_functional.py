@@ -99,9 +99,9 @@ def _convert_graph(
         converted = converter.graph(model, shapes)
         if whole is None and (torn := _torn(converted, converter.kept)):
             return _convert_graph(model, input_shape, torn)
+        number_calls(converted, converter.composites.values())
         try:
             if converted is not model:
-                number_calls(converted, converter.composites.values())
                 lost = converter.lost.values()
                 check_same(converted, model, arguments, {}, converter.sizes, lost=lost)
                 _warn_of_losses(model, converter)

@@ -124,8 +124,9 @@ def _by_names_of(known: Iterable[str], made: dict[str, Any]) -> dict[str, Any]:
     """What another model of the class has for each weight, by the paths of the first: Keras counts
     on in the names of layers that were given none."""
     known = [*known]
-    alike = [*map(_uncounted, known)] == [*map(_uncounted, made)]
-    return dict(zip(known, made.values(), strict=True)) if alike else made
+    if made.keys() >= set(known) or [*map(_uncounted, known)] != [*map(_uncounted, made)]:
+        return made
+    return dict(zip(known, made.values(), strict=True))
 
 
 def _uncounted(path: str) -> str:
@@ -166,10 +167,11 @@ def _smaller(original: keras.Model, before: Shapes, after: Shapes) -> tuple[dict
         larger = copy.deepcopy(config)
         _set(larger, leaf, 2 * number)
         try:
-            doubled = _by_names_of(known, _shapes_by(larger, type(original)))
+            shapes = _shapes_by(larger, type(original))
         except Exception as error:  # whatever a class raises whose numbers do not fit together
             refused.append(f"`{leaf[-1]}` ({reason_of(error)})")
             continue
+        doubled = _by_names_of(known, shapes)
         if doubled.keys() >= before.keys():
             factor = np.log2([doubled[path][axis] / before[path][axis] for path, axis in axes])
             if factor.any():

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ from keras_nisp.errors import reason_of, several
 from keras_nisp.functional.batch_first import RESHAPE
 from keras_nisp.functional.call_graphs import same
 from keras_nisp.functional.laid import NotAGraphError, shape_batch_first, with_batch_at
-from keras_nisp.keras_graph import calling, keras_models
+from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.keras_graph.masks import mask_of, set_mask, with_own_mask
 
 TOLERANCE = 1e-4
@@ -143,13 +144,26 @@ def _samples_taken_together(model: keras.Model) -> int:
     """What a batch size must be a multiple of: the rows of a batch may be windows of an image, of
     which a layer takes those of one image together."""
     together = 1
-    for operation in keras_models.operations(model):
-        for node in operation._inbound_nodes if isinstance(operation, RESHAPE) else ():
-            sizes = [x.shape[1:] for x in (*node.input_tensors, *node.outputs)]
-            if any(None in shape for shape in sizes):
-                continue
+
+    def rows_of(part: keras.Model, inputs: list) -> list[Fraction]:
+        """How many rows each output has for a row of the model, given those of the inputs."""
+        structure = keras_models.structured_inputs(part, inputs)
+        return keras.tree.flatten(walking.replay(part, structure, visit))
+
+    def visit(node, args, kwargs):
+        nonlocal together
+        if keras_models.is_graph(node.operation):
+            return rows_of(node.operation, keras.tree.flatten(args[0]))
+        flat = keras.tree.flatten((args, kwargs))
+        rows = max(x for x in flat if isinstance(x, Fraction))
+        sizes = [x.shape[1:] for x in (*node.input_tensors, *node.outputs)]
+        if isinstance(node.operation, RESHAPE) and not any(None in shape for shape in sizes):
             before, after = map(math.prod, sizes)
-            together = math.lcm(together, after // math.gcd(before, after))
+            rows *= Fraction(before, after)
+            together = math.lcm(together, rows.denominator)
+        return [rows] * len(node.outputs)
+
+    rows_of(model, [Fraction(1) for _ in keras_models.body(model).inputs])
     return together
 
 

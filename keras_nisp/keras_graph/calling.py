@@ -69,7 +69,9 @@ def on_data(layer: keras.Operation):
 
 def with_advice(reason: str) -> str:
     """A reason, and what to do if it is that code reshapes to a batch of one size."""
-    reshapes = re.search("[Cc]annot reshape|total size of the tensor|requested shape has", reason)
+    reshapes = re.search(
+        "[Cc]annot reshape|total size of the tensor|requested shape (has|requires)", reason
+    )
     if not reshapes or ADVICE.partition(":")[0] in reason:  # it may be cut short
         return reason
     return f"{reason}. {ADVICE}"

@@ -66,6 +66,7 @@ def _move_batch_axis(call, args, kwargs) -> list[np.ndarray]:
     axes = [_batch_axis(output // count, samples) for output in outputs]
     if None in axes or call.batch != 1:
         if [output.shape[1:] for output in outputs] == call.output_shapes:
+            # None are left where a layer without a rule gave more rows than it took.
             call.batch = max(1, len(outputs[0]) // samples)
         return call.fix_all(_why_not(call, axes))
     names = [output.take(0, axis) for output, axis in zip(outputs, axes, strict=True)]
