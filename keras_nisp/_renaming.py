@@ -1,15 +1,12 @@
-"""Arguments that have another name or place now: the old way works for one version, and warns."""
+"""Arguments that have another name now: the old one works for one version, and warns."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import keras
-
 from keras_nisp.errors import warn
 
 Function = TypeVar("Function", bound=Callable)
-END = "the old way will go with the next version."
 
 
 def renamed(**names: str) -> Callable[[Function], Function]:
@@ -30,7 +27,8 @@ def renamed(**names: str) -> Callable[[Function], Function]:
                         f"Expected `{new}` alone. Received it and `{old}`, its old name."
                     )
                 warn(
-                    f"`{old}` of `{function.__name__}` is now called `{new}`; {END}",
+                    f"`{old}` of `{function.__name__}` is now called `{new}`; the old name "
+                    "will go with the next version.",
                     DeprecationWarning,
                 )
                 kwargs[new] = kwargs.pop(old)
@@ -39,26 +37,3 @@ def renamed(**names: str) -> Callable[[Function], Function]:
         return call  # type: ignore[return-value]
 
     return decorate
-
-
-def small_first(function: Function) -> Function:
-    """Lets a function of `small` and `original` take them by position in the old order.
-
-    The original is the one with more weights.
-    """
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        named = args and "small" in kwargs
-        if named or (len(args) > 1 and _weights(args[0]) > _weights(args[1])):
-            name = function.__name__
-            warn(f"`{name}` now takes `small` before `original`; {END}", DeprecationWarning)
-            args = (kwargs.pop("small"), *args) if named else (args[1], args[0], *args[2:])
-        return function(*args, **kwargs)
-
-    return call  # type: ignore[return-value]
-
-
-def _weights(model: Any) -> int:
-    """How many weights a model has; 0 for what is none, or not built."""
-    return model.count_params() if isinstance(model, keras.Model) and model.built else 0

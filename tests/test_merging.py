@@ -585,18 +585,41 @@ def test_check_says_what_would_do():
     weak = plan.check(2000, 0.05, 0.9, strength=3e-3)
     assert not weak.collapses
     assert "do NOT collapse" in str(weak)
-    enough = plan.check(2000, 0.05, 0.9, strength=weak.needed_strength * 1.01)
+    enough = plan.check(2000, 0.05, 0.9, strength=weak.needed_strength)
     assert enough.collapses
-    assert enough.final == pytest.approx(1e-5, rel=0.2)
-    # About ln(1e5) (1 - 0.9) / (2000 x 0.05) = 0.0115; this is the exact root.
-    exact = pull_for(1e-5 ** (1 / 2000), 0.9, False) / 0.05
-    assert weak.needed_strength == pytest.approx(exact, rel=1e-4)
+    assert enough.final == pytest.approx(1e-5, rel=1e-3)
+    # About ln(1e5) (1 - 0.9) / (2000 x 0.05) = 0.0115; this is the root, without the transient.
+    root = pull_for(1e-5 ** (1 / 2000), 0.9, False) / 0.05
+    assert weak.needed_strength == pytest.approx(root, rel=0.01)
     short = plan.check(50, 0.05, 0.9, strength="auto")
     assert short.needed_strength is None
     assert short.needed_steps == 219
     assert "at least 219 are needed" in str(short)
     reference = plan.check(2000, 0.05, 0.9, strength=0.0115, preset="reference")
     assert np.abs(reference.kernels[-1]) < 2e-5 < np.abs(reference.vectors[-1])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("steps", [100, 250, 300, 1000])
+def test_a_strength_that_is_said_to_do_does(steps, nesterov):
+    """In few steps the momentum's transient counts, which the roots do not know of."""
+    plan = kn.plan_merging(plain(), ratio=0.5)
+    settings = {"momentum": 0.9, "nesterov": nesterov}
+    weak = plan.check(steps, 0.05, strength=1e-3, **settings)
+    if weak.needed_strength is None:
+        assert not plan.check(steps, 0.05, strength=20.0, **settings).collapses
+        return
+    printed = float(str(weak).split("strength of ")[1].split()[0])
+    assert plan.check(steps, 0.05, strength=printed, **settings).collapses
+    less = 0.999 * weak.needed_strength
+    assert not plan.check(steps, 0.05, strength=less, **settings).collapses
+
+
+@pytest.mark.parametrize("steps", [30, 100, 200])
+def test_nesterov_collapses_in_few_steps(steps):
+    """Complex roots shrink, too: their modulus is the root of `momentum * (1 - pull)`."""
+    short = kn.plan_merging(plain(), ratio=0.5).check(steps, 0.05, 0.9, nesterov=True)
+    assert short.collapses
 
 
 def test_published_settings_collapse():

@@ -1,5 +1,8 @@
 """What a rebuilt model keeps: names, structure, compile configuration, optimizer state."""
 
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -224,3 +227,21 @@ def test_warnings_about_compiling_point_at_the_line_of_the_user():
         with pytest.warns(UserWarning, match="could not be copied") as caught:
             call()
         assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_a_rebuild_copies_no_kernel_whole():
+    side = 6144
+    model = keras.Sequential(
+        [keras.Input((side,)), keras.layers.Dense(side), keras.layers.Dense(1)]
+    )
+    plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
+
+    def memory(field):
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split(f"{field}:")[1].split()[0])
+
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = memory("VmRSS")
+    kn.rebuild(model, plan)
+    assert memory("VmHWM") - before < 1.75 * 4 * side**2  # half of the kernel, thrice

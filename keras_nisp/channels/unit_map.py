@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from keras_nisp.channels.channel_map import Binding
 
 DROPPED = -1
+LARGE = 1 << 20  # values: NumPy would copy the array first
 
 
 class UnitMap:
@@ -100,7 +101,7 @@ class UnitMap:
         keep = self.keep[units]
         if keep.all():
             return value
-        if not hasattr(value, "numpy"):
+        if not hasattr(value, "numpy") or value.shape.num_elements() > LARGE:
             return tf.gather(value, np.flatnonzero(keep), axis=axis)
         # NumPy takes slices of small arrays far faster than an eager operation does.
         return tf.constant(np.compress(keep, value.numpy(), axis))

@@ -30,7 +30,7 @@ class Distance:
 
     def __init__(self, channel_map: ChannelMap, temperature: float = 1.0):
         count = len(keras_models.body(channel_map.model).outputs)
-        self.kinds = [_kind(channel_map.model, i) for i in range(count)]
+        self.kinds = [kind_of(channel_map.model, i) for i in range(count)]
         self.scales = [1.0] * count
         self.all = [None] * count  # steps count
         self.temperature, self.name = temperature, channel_map.model.name
@@ -139,7 +139,7 @@ def _root_mean(values: tf.Tensor, kind: str, mask: tf.Tensor | None) -> tf.Tenso
     )
 
 
-def _kind(model: keras.Model, index: int) -> str:
+def kind_of(model: keras.Model, index: int) -> str:
     """What an output holds: probabilities (`"softmax"`, `"binary"`), what a sigmoid or a softmax
     would make of it some (`"logits"`, `"binary logits"`), or other `"values"`."""
     if (ending := keras_models.ending(model, index)) is not None:

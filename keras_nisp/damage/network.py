@@ -39,7 +39,7 @@ class DamagedNetwork:
         self.batch_size = int(np.clip(MOST_MEMORY // max(needed, 1), 1, 64))
         fitted, held_out = samples.halves()
         count = int(np.clip(MOST_ACTIVATIONS // max(needed, 1), LEAST_SAMPLES, MOST_SAMPLES))
-        self.samples = held_out.every(-(-len(held_out) // count))
+        self.samples = held_out.at_most(count)
         self.kernels, self.inputs = find_edges(channel_map, len(fitted))
         self.walk = DamagedWalk(channel_map, self.kernels, self.inputs)
         self.everything = costs.everything

@@ -40,7 +40,7 @@ class Calibration:
         """The same settings with these data, and a progress bar if one of both shows it."""
         _check_given(data)
         if isinstance(data, Samples):
-            data = data.every(len(data) // self.limit)  # of all of them, not of the first classes
+            data = data.at_most(self.limit)
         return Calibration(data, **{**self._settings, "verbose": max(verbose, self.verbose)})
 
     def samples(self, model: keras.Model) -> Samples:

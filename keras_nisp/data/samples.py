@@ -57,9 +57,11 @@ class Samples:
         """The first `count` of them."""
         return self if len(self) <= count else self._taken(slice(count))
 
-    def every(self, step: int) -> "Samples":
-        """Every `step`-th of them."""
-        return self if step <= 1 else self._taken(slice(None, None, step))
+    def at_most(self, count: int) -> "Samples":
+        """At most `count` of them, evenly spaced: data may be sorted by class."""
+        if len(self) <= count:
+            return self
+        return self._taken(np.linspace(0, len(self) - 1, count).round().astype(int))
 
     def halves(self) -> tuple["Samples", "Samples"]:
         """Every other of them, and the rest; all twice, if the model is bound to a batch size or
@@ -68,7 +70,7 @@ class Samples:
             return self, self
         return self._taken(slice(None, None, 2)), self._taken(slice(1, None, 2))
 
-    def _taken(self, which: slice) -> "Samples":
+    def _taken(self, which: slice | np.ndarray) -> "Samples":
         labels = map_labels(operator.itemgetter(which), self.labels)
         return Samples([array[which] for array in self.inputs], labels, self.batch, self.names)
 

@@ -1,7 +1,6 @@
 """`as_functional`: converts subclassed models and composite layers to functional graphs."""
 
 import collections
-import threading
 import warnings
 from typing import Any
 
@@ -17,7 +16,6 @@ from keras_nisp.functional.laid import is_tensor
 from keras_nisp.keras_graph import calling, keras_layers, keras_models, symbolic, walking
 from keras_nisp.keras_graph.loading import loading_fault, warn_of_functions, warn_of_names
 
-_LOCK = threading.RLock()  # Two threads must not add nodes to the same layers at a time.
 # What a training run calls; a model class that has its own does something else in `fit`.
 TRAINING_METHODS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
@@ -68,7 +66,7 @@ def as_functional(
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"Expected `model` to be a keras.Model. Received: {model!r}")
-    with _LOCK, warnings.catch_warnings(), calling.operations_of_tensorflow():
+    with calling.PATCHING, warnings.catch_warnings(), calling.operations_of_tensorflow():
         # What Keras says of nested models, which pass masks on nevertheless.
         warnings.filterwarnings("ignore", message=".*destroy the mask information")
         if keras_models.is_graph(model):

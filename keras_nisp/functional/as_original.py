@@ -2,7 +2,6 @@
 
 import copy
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,7 +13,6 @@ from keras_nisp.functional.equivalence import check_same
 from keras_nisp.keras_graph import calling, keras_models, symbolic
 from keras_nisp.keras_graph.layer_state import carry_assets, weights_by_path
 
-_LOCK = threading.RLock()  # `compile` of a class is put aside for a moment
 Shapes = dict[str, tuple[int, ...]]
 Leaf = tuple[Any, ...]  # keys that lead to a number in a config
 
@@ -135,7 +133,7 @@ def _uncounted(path: str) -> str:
 
 def _shapes_by(config: dict, kind: Any) -> Shapes:
     """Of a model with this config, without making its weights."""
-    with _LOCK:
+    with calling.PATCHING:
         own = vars(kind).get("compile")  # by some constructors, and optimizers make variables
         kind.compile = lambda *args, **kwargs: None
         try:

@@ -25,6 +25,9 @@ from keras_nisp.keras_graph.keras_layers import (
 )
 from keras_nisp.keras_graph.keras_models import structured_inputs
 
+# Held while something is replaced that all threads see, or nodes are added to a user's layers.
+PATCHING = threading.RLock()
+
 # Operations on numbers one by one, and products: what Keras computes with lists on data alone.
 _OF_NUMBERS = (
     *("add", "subtract", "multiply", "divide", "true_divide", "floor_divide", "mod", "power"),
@@ -108,29 +111,28 @@ def noted_reads():
     """Gives the `id` of each variable whose value is read meanwhile, in this thread."""
     found: set[int] = set()
     kind, thread = keras.Variable, threading.get_ident()
-    before, own = vars(kind).get("value"), kind.value.fget
+    with PATCHING:
+        before, own = vars(kind).get("value"), kind.value.fget
 
-    def value(variable):
-        if threading.get_ident() == thread:
-            found.add(id(variable))
-        return own(variable)
+        def value(variable):
+            if threading.get_ident() == thread:
+                found.add(id(variable))
+            return own(variable)
 
-    kind.value = property(value)
-    try:
-        yield found
-    finally:
-        if before is None:
-            del kind.value
-        else:
-            kind.value = before
+        kind.value = property(value)
+        try:
+            yield found
+        finally:
+            if before is None:
+                del kind.value
+            else:
+                kind.value = before
 
 
 @contextlib.contextmanager
 def operations_of_tensorflow():
     """In it `tf.gather` takes symbolic tensors, as `keras.ops.take` does; `tf.TensorArray` keeps
     them."""
-
-    own, array = tf.gather, tf.TensorArray
 
     def gather(params, indices, *args, axis=None, batch_dims=0, **kwargs):
         if not isinstance(params, keras.KerasTensor) or args or kwargs:
@@ -142,11 +144,13 @@ def operations_of_tensorflow():
             return keras.ops.take_along_axis(params, indices, axis=axis)
         return own(params, indices, axis=axis, batch_dims=batch_dims)
 
-    tf.gather, tf.TensorArray = gather, _TensorArray
-    try:
-        yield
-    finally:
-        tf.gather, tf.TensorArray = own, array
+    with PATCHING:
+        own, array = tf.gather, tf.TensorArray
+        tf.gather, tf.TensorArray = gather, _TensorArray
+        try:
+            yield
+        finally:
+            tf.gather, tf.TensorArray = own, array
 
 
 class _TensorArray(tf.TensorArray):

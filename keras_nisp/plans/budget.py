@@ -323,7 +323,9 @@ def _check_rounding(round_to: int | None, target: str | None) -> None:
         )
     whole = isinstance(round_to, (int, float, np.number)) and not isinstance(round_to, bool)
     if not whole or round_to < 1 or round_to % 1 != 0:  # NaN for infinity
-        raise ValueError(f"Expected `round_to` of at least 1. Received: {round_to}")
+        raise ValueError(
+            f"Expected `round_to` to be a whole number of at least 1. Received: {round_to!r}"
+        )
 
 
 def _check_least(given: Any) -> None:

@@ -37,17 +37,16 @@ def largest_stable_pull(momentum: float, nesterov: bool) -> float:
 
 
 def fastest_pull(momentum: float, nesterov: bool) -> float:
-    """The pull with two equal roots: a stronger one oscillates and is no faster."""
-    if nesterov:
-        return ((1 - momentum) / (1 + momentum)) ** 2
-    return (1 - math.sqrt(momentum)) ** 2
+    """The pull whose larger root is smallest; without Nesterov's step, stronger ones have no
+    smaller root, and oscillate."""
+    return 1.0 if nesterov else (1 - math.sqrt(momentum)) ** 2
 
 
 def pull_for(factor: float, momentum: float, nesterov: bool) -> float:
     """The pull by which the deviation shrinks by a factor per step, or the fastest there is."""
-    slowest = 2 * momentum / (1 + momentum) if nesterov else math.sqrt(momentum)
-    if factor <= slowest:
-        return fastest_pull(momentum, nesterov)
+    double = 2 * momentum / (1 + momentum) if nesterov else math.sqrt(momentum)  # both roots
+    if factor < double:  # roots are complex
+        return 1 - factor**2 / momentum if nesterov else fastest_pull(momentum, nesterov)
     divisor = (1 + momentum) * factor - momentum if nesterov else factor
     return (1 - factor) * (factor - momentum) / divisor
 
@@ -221,8 +220,14 @@ class Forecast(Shown):
                 f" No strength does it in so few steps; at least {self.needed_steps:,} are needed."
             )
         else:
-            text += f" The least constant strength that does is {self.needed_strength:.2g}."
+            text += f" A constant strength of {_rounded_up(self.needed_strength):g} does."
         return text + f" Strengths from {self.largest_strength:.3g} are unstable."
+
+
+def _rounded_up(value: float, digits: int = 3) -> float:
+    """To so many significant digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    return math.ceil(value / unit) * unit
 
 
 def check_plan(
@@ -293,21 +298,21 @@ def _shrinkage_of(pull: float, settings: Settings) -> float:
 
 
 def _needed_strength(settings: Settings, rates: np.ndarray) -> float | None:
-    """The strength that is just enough, step by step treated as if the pull were constant."""
+    """The strength that is just enough."""
     from scipy.optimize import brentq  # takes a while to import
 
-    momentum, nesterov = settings.momentum, settings.nesterov
-
-    def left(strength):
+    def excess(logarithm):
+        """Of what is left at the end over the tolerance, as a logarithm."""
+        strength = math.exp(logarithm)
         fixed = dataclasses.replace(settings, strength=strength, vector_strength=None)
-        pulls = np.minimum(fixed.pulls(rates, False), fixed.pulls(rates, True))
-        return np.log(np.maximum(shrinkage(pulls, momentum, nesterov), 1e-30)).sum()
+        weaker = np.minimum(fixed.pulls(rates, False), fixed.pulls(rates, True))
+        curve = deviation_curve(weaker, settings.momentum, settings.nesterov)
+        return math.log(max(abs(curve[-1]), 1e-30) / settings.tolerance)
 
-    target = math.log(settings.tolerance)
-    low, high = 1e-12, 1 / rates.max()  # stable, and as fast as any
-    if left(high) > target:
+    low, high = math.log(1e-12), math.log(1 / rates.max())  # stable, and as fast as any
+    if excess(high) > 0:
         return None
-    if left(low) <= target:
-        return low
-    root = brentq(lambda x: left(math.exp(x)) - target, math.log(low), math.log(high), xtol=1e-9)
-    return min(high, math.exp(root + 1e-9))
+    if excess(low) <= 0:
+        return math.exp(low)
+    root = brentq(excess, low, high, xtol=1e-6)
+    return math.exp(min(high, root + 1e-6))

@@ -16,6 +16,7 @@ import numpy as np
 from keras_nisp._renaming import renamed
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.tracing import trace
+from keras_nisp.damage.distance import kind_of
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import Sensitivity, layers_of
 from keras_nisp.data.collecting import collect
@@ -59,10 +60,8 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
             "For other models, pass `metric=`, a function from a model and samples to a number."
         )
     if outputs[0].shape[-1] == 1:
-        likely = outputs[0].ravel() > (
-            0.5 if outputs[0].min() >= 0 and outputs[0].max() <= 1 else 0
-        )
-        return float((likely == labels.ravel()).mean())
+        threshold = 0 if kind_of(model, 0) == "binary logits" else 0.5
+        return float(((outputs[0].ravel() > threshold) == labels.ravel()).mean())
     return float((outputs[0].argmax(-1) == labels.ravel()).mean())
 
 

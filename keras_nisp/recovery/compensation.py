@@ -150,11 +150,10 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, verb
 
 
 def _some(pair: Pair, samples: Samples) -> tuple[Samples, int]:
-    """As many samples as a walk may carry, evenly spaced (data may be sorted by class), and how
-    many of them make a batch."""
+    """As many samples as a walk may carry, and how many of them make a batch."""
     widths = np.ones_like(pair.unit_map.keep), pair.unit_map.keep
     needed = sum(memory(pair.large, keep, samples) for keep in widths)
     count = max(1, min(MOST_SAMPLES, MOST_MEMORY // needed))
-    some = samples.every(math.ceil(len(samples) / count))
+    some = samples.at_most(count)
     batches = math.ceil(len(some) / max(1, BATCH_MEMORY // needed))
     return some, math.ceil(len(some) / batches)

@@ -2,11 +2,10 @@
 
 import keras
 
-from keras_nisp._renaming import small_first
+from keras_nisp.errors import warn
 from keras_nisp.keras_graph import copying, keras_models
 
 
-@small_first
 def distiller(
     small: keras.Model,
     original: keras.Model,
@@ -85,6 +84,11 @@ def _check(original, small) -> None:
             "Expected `original` and `small` to end alike. Received: "
             f"'{original.name}' ends in {endings[0]}, '{small.name}' in {endings[1]}. Take both "
             "before their softmax, or both behind it."
+        )
+    if small.count_params() > original.count_params():
+        warn(
+            f"`distiller(small, original)` trains '{small.name}', which has more weights than its "
+            f"teacher '{original.name}'. If it is the original, give the smaller model first."
         )
 
 

@@ -81,7 +81,7 @@ def teach(
             f"least {BATCH_SIZE}, better some hundreds, or `teach_steps=0`."
         )
     distance, progress = Distance(pair.large, TEMPERATURE), Progress(steps, verbose, "Teaching")
-    some = samples.every(len(samples) // SCALE_SAMPLES)
+    some = samples.at_most(SCALE_SAMPLES)
     distance.fit(outputs_of(pair.large.model, some))
     order = _batches(len(samples), min(samples.batch or BATCH_SIZE, len(samples)), seed)
     with strategy_of(small).scope():

@@ -4,15 +4,18 @@ from keras_nisp.channels.registry import fix_deliberately, named_layers, operati
 
 fix_deliberately(
     "which works on the colours of an image",
-    *named_layers("AugMix", "AutoContrast", "CutMix", "Equalization", "MixUp", "Mosaic"),
-    *named_layers("ContrastLimitedAdaptiveHistogramEqualization", "Pipeline", "Solarization"),
+    *named_layers("AugMix", "AutoContrast", "Equalization", "Solarization"),
+    *named_layers("ContrastLimitedAdaptiveHistogramEqualization"),
     *named_layers("RandAugment"),
     *named_layers("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter"),
     *named_layers("RandomContrast", "RandomGrayscale", "RandomHue", "RandomInvert"),
-    *named_layers("RandomPosterization", "RandomSaturation", "MaxNumBoundingBoxes"),
+    *named_layers("RandomPosterization", "RandomSaturation"),
     *operations("image.rgb_to_grayscale", "image.rgb_to_hsv", "image.hsv_to_rgb", "image.ssim"),
     *operations("image.sobel_edges", "psnr"),
 )
+fix_deliberately("which mixes images of a batch", *named_layers("CutMix", "MixUp", "Mosaic"))
+fix_deliberately("which works on bounding boxes", *named_layers("MaxNumBoundingBoxes"))
+fix_deliberately("which runs layers of its own", *named_layers("Pipeline"))
 fix_deliberately(
     "which turns values into indices",
     *named_layers("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing"),

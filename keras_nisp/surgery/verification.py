@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp._renaming import renamed, small_first
+from keras_nisp._renaming import renamed
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.collecting import collect
@@ -110,7 +110,6 @@ class Verification(Shown):
 
 
 @renamed(model="original", data="calibration")
-@small_first
 def verify(
     small: keras.Model,
     original: keras.Model,
