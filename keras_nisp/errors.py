@@ -97,7 +97,7 @@ def from_extra(extra: str, what: str):
     except ImportError as error:
         raise ImportError(
             f"{what} packages that cannot be imported ({error}): "
-            f'`pip install "keras-nisp[{extra}]"`.',
+            f'`pip install "keras-nisp[{extra}]"`, or `pip install ".[{extra}]"` in a clone.',
             name=error.name,
         ) from error
 
@@ -112,6 +112,12 @@ def reason_of(error: Exception) -> str:
     text = " ".join(text.split()).rstrip(".") or repr(error)
     text = text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
     return text if isinstance(error, ReasonError) else f"{type(error).__name__}: {text}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first: TensorFlow's go on with the place in its graph."""
+    text = str(getattr(error, "message", error)).strip().splitlines()
+    return text[0] if text else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ import tensorflow as tf
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from keras_nisp.channels.grids import compact, place_in
+from keras_nisp.channels.grids import compact
 from keras_nisp.channels.named_tensor import Traced
+from keras_nisp.channels.unit_map import occurrences
 from keras_nisp.errors import several
 from keras_nisp.keras_graph import calling, walking
 
@@ -237,11 +238,11 @@ class ChannelMap:
         second of another."""
         rng = np.random.default_rng(0)
         signatures = np.zeros(self.count, np.uint64)
-        place = place_in(self.units)
+        place = occurrences(self.units)
         for names in self._lines:
             units = self.units[names]
             salt = rng.integers(2**63, size=2, dtype=np.uint64)
-            number = place_in(units).astype(np.uint64) * salt[0] + place[names].astype(np.uint64)
+            number = occurrences(units).astype(np.uint64) * salt[0] + place[names].astype(np.uint64)
             number = (number ^ (number >> np.uint64(29)) ^ salt[1]) * np.uint64(0xBF58476D1CE4E5B9)
             np.add.at(signatures, units, number ^ (number >> np.uint64(32)))
         products = self.products

@@ -300,15 +300,6 @@ def _inner(labels: np.ndarray, defined: dict, made: np.ndarray, met: np.ndarray)
     return inner
 
 
-def place_in(units: np.ndarray) -> np.ndarray:
-    """For each element, how many of the same unit come before it."""
-    order = np.argsort(units, kind="stable")
-    counts = np.bincount(units)
-    places = np.empty(len(units), int)
-    places[order] = np.arange(len(units)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return places
-
-
 def compact(names: np.ndarray) -> np.ndarray:
     """Drops the extent of axes along which the names do not vary."""
     for axis in range(names.ndim):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.data.samples import Samples, class_labels
-from keras_nisp.errors import ExportError
+from keras_nisp.errors import ExportError, first_line
 from keras_nisp.export.signature import Signature
 from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import keras_models
@@ -121,7 +121,7 @@ def compare(
         try:
             received = run({name: value.numpy() for name, value in arrays})
         except (RuntimeError, ValueError, tf.errors.OpError) as error:
-            cause = str(error).strip().splitlines()[0]
+            cause = first_line(error)
             raise ExportError(
                 f"The {kind} of model '{signature.name}' does not run: {cause}. Nothing was "
                 f"written. {advice}".rstrip()
@@ -151,7 +151,7 @@ def _run_as_graph(function: Callable, inputs: list, name: str) -> dict:
     try:
         return function(*inputs)
     except tf.errors.OpError as error:
-        cause = error.message.strip().splitlines()[0]
+        cause = first_line(error)
         raise ExportError(
             f"Model '{name}' does not run on the samples as a graph, as in `predict`: {cause}. "
             "Nothing was written. Pass other `check_data`. If the model runs when it is called on "

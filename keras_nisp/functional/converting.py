@@ -345,7 +345,9 @@ def _check_weights(model: keras.Model, layer: keras.Layer, read: set[int]) -> No
                 f"'{missing[0].rpartition('/')[2]}', whose values it computes with elsewhere"
             )
         if added:
-            raise NotAGraphError(f"its graph has {kind.replace('_', ' ')} that it has not: {added}")
+            raise NotAGraphError(
+                f"the graph has {kind.replace('_', ' ')} that the layer does not own: {added}"
+            )
 
 
 def _is_composite(operation) -> bool:

@@ -12,6 +12,7 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.enough import check_varied
 from keras_nisp.data.samples import MAX_SAMPLES
+from keras_nisp.errors import first_line
 from keras_nisp.importance.base import Importance, per_unit, run, scored_where
 from keras_nisp.importance.inf_fs import inf_fs
 from keras_nisp.keras_graph import keras_training
@@ -179,7 +180,7 @@ def _loss_of(loss, labels: Any, outputs: Any) -> tf.Tensor:
         given = [_described(np.asarray(x)) for x in keras.tree.flatten(labels)]
         raise ValueError(
             f"Expected labels that the loss can compare with outputs of shape {shapes}. Received "
-            f"{'; '.join(given)}: {_first_line(error)}"
+            f"{'; '.join(given)}: {first_line(error)}"
         ) from error
 
 
@@ -187,11 +188,6 @@ def _described(labels: np.ndarray) -> str:
     if not np.issubdtype(labels.dtype, np.number) or not labels.size:
         return f"labels of shape {labels.shape}, {labels.dtype}"
     return f"labels of shape {labels.shape}, from {labels.min():g} to {labels.max():g}"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(getattr(error, "message", error)).strip().splitlines()
-    return text[0] if text else type(error).__name__
 
 
 def _product(gradient: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:

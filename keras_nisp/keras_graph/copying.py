@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from keras_nisp.errors import warn
+from keras_nisp.errors import reason_of, warn
 from keras_nisp.keras_graph import layer_state
 from keras_nisp.keras_graph.arguments import as_written, constructor_parameters
 from keras_nisp.keras_graph.keras_layers import is_of_keras
@@ -140,7 +140,7 @@ def copy_layer(layer: keras.Operation, /, **settings) -> keras.Operation:
         return copy
     raise TypeError(
         f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied from its config: "
-        f"{_first_line(failures[0])} Give the class a `get_config` that holds all arguments of "
+        f"{reason_of(failures[0])}. Give the class a `get_config` that holds all arguments of "
         "its `__init__`, and an `__init__` that takes them by name."
     ) from failures[0]
 
@@ -277,13 +277,6 @@ def own_objects(layer: keras.Operation) -> dict[str, Any]:
             if saved and not is_of_keras(known):
                 found.setdefault(known.__name__, set()).add(known)
     return {name: next(iter(objects)) for name, objects in found.items() if len(objects) == 1}
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, without the config that Keras puts into it."""
-    text = str(error).rpartition("Exception encountered: ")[2].strip()
-    line = (text.splitlines() or [type(error).__name__])[0]
-    return line if line.endswith((".", "!", "?")) else line + "."
 
 
 def layer_config(layer: keras.Operation) -> dict:

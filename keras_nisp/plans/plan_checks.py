@@ -20,7 +20,7 @@ LARGEST_COST = 2**63
 
 def check_parts(plan: "Plan") -> None:
     """Raises `ValueError` unless the parts of a plan can belong to one model."""
-    _demand(re.fullmatch("[0-9a-f]{64}", plan.fingerprint), "fingerprint: it is none")
+    _demand(re.fullmatch("[0-9a-f]{64}", plan.fingerprint), f"fingerprint: {plan.fingerprint!r}")
     _demand(plan.input_shapes, "input_shapes: there are none")
     for shape in plan.input_shapes:
         fits = all(0 < size <= LARGEST_COUNT for size in shape)

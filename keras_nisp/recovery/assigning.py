@@ -24,9 +24,9 @@ def check_finite(array: Any, what: str) -> None:
     """Raises unless all values are finite."""
     if not bool(tf.reduce_all(tf.math.is_finite(array))):
         raise ValueError(
-            f"{what} NaN or infinite: weights are, or what the calibration data make of them "
-            "overflows. Expected a model with finite weights and data in the range of its "
-            "training. Nothing was changed."
+            f"{what} NaN or infinite: a weight is, or activations overflow on the calibration "
+            "data. Expected a model with finite weights, and data in the range of its training. "
+            "Nothing was changed."
         )
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.named_tensor import Traced
-from keras_nisp.errors import PlanMismatchError, RuleError
+from keras_nisp.errors import PlanMismatchError, RuleError, first_line
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph.masks import carry_mask, mask_of, take_off_alike, with_own_mask
 from keras_nisp.keras_graph.recording import Step, Token, recorded
@@ -157,7 +157,7 @@ class Layerwise:
         try:
             outputs = _run(step, values)
         except (ValueError, TypeError, tf.errors.OpError) as error:
-            reason = str(error).strip().split("\n")[0]
+            reason = first_line(error)
             self._note(call, np.inf, f"does not take what it takes in the original: {reason}")
             return None
         found = _largest(wanted, outputs)

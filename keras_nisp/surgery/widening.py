@@ -113,11 +113,14 @@ def _check_finite(model: keras.Model) -> None:
 def _factors(channel_map: ChannelMap, factor, exclude) -> np.ndarray:
     """The factor of each group."""
     given = factor if isinstance(factor, Mapping) else {"*": factor}
-    for name, value in given.items():
+    for value in given.values():
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-            raise TypeError(f"Expected `factor` to be a number. Received: {name!r}: {value!r}")
+            raise TypeError(
+                "Expected `factor` to be a number, or a dictionary of numbers by layer. Received: "
+                f"factor={factor!r}"
+            )
         if not (value >= 1 and math.isfinite(value)):
-            raise ValueError(f"Expected `factor` of at least 1. Received: {name!r}: {value}")
+            raise ValueError(f"Expected `factor` of at least 1. Received: factor={factor!r}")
     factors = np.ones(len(channel_map.groups))
     for name, value in given.items():
         paths = set(matching(channel_map, name, "factor"))
@@ -174,7 +177,7 @@ def _copy_weights(channel_map, wide_map, copies, noise, rng, surgeon) -> None:
         binding = channel_map.bindings.get(id(variable))
         for axis, units in binding.axes.items() if binding else ():
             wide_units = wide_map.bindings[id(twins[id(variable)])].axes[axis]
-            at = _positions(units, wide_units, source)
+            at = _positions(units, wide_units, source, f"'{variable.path}'")
             value = tf.gather(value, at, axis=axis)
             if axis in binding.read and len(at) > len(units):
                 value *= _divided(value, axis, at, noise, rng)
@@ -199,7 +202,7 @@ class _Copied(Oracle):
         if wide is traced or (self.copies[traced.names] == 1).all():
             return []  # Of units between layers without a rule no source is known, either.
         axis = next(i for i, size in enumerate(traced.names.shape) if size > 1)
-        positions = _positions(traced.line(axis), wide.line(axis), self.source)
+        positions = _positions(traced.line(axis), wide.line(axis), self.source, "a tensor")
         return [(traced.axis_in_tensor(axis), positions)]
 
 
@@ -216,8 +219,13 @@ def _sources(channel_map: ChannelMap, wide_map: ChannelMap, copies: np.ndarray) 
     return source
 
 
-def _positions(units: np.ndarray, wide_units: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """For each position of a wide axis, the position it copies: the n-th of a unit the n-th."""
+def _positions(
+    units: np.ndarray, wide_units: np.ndarray, source: np.ndarray, of: str
+) -> np.ndarray:
+    """For each position of a wide axis, the position it copies: the n-th of a unit the n-th.
+
+    `of` says whose axis it is, for the error.
+    """
     nth, wide_nth = occurrences(units), occurrences(wide_units)
     most = nth.max() + 1
     keys = units * most + nth
@@ -226,9 +234,9 @@ def _positions(units: np.ndarray, wide_units: np.ndarray, source: np.ndarray) ->
     found = np.searchsorted(keys, wanted, sorter=order).clip(0, len(keys) - 1)
     if (keys[order[found]] != wanted).any():
         raise ValueError(
-            "Channels are coupled in another way where there are more of them, as behind a channel "
-            "shuffle, so that copies cannot be told apart. `exclude` these layers, or take "
-            "init='fresh'."
+            f"Channels of {of} are coupled in another way where there are more of them, as behind "
+            "a channel shuffle, so that copies cannot be told apart. `exclude` the layers before "
+            "it, or take init='fresh'."
         )
     return order[found]
 

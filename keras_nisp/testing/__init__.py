@@ -1,6 +1,6 @@
 """Proofs for those who write rules: `check_rule`.
 
-`import keras_nisp` leaves this room out: import it where tests need it.
+`import keras_nisp` leaves this subpackage out: import it where tests need it.
 """
 
 from keras_nisp.testing.check_rule import check_rule
