@@ -49,7 +49,7 @@ def test_what_is_left_is_a_box(seed):
         if alike and rng.random() < 0.5:
             tracer.join(arrays[-1], alike[rng.integers(len(alike))])
         if tensor.lines and rng.random() < 0.5:
-            tracer.grids.met.append(tensor.line(0))
+            tracer.grids.heads.append(tensor.line(0))
     if rng.random() < 0.5:
         tracer.fixed.append((rng.choice(tracer.count, 2), "stays"))
     solution = tracer.solve()

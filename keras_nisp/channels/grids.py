@@ -27,9 +27,9 @@ class Grids:
         self.fresh = fresh
         self.factors: dict[int, tuple[int, ...]] = {}
         self.known: dict[tuple[int, ...], int] = {}
-        self.again: list[tuple[int, tuple[int, ...]]] = []  # further factors of a product
-        self.alone: list[np.ndarray] = []  # what tensors hold nothing without
-        self.met: list[np.ndarray] = []  # heads: products of tensors have them for each alone
+        self.further: list[tuple[int, tuple[int, ...]]] = []  # other factors of known products
+        self.needed: list[np.ndarray] = []  # what tensors hold nothing without
+        self.heads: list[np.ndarray] = []  # products of tensors have them for each alone
 
     def product(self, columns: list[np.ndarray]) -> np.ndarray:
         """The names of products of arrays that broadcast to each other, element by element."""
@@ -66,7 +66,7 @@ class Grids:
             elif axes:
                 parts[axes[0]].append(column)
             else:
-                self.alone.append(column.ravel())  # one channel of all heads
+                self.needed.append(column.ravel())  # one channel of all heads
         if not all(parts.values()):
             return None  # an axis along which the same element lies at other places
         return {
@@ -95,7 +95,7 @@ class Grids:
         rows = zip(*(p.ravel().tolist() for p in np.broadcast_arrays(*parts)), strict=True)
         for name, row in zip(column.ravel().tolist(), rows, strict=True):
             if name in self.factors:
-                self.again.append((name, row))
+                self.further.append((name, row))
             else:
                 self.factors[name] = row
                 self.known.setdefault(row, name)
@@ -119,7 +119,7 @@ class Grids:
             fixed: names that may not be removed.
             made: names of channels that layers create.
         """
-        defined = [*self.factors.items(), *self.again]
+        defined = [*self.factors.items(), *self.further]
         blocks = [
             (np.array([n for n, row in defined if len(row) == arity]),
              np.array([row for _, row in defined if len(row) == arity]))
@@ -130,8 +130,8 @@ class Grids:
             labels = _components(count, pairs)
             more = [pair for block in blocks for pair in _implied(labels, *block)]
             if not more:
-                met = np.concatenate([np.zeros(0, int), *self.met])
-                return _solution(labels, blocks, fixed, made, met)
+                heads = np.concatenate([np.zeros(0, int), *self.heads])
+                return _solution(labels, blocks, fixed, made, heads)
             pairs += more
 
 
@@ -238,65 +238,88 @@ def _implied(labels: np.ndarray, names: np.ndarray, rows: np.ndarray) -> list:
 
 
 def _solution(
-    labels: np.ndarray, blocks: list, fixed: np.ndarray, made: np.ndarray, met: np.ndarray
+    labels: np.ndarray, blocks: list, fixed: np.ndarray, made: np.ndarray, heads: np.ndarray
 ) -> Solution:
-    defined: dict[int, tuple[int, ...]] = {}
-    held: list[int] = []
-    for names, rows in blocks:
-        for unit, row in zip(labels[names].tolist(), labels[rows].tolist(), strict=True):
-            if defined.setdefault(unit, tuple(row)) != tuple(row):
-                held += [unit, *row]  # as many factors as in the other place, or others
-    inner = _inner(labels, defined, made, met)
-    leaves: dict[int, tuple[int, ...]] = {}
-
-    def expand(unit: int, above: tuple[int, ...] = ()) -> tuple[int, ...]:
-        if unit not in defined:
-            return (unit,)
-        if unit in above:
-            held.extend(above)
-            return ()
-        if unit not in leaves:
-            parts = [expand(factor, (*above, unit)) for factor in defined[unit]]
-            leaves[unit] = tuple(dict.fromkeys(leaf for part in parts for leaf in part))
-        return leaves[unit]
-
-    for unit in defined:
-        expand(unit)
+    """The units of names with these labels: some go on as the one factor that decides of them."""
+    factors, clashing = _by_unit(labels, blocks)
+    leaves, circular = _leaves_of(factors)
+    held = [*clashing, *circular]
+    inner = _inner(labels, factors, made, heads)
     stay = np.zeros(labels.max() + 1, bool)
     stay[labels[fixed]] = True
     stay[held + inner] = True
-    for unit in leaves:
-        if stay[unit]:
-            stay[list(leaves[unit])] = True
-    into = np.arange(len(stay))
-    for unit, factors in leaves.items():
-        free = [leaf for leaf in factors if not stay[leaf]]
-        if len(free) == 1:  # the others are always there
-            into[unit] = free[0]
-    _, units = np.unique(into[labels], return_inverse=True)
-    new = np.zeros(len(stay), int)
-    new[into[labels]] = units
-    rows = [(u, f) for u, row in leaves.items() if into[u] == u for f in row]
-    pairs = new[np.array(rows, int).reshape(-1, 2).T]
+    for product, row in leaves.items():
+        if stay[product]:
+            stay[list(row)] = True
+    stands_for = _decided_by_one(leaves, stay)
+    _, units = np.unique(stands_for[labels], return_inverse=True)
+    unit_of = np.zeros(len(stay), int)
+    unit_of[stands_for[labels]] = units
+    rows = [(u, f) for u, row in leaves.items() if stands_for[u] == u for f in row]
+    pairs = unit_of[np.array(rows, int).reshape(-1, 2).T]
     reasons = (np.unique(held), SEVERAL_WAYS), (np.unique(inner), INSIDE)
-    blocked = [(new[into[found]], why) for found, why in reasons if len(found)]
+    blocked = [(unit_of[stands_for[found]], why) for found, why in reasons if len(found)]
     return Solution(units, Products(*pairs), blocked)
 
 
-def _inner(labels: np.ndarray, defined: dict, made: np.ndarray, met: np.ndarray) -> list[int]:
+def _by_unit(labels: np.ndarray, blocks: list) -> tuple[dict[int, tuple[int, ...]], list[int]]:
+    """The factors of each product, by label, and what is laid out in several ways: with other
+    factors in one place than in another."""
+    factors: dict[int, tuple[int, ...]] = {}
+    clashing: list[int] = []
+    for names, rows in blocks:
+        for product, row in zip(labels[names].tolist(), labels[rows].tolist(), strict=True):
+            if factors.setdefault(product, tuple(row)) != tuple(row):
+                clashing += [product, *row]
+    return factors, clashing
+
+
+def _leaves_of(factors: dict) -> tuple[dict[int, tuple[int, ...]], list[int]]:
+    """For each product the factors that are none themselves, and products that are factors of
+    their own factors."""
+    leaves: dict[int, tuple[int, ...]] = {}
+    circular: list[int] = []
+
+    def expand(unit: int, above: tuple[int, ...] = ()) -> tuple[int, ...]:
+        if unit not in factors:
+            return (unit,)
+        if unit in above:
+            circular.extend(above)
+            return ()
+        if unit not in leaves:
+            parts = [expand(factor, (*above, unit)) for factor in factors[unit]]
+            leaves[unit] = tuple(dict.fromkeys(leaf for part in parts for leaf in part))
+        return leaves[unit]
+
+    for unit in factors:
+        expand(unit)
+    return leaves, circular
+
+
+def _decided_by_one(leaves: dict, stay: np.ndarray) -> np.ndarray:
+    """For each label the one that decides of it: a factor, if all others of a product stay."""
+    decides = np.arange(len(stay))
+    for product, row in leaves.items():
+        free = [leaf for leaf in row if not stay[leaf]]
+        if len(free) == 1:
+            decides[product] = free[0]
+    return decides
+
+
+def _inner(labels: np.ndarray, factors: dict, made: np.ndarray, heads: np.ndarray) -> list[int]:
     """Factors that stay, although nothing fixes them.
 
     Groups of heads go with the keys that they read, not single heads in all of them. Where a
     layer lays its channels out along several axes, those along the last go, and heads.
     """
-    created, heads = np.zeros((2, labels.max() + 1), bool)
+    created, is_head = np.zeros((2, labels.max() + 1), bool)
     created[labels[made]] = True
-    heads[labels[met]] = True
+    is_head[labels[heads]] = True
     inner = []
-    for row in defined.values():
-        known = created if created[list(row)].any() else heads
+    for row in factors.values():
+        known = created if created[list(row)].any() else is_head
         last = () if known is created else row[-1:]
-        inner += [f for f in row if not known[f] and f not in defined and f not in last]
+        inner += [f for f in row if not known[f] and f not in factors and f not in last]
     return inner
 
 

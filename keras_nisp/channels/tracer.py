@@ -253,7 +253,7 @@ class Tracer:
     def solve(self) -> Solution:
         """The unit of every name, and which of them are products."""
         nothing = np.zeros(0, int)
-        self.fixed += [(names, "is alone in a tensor") for names in self.grids.alone]
+        self.fixed += [(names, "is alone in a tensor") for names in self.grids.needed]
         fixed, made = ([names for names, _ in self.fixed], [names for _, names in self.creators])
         arrays = (self.first, self.second, fixed, made)
         flat = (np.concatenate([nothing, *map(np.ravel, each)]) for each in arrays)

@@ -54,7 +54,7 @@ def trace_product(call, operands, equation: str):
     varying = set(lines)
     for letter, names in lines.items():
         if letter in output and sum(letter in term for _, term in tensors) > 1:
-            call.tracer.grids.met.append(names)
+            call.tracer.grids.heads.append(names)
     for position, (x, term) in enumerate(zip(operands, terms, strict=True)):
         held = {term.index(c): lines[c] for c in varying if c in term}
         if held and not isinstance(x, Traced):
@@ -206,7 +206,7 @@ class DotProductAttention(Rule):
             if 0 < len(held) < 3:
                 call.fix(held[0], f"meets in '{call.path}' what holds no channels")
         if 1 in lines:
-            call.tracer.grids.met.append(lines[1])
+            call.tracer.grids.heads.append(lines[1])
             for x in (bias, mask):
                 self.meet(call, x, lines[1])
         if scale is None and getattr(call.layer, "scale", None) is None and 2 in lines:
