@@ -97,7 +97,7 @@ def from_extra(extra: str, what: str):
     except ImportError as error:
         raise ImportError(
             f"{what} packages that cannot be imported ({error}): "
-            f'`pip install "keras-nisp[{extra}]"`, or `pip install ".[{extra}]"` in a clone.',
+            f'`pip install "keras-nisp[{extra}]"`.',
             name=error.name,
         ) from error
 

@@ -12,7 +12,7 @@ from keras_nisp.errors import reason_of, several, warn
 from keras_nisp.functional.converted import Constants, Converted, Kept, number_calls
 from keras_nisp.functional.converting import Converter, Shapes
 from keras_nisp.functional.equivalence import check_same
-from keras_nisp.functional.laid import is_tensor
+from keras_nisp.functional.moved_batch import is_tensor
 from keras_nisp.keras_graph import calling, keras_layers, keras_models, symbolic, walking
 from keras_nisp.keras_graph.loading import loading_fault, warn_of_functions, warn_of_names
 

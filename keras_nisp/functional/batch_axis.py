@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_nisp.functional.call_graphs import for_any_batch
-from keras_nisp.functional.laid import NotAGraphError, is_tensor
+from keras_nisp.functional.moved_batch import NotAGraphError, is_tensor
 from keras_nisp.keras_graph.masks import mask_of, set_mask
 
 PROBE = 13  # batch size at which a call is traced that does not take an open one

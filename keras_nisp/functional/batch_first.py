@@ -15,14 +15,14 @@ import tensorflow as tf
 
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.functional.held_weights import HeldWeights
-from keras_nisp.functional.laid import (
-    Laid,
+from keras_nisp.functional.moved_batch import (
+    MovedBatch,
     NotAGraphError,
-    NoWayError,
+    UnsupportedLayoutError,
     Weight,
     batch_of,
     is_tensor,
-    laid,
+    moved,
     moved_axis,
     rank_of,
     reshaped,
@@ -77,10 +77,11 @@ class BatchFirst:
         """What a call of the traced graph gives.
 
         Returns:
-            For each of its outputs a tensor or a `Laid`; `None` if the call may be made as it is.
+            For each of its outputs a tensor or a `MovedBatch`; `None` if the call may be made as it
+            is.
         """
         operation, flat = node.operation, keras.tree.flatten((args, kwargs))
-        if not any(isinstance(x, Laid) for x in flat):
+        if not any(isinstance(x, MovedBatch) for x in flat):
             if isinstance(operation, SIDE_BY_SIDE[1]) and operation.axis == 0:
                 return self._side_by_side(operation, args[0], node.outputs[0].shape)
             if isinstance(operation, BROADCAST):
@@ -91,7 +92,7 @@ class BatchFirst:
             if isinstance(operation, keras.Layer):
                 return self._layer(operation, args, kwargs)
             return self._operation(node, operation, args, kwargs)
-        except NoWayError:
+        except UnsupportedLayoutError:
             return self._as_it_is(operation, args, kwargs)
 
     def _broadcast(self, node, x: Any) -> Any:
@@ -103,18 +104,18 @@ class BatchFirst:
         )
         return self._repeated(x, shape[1:]) if self.probe and known else None
 
-    def _moved(self, operation, args: tuple) -> Laid | None:
+    def _moved(self, operation, args: tuple) -> MovedBatch | None:
         """What a call gives that puts the batch axis elsewhere."""
         ranks = [rank_of(x) for x in args]
         if isinstance(operation, TRANSPOSE):
             axes = _axes(operation, ranks[0])
-            return self._transposed(operation, Laid(args[0], 0)) if axes[0] else None
+            return self._transposed(operation, MovedBatch(args[0], 0)) if axes[0] else None
         if isinstance(operation, EXPAND):
             moves = 0 in _listed(operation.axis, ranks[0] + np.size(operation.axis))
-            return self._expanded(operation, Laid(args[0], 0)) if moves else None
+            return self._expanded(operation, MovedBatch(args[0], 0)) if moves else None
         if isinstance(operation, GET_ITEM):
             moves = isinstance(args[1], tuple) and args[1][:1] == (None,)
-            return self._item(operation, Laid(args[0], 0), args[1]) if moves else None
+            return self._item(operation, MovedBatch(args[0], 0), args[1]) if moves else None
         if "->" not in operation.subscripts:
             return None
         terms, output = parse(operation.subscripts, ranks)
@@ -146,7 +147,7 @@ class BatchFirst:
         if isinstance(operation, DEPTHWISE):
             return self._depthwise(operation, args[0], args[1], node.outputs[0].shape)
         if len(args) > 1 and not isinstance(operation, (GET_ITEM, TAKE)):
-            raise NoWayError
+            raise UnsupportedLayoutError
         for kinds, make in (
             (TRANSPOSE, self._transposed),
             (GET_ITEM, lambda operation, x: self._item(operation, x, args[1])),
@@ -160,10 +161,10 @@ class BatchFirst:
             if shape and self._may_be_samples(shape[0]):
                 return self._for_each_sample(x, shape)
             if not isinstance(operation, REPEAT):
-                return Laid(self._repeated(x.tensor, shape), None)
+                return MovedBatch(self._repeated(x.tensor, shape), None)
         if isinstance(operation, ALONG_AXIS):
             return self._along_axis(operation, x, args[1:], len(node.outputs[0].shape))
-        raise NoWayError
+        raise UnsupportedLayoutError
 
     def _elementwise(self, operation, args: tuple, shape: tuple) -> Any:
         args = keras.tree.map_structure(lambda x: x.numpy() if tf.is_tensor(x) else x, args)
@@ -171,10 +172,10 @@ class BatchFirst:
         places = {batch_of(x) + rank - rank_of(x) for x in args if batch_of(x) is not None}
         place = places.pop() if places else None
         if places:
-            raise NoWayError
+            raise UnsupportedLayoutError
         rows = None if place is None else shape[place]
         given = tuple(self._aligned(x, rank, place, rows) for x in args)
-        return laid(symbolic.called(operation, given, {}), place)
+        return moved(symbolic.called(operation, given, {}), place)
 
     def _may_be_samples(self, rows: int | None) -> bool:
         """Whether an axis of the traced graph may be that of samples, or of parts of them."""
@@ -186,7 +187,7 @@ class BatchFirst:
         if not self.probe or rows in (None, self.probe):
             return tensor
         if not self._may_be_samples(rows):
-            raise NoWayError
+            raise UnsupportedLayoutError
         return keras.ops.repeat(tensor, rows // self.probe, axis=0)
 
     def _aligned(self, x: Any, rank: int, place: int | None, rows: int | None) -> Any:
@@ -195,32 +196,32 @@ class BatchFirst:
         if not rank_of(x):
             return tensor_of(x)
         missing = rank - rank_of(x)
-        if isinstance(x, Laid) and x.batch is None:
+        if isinstance(x, MovedBatch) and x.batch is None:
             sizes = [*[1] * missing, *x.shape]
             if place is not None and sizes.pop(place) != 1:
-                raise NoWayError
+                raise UnsupportedLayoutError
             return self._for_each_part(reshaped(x.tensor, sizes), rows)
-        if isinstance(x, Laid) or is_tensor(x):
+        if isinstance(x, MovedBatch) or is_tensor(x):
             axes = tuple(range(1, 1 + missing))
             return keras.ops.expand_dims(tensor_of(x), axes) if axes else tensor_of(x)
         array = np.reshape(x, (*[1] * missing, *x.shape))
         if place is None:
             return array[None]
         if array.shape[place] != 1:
-            raise NoWayError
+            raise UnsupportedLayoutError
         return np.moveaxis(array, place, 0)
 
-    def _transposed(self, operation, x: Laid) -> Any:
+    def _transposed(self, operation, x: MovedBatch) -> Any:
         axes = _axes(operation, x.rank)
         if isinstance(x, Weight):
             return Weight(x.variable, tuple(x.axes[axis] for axis in axes), x.as_table)
         place = None if x.batch is None else axes.index(x.batch)
         order = [0, *(x.axis(axis) for axis in axes if axis != x.batch)]
         if order == sorted(order):
-            return laid(x.tensor, place)
-        return laid(keras.ops.transpose(x.tensor, order), place)
+            return moved(x.tensor, place)
+        return moved(keras.ops.transpose(x.tensor, order), place)
 
-    def _item(self, operation, x: Laid, key: Any) -> Any:
+    def _item(self, operation, x: MovedBatch, key: Any) -> Any:
         key = list(key) if isinstance(key, (tuple, list)) else [key]
         taken = sum(entry is not None and entry is not Ellipsis for entry in key)
         dots = [i for i, entry in enumerate(key) if entry is Ellipsis] or [len(key)]
@@ -231,37 +232,37 @@ class BatchFirst:
                 continue
             if axis == x.batch:
                 if entry != slice(None):
-                    raise NoWayError
+                    raise UnsupportedLayoutError
                 place = index
             axis += 1
         lead = 0 if place is None else sum(isinstance(e, (slice, type(None))) for e in key[:place])
         rest = [entry for index, entry in enumerate(key) if index != place]
         item = symbolic.called(operation, (x.tensor, (slice(None), *rest)), {})
-        return laid(item, None if place is None else lead)
+        return moved(item, None if place is None else lead)
 
-    def _expanded(self, operation, x: Laid) -> Any:
+    def _expanded(self, operation, x: MovedBatch) -> Any:
         for axis in _listed(operation.axis, x.rank + np.size(operation.axis)):
             place = x.batch if x.batch is None or x.batch < axis else x.batch + 1
             inner = axis + (1 if place is None or place > axis else 0)
-            x = Laid(keras.ops.expand_dims(x.tensor, inner), place)
-        return laid(x.tensor, x.batch)
+            x = MovedBatch(keras.ops.expand_dims(x.tensor, inner), place)
+        return moved(x.tensor, x.batch)
 
-    def _reshaped(self, x: Laid, shape: tuple) -> Any:
+    def _reshaped(self, x: MovedBatch, shape: tuple) -> Any:
         if x.batch is None and None not in shape:
-            return Laid(reshaped(x.tensor, list(shape)), None)
-        raise NoWayError
+            return MovedBatch(reshaped(x.tensor, list(shape)), None)
+        raise UnsupportedLayoutError
 
-    def _looked_up(self, x: Laid, indices: Any, axis: int) -> Any:
+    def _looked_up(self, x: MovedBatch, indices: Any, axis: int) -> Any:
         """Rows of what follows from weights, at the indices of each sample."""
         if x.rank != 2 or axis not in (0, -2) or len(indices.shape) != 2:
-            raise NoWayError
+            raise UnsupportedLayoutError
         return keras.ops.take_along_axis(x.tensor, keras.ops.expand_dims(indices, -1), axis=1)
 
-    def _for_each_sample(self, x: Laid, shape: tuple) -> Any:
+    def _for_each_sample(self, x: MovedBatch, shape: tuple) -> Any:
         """A weight that is repeated for each sample."""
         sizes = [*[1] * (len(shape) - x.rank), *x.shape]
         if sizes[0] != 1:
-            raise NoWayError
+            raise UnsupportedLayoutError
         repeated = self._repeated(reshaped(x.tensor, sizes[1:]), shape[1:])
         return self._for_each_part(repeated, shape[0])
 
@@ -272,17 +273,19 @@ class BatchFirst:
         for axis, (own, wanted) in enumerate(zip(sizes, shape, strict=True), start=1):
             if own != wanted:
                 if own != 1 or wanted is None:
-                    raise NoWayError
+                    raise UnsupportedLayoutError
                 tensor = keras.ops.repeat(tensor, wanted, axis=axis)
         return tensor
 
-    def _along_axis(self, operation, x: Laid, others: tuple, rank: int) -> Any:
+    def _along_axis(self, operation, x: MovedBatch, others: tuple, rank: int) -> Any:
         given = operation.axis
         if given is None and x.batch is not None:
-            raise NoWayError
+            raise UnsupportedLayoutError
         axes = _listed(range(x.rank) if given is None else given, x.rank)
-        if x.batch in axes or any(isinstance(other, Laid) or is_tensor(other) for other in others):
-            raise NoWayError
+        if x.batch in axes or any(
+            isinstance(other, MovedBatch) or is_tensor(other) for other in others
+        ):
+            raise UnsupportedLayoutError
         inner = tuple(x.axis(axis) for axis in axes)
         single = given is not None and not np.ndim(given)
         made = copying.copy_layer(operation, axis=inner[0] if single else inner)
@@ -291,32 +294,32 @@ class BatchFirst:
         if place is not None and rank != x.rank:
             before = sum(axis < place for axis in axes)
             place += before * (rank - x.rank if rank > x.rank else -1)
-        return keras.tree.map_structure(lambda y: laid(y, place), outputs)
+        return keras.tree.map_structure(lambda y: moved(y, place), outputs)
 
     def _side_by_side(self, operation, tensors: list, shape: tuple) -> Any:
         rank = max(map(rank_of, tensors))
-        places = {batch_of(x) for x in tensors if isinstance(x, Laid) or is_tensor(x)}
+        places = {batch_of(x) for x in tensors if isinstance(x, MovedBatch) or is_tensor(x)}
         if len(places) > 1 or any(rank_of(x) != rank for x in tensors):
-            raise NoWayError
+            raise UnsupportedLayoutError
         before = place = places.pop()
         stacks = isinstance(operation, SIDE_BY_SIDE[1])
         axis = operation.axis % (rank + stacks)
         if place is not None and stacks:
             place += axis <= place
         if place == axis:
-            raise NoWayError
+            raise UnsupportedLayoutError
         made = copying.copy_layer(operation, axis=moved_axis(axis, place))
         rows = None if place is None else shape[place]
         parts = [self._aligned(x, rank, before, rows) for x in tensors]
-        return laid(symbolic.called(made, (parts,), {}), place)
+        return moved(symbolic.called(made, (parts,), {}), place)
 
     def _depthwise(self, operation, x: Any, kernel: Any, shape: tuple) -> Any:
         """A convolution of each channel alone: its taps one by one, each times the input."""
         settings = (operation.padding, operation.strides, operation.dilation_rate)
         plain = settings == ("valid", 1, 1) and operation.data_format != "channels_first"
-        lies = batch_of(x) == 0 and batch_of(kernel) is None and isinstance(kernel, Laid)
+        lies = batch_of(x) == 0 and batch_of(kernel) is None and isinstance(kernel, MovedBatch)
         if not plain or not lies or kernel.rank != 3 or kernel.shape[2] != 1 or shape[1] is None:
-            raise NoWayError
+            raise UnsupportedLayoutError
         taps = kernel.tensor[..., 0]
         y = x[:, : shape[1]] * taps[:, :1]
         for i in range(1, kernel.shape[0]):
@@ -326,22 +329,24 @@ class BatchFirst:
     def _layer(self, layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
         """What a layer gives for weights: it is called on those of each sample."""
         (x, *others) = [
-            y for y in keras.tree.flatten((args, kwargs)) if isinstance(y, Laid) or is_tensor(y)
+            y
+            for y in keras.tree.flatten((args, kwargs))
+            if isinstance(y, MovedBatch) or is_tensor(y)
         ]
         if others or not args or args[0] is not x or x.batch is not None:
-            raise NoWayError
+            raise UnsupportedLayoutError
         single = x.shape[:1] == (1,)
         tensor = reshaped(x.tensor, list(x.shape[1:])) if single else x.tensor
         outputs = symbolic.called_for_files(layer, (tensor, *args[1:]), kwargs)
         return keras.tree.map_structure(
-            lambda y: Laid(keras.ops.expand_dims(y, 1) if single else y, None), outputs
+            lambda y: MovedBatch(keras.ops.expand_dims(y, 1) if single else y, None), outputs
         )
 
     def _as_it_is(self, operation, args: tuple, kwargs: dict) -> Any:
         """The call on tensors as they were traced; of weights one for each sample."""
 
         def restored(x):
-            if not isinstance(x, Laid):
+            if not isinstance(x, MovedBatch):
                 return x
             if x.batch is not None:
                 return keras.ops.moveaxis(x.tensor, 0, x.batch)

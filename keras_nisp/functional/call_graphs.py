@@ -19,7 +19,12 @@ from keras_nisp.functional.batch_first import (
     keeps,
 )
 from keras_nisp.functional.held_weights import HeldWeights
-from keras_nisp.functional.laid import Laid, NotAGraphError, laid, shape_batch_first
+from keras_nisp.functional.moved_batch import (
+    MovedBatch,
+    NotAGraphError,
+    moved,
+    shape_batch_first,
+)
 from keras_nisp.keras_graph import calling, copying, keras_layers, symbolic, walking
 from keras_nisp.keras_graph.holders import Holders
 
@@ -198,7 +203,7 @@ def one_graph(
         weights: those that are inputs of the traced graph.
 
     Returns:
-        Flat lists of the new inputs, and of the new outputs: each a tensor, or a `Laid`.
+        Flat lists of the new inputs, and of the new outputs: each a tensor, or a `MovedBatch`.
 
     Raises:
         NotAGraphError: Keras does not keep a mode in which a call always is.
@@ -231,7 +236,11 @@ def one_graph(
         kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         if keras_layers.takes_training(operation) and mode != FOLLOWS:
             kwargs |= _held_mode(operation, mode)
-        if isinstance(operation, MATMUL) and _is_kernel(args[1]) and not isinstance(args[0], Laid):
+        if (
+            isinstance(operation, MATMUL)
+            and _is_kernel(args[1])
+            and not isinstance(args[0], MovedBatch)
+        ):
             letters = "abcdefgh"[: len(args[0].shape)]
             product = f"{letters},{letters[-1]}z->{letters[:-1]}z"
             if layer := weights.holders.product(args[1], product, args[1].dtype):
@@ -243,7 +252,7 @@ def one_graph(
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
         return symbolic.called_for_files(operation, args, kwargs)
 
-    values = [*map(laid, inputs, places), *map(held.weight, weights.own)]
+    values = [*map(moved, inputs, places), *map(held.weight, weights.own)]
     return inputs, keras.tree.flatten(walking.replay(traced, values, visit))
 
 

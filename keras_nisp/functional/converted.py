@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_nisp.functional.equivalence import masks_of, tensors_of
-from keras_nisp.functional.laid import batch_first, is_tensor, with_batch_at
+from keras_nisp.functional.moved_batch import batch_first, is_tensor, with_batch_at
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.keras_graph.masks import set_mask
 

@@ -14,7 +14,7 @@ from keras_nisp.functional.batch_axis import PROBE, places_of, rows_of, with_ope
 from keras_nisp.functional.call_graphs import Weights, modes, one_graph, same
 from keras_nisp.functional.converted import Constants, Converted, Kept, single
 from keras_nisp.functional.equivalence import check_same, filled, masks_of, tensors_of
-from keras_nisp.functional.laid import (
+from keras_nisp.functional.moved_batch import (
     NotAGraphError,
     batch_of,
     is_tensor,

@@ -15,7 +15,7 @@ from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import reason_of, several
 from keras_nisp.functional.batch_first import RESHAPE
 from keras_nisp.functional.call_graphs import same
-from keras_nisp.functional.laid import NotAGraphError, shape_batch_first, with_batch_at
+from keras_nisp.functional.moved_batch import NotAGraphError, shape_batch_first, with_batch_at
 from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.keras_graph.masks import mask_of, set_mask, with_own_mask
 

@@ -6,14 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_nisp.functional.laid import (
-    Laid,
+from keras_nisp.functional.moved_batch import (
+    MovedBatch,
     NotAGraphError,
-    NoWayError,
+    UnsupportedLayoutError,
     Weight,
     batch_of,
     is_tensor,
-    laid,
+    moved,
     reshaped,
     tensor_of,
 )
@@ -56,13 +56,13 @@ class HeldWeights:
         layer = self.holders.rows(x.variable, self.dtype) if alone else None
         if layer is None:
             return None
-        if isinstance(indices, Laid):
-            return laid(layer(indices.tensor), indices.batch)
+        if isinstance(indices, MovedBatch):
+            return moved(layer(indices.tensor), indices.batch)
         if is_tensor(indices):
             return layer(indices)
         indices = np.asarray(indices, "int32")
         zeros = reshaped(self._zeros("int32"), [1] * indices.ndim)
-        return Laid(layer(keras.ops.add(zeros, indices[None])), None)
+        return MovedBatch(layer(keras.ops.add(zeros, indices[None])), None)
 
     def product(self, operands: tuple, terms: list[str], output: str) -> Any:
         """An einsum.
@@ -76,20 +76,20 @@ class HeldWeights:
         samples = {term[batch_of(x)] for x, term in pairs if batch_of(x) is not None}
         first = samples.pop() if samples else _unused(used)
         if samples or (first in used and first not in output):
-            raise NoWayError
+            raise UnsupportedLayoutError
         place = output.index(first) if first in output else None
         output = first + output.replace(first, "")
         written = []
         for x, term in pairs:
             if batch_of(x) is None and first in term:
-                raise NoWayError
-            is_array = not isinstance(x, Laid) and not is_tensor(x)
+                raise UnsupportedLayoutError
+            is_array = not isinstance(x, MovedBatch) and not is_tensor(x)
             written.append(term if is_array else first + term.replace(first, ""))
         product = self._by_layer(operands, written, output)
         if product is None:
             equation = f"{','.join(written)}->{output}"
             product = keras.ops.einsum(equation, *map(tensor_of, operands))
-        return laid(product, place)
+        return moved(product, place)
 
     def _by_layer(self, operands: tuple, terms: list[str], output: str) -> Any:
         """A product with a weight by a layer that holds it; `None` for other products."""

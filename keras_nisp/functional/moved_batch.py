@@ -1,4 +1,4 @@
-"""Tensors of a traced graph in another one, which has the batch axis first."""
+"""Tensors of a traced graph whose batch axis was moved to the front, as Keras expects it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,12 @@ class NotAGraphError(ReasonError):
     """Why no graph does what a call does, at whatever sizes it is traced."""
 
 
-class NoWayError(Exception):
-    """Why a call is made on tensors as they were traced."""
+class UnsupportedLayoutError(Exception):
+    """A call cannot be made with the batch axis in front; it is made on tensors as they were
+    traced."""
 
 
-class Laid:
+class MovedBatch:
     """A tensor of a traced graph, in the graph that is made of it.
 
     Args:
@@ -48,7 +49,7 @@ class Laid:
         return moved_axis(axis % self.rank, self.batch)
 
 
-class Weight(Laid):
+class Weight(MovedBatch):
     """A weight of a layer, its axes perhaps in another order.
 
     Args:
@@ -81,24 +82,24 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def laid(tensor: Any, batch: Any) -> Any:
+def moved(tensor: Any, batch: Any) -> Any:
     """A tensor with the batch axis first, and where that is in the traced graph."""
-    return tensor if batch == 0 else Laid(tensor, batch)
+    return tensor if batch == 0 else MovedBatch(tensor, batch)
 
 
 def tensor_of(x: Any) -> Any:
     """A value of any kind, with the batch axis first."""
-    return x.tensor if isinstance(x, Laid) else x
+    return x.tensor if isinstance(x, MovedBatch) else x
 
 
 def rank_of(x: Any) -> int:
     """In the traced graph, of a value of any kind."""
-    return x.rank if isinstance(x, Laid) else len(getattr(x, "shape", ()))
+    return x.rank if isinstance(x, MovedBatch) else len(getattr(x, "shape", ()))
 
 
 def batch_of(x: Any) -> Any:
     """Where the batch axis is in the traced graph, of a value of any kind; `None` for none."""
-    if isinstance(x, Laid):
+    if isinstance(x, MovedBatch):
         return x.batch
     return 0 if is_tensor(x) else None
 
