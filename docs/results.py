@@ -24,7 +24,8 @@ HEADER = """# Results
 Written by `python docs/results.py` from the JSON in `benchmarks/results`. Each section names the
 command that makes its figures; `DIR` is a TensorFlow Datasets directory (without `--data-dir` the
 data are downloaded), `WEIGHTS` the folder of the two files with published weights. A command that
-is given again computes only what is missing.
+is given again computes only what is missing. Figures with ± are means over seeds with their
+standard deviation; those without are of one seed.
 
 **CIFAR-10 here is a JPEG copy.** The lossy images cost published networks ten points, so
 accuracies compare with the baselines beside them, not with those of papers.
@@ -211,11 +212,36 @@ def _structure_cells(row) -> list[str]:
 def summary() -> str:
     """One line for each claim."""
     table = verdicts.table(experiments.results, load_rows("paper_tables"))
-    return f"## What holds\n\n{table}"
+    return f"## Claims, and what was measured\n\n{table}"
+
+
+def language() -> str:
+    """The table of benchmarks/language_model.py."""
+    rows = load_rows("language_model")
+    (original,) = (row for row in rows if row["importance"] == "original")
+    parts = [
+        "## A small language model: perplexity against parameters",
+        "A decoder of three blocks on characters of the Python documentation "
+        f"({original['parameters']:,} parameters, perplexity {original['refitted']:.2f} on topics "
+        "that were held out, one seed). Pruned are a share of all parameters with widths by damage, or half of "
+        "the attention heads or of the MLP's hidden channels alone. Then it is refitted; from "
+        "there it is taught by the original on 512 texts without labels, or fine-tuned on labels, "
+        "200 steps each.",
+        "```\npython benchmarks/language_model.py\n```",
+    ]
+    head = ["importance", "what", "parameters", "surgery", "refitted", "taught", "fine-tuned"]
+    table = markdown(head, (_language_cells(row) for row in rows if row is not original))
+    return "\n\n".join([*parts, table, provenance(["language_model"])])
+
+
+def _language_cells(row) -> list[str]:
+    gone = f"-{100 * row['parameters_removed']:.0f} %"
+    stages = (row[stage] for stage in ("surgery", "refitted", "taught", "tuned"))
+    return [row["importance"], row["what"], gone, *(f"{figure:.2f}" for figure in stages)]
 
 
 def page() -> str:
-    parts = [HEADER, summary(), structure(), *map(section, EXPERIMENTS), NO_GAIN]
+    parts = [HEADER, summary(), structure(), *map(section, EXPERIMENTS), language(), NO_GAIN]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
