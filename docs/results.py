@@ -223,10 +223,10 @@ def language() -> str:
         "## A small language model: perplexity against parameters",
         "A decoder of three blocks on characters of the Python documentation "
         f"({original['parameters']:,} parameters, perplexity {original['refitted']:.2f} on topics "
-        "that were held out, one seed). Pruned are a share of all parameters with widths by damage, or half of "
-        "the attention heads or of the MLP's hidden channels alone. Then it is refitted; from "
-        "there it is taught by the original on 512 texts without labels, or fine-tuned on labels, "
-        "200 steps each.",
+        "that were held out, one seed). Pruned are a share of all parameters with widths by "
+        "damage, or half of the attention heads or of the MLP's hidden channels alone. Then it is "
+        "refitted; from there it is taught by the original on 512 texts without labels, or "
+        "fine-tuned on labels, 200 steps each.",
         "```\npython benchmarks/language_model.py\n```",
     ]
     head = ["importance", "what", "parameters", "surgery", "refitted", "taught", "fine-tuned"]

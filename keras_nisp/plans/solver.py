@@ -105,7 +105,8 @@ class Solver:
             BudgetError: the reduction cannot be reached; the message says what can.
         """
         *wider, narrowest = self.budget.multiples
-        for self.multiple in wider:
+        for multiple in wider:
+            self.multiple = multiple
             with contextlib.suppress(BudgetError):
                 return self.channel_map.removing(self._chosen(scores))
         self.multiple = narrowest
@@ -113,9 +114,10 @@ class Solver:
 
     def _chosen(self, scores: np.ndarray) -> np.ndarray:
         """The units to remove, with widths in multiples of `multiple`."""
-        steps, budget = self._steps(scores), self.budget
+        budget = self.budget
         if budget.kind == "widths":
             return self._reach_widths(scores)
+        steps = self._steps(scores)
         if budget.kind == "ratios":
             return steps.of(steps.priority < self.group_ratios[steps.groups])
         if budget.kind == "ratio" and self.is_local and self.allocation is None:
