@@ -163,3 +163,61 @@ def test_an_extreme_may_be_infinite(extreme, rng):
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
     assert plan.creators[0].kept == 4
     assert kn.verify(kn.rebuild(model, plan), model, plan).ok
+
+
+def gated(gate):
+    """A gate inside of a network that normalises each image by itself."""
+    inputs = keras.Input((6, 6, 3))
+    x = gate(layers.Conv2D(16, 3, name="both")(inputs))
+    mean, variance = ops.moments(x, axes=[1, 2], keepdims=True)
+    x = layers.Conv2D(6, 3, activation="relu")((x - mean) * ops.rsqrt(variance + 1e-3))
+    return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+
+
+def by_hand(x):
+    values, gates = ops.split(x, 2, axis=-1)
+    return values * ops.sigmoid(gates)
+
+
+def channels_first(x):
+    """The same along another axis."""
+    x = ops.glu(ops.transpose(x, (0, 3, 1, 2)), axis=1)
+    return ops.transpose(x, (0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("gate", [ops.glu, channels_first])
+def test_a_channel_goes_with_its_gate(gate, rng):
+    x = rng.standard_normal((32, 6, 6, 3), dtype="float32")
+    models = [gated(gate), gated(by_hand)]
+    randomise(models[0], 0)
+    models[1].set_weights(models[0].get_weights())
+    plans = [kn.plan_pruning(model, kn.NISP(x), ratio=0.5) for model in models]
+    removed = [plan.creators[0].removed for plan in plans]
+    assert removed[0] == removed[1]
+    assert [i + 8 for i in removed[0][:4]] == list(removed[0][4:])
+    small = kn.rebuild(models[0], plans[0])
+    assert small.get_layer("both").filters == 8
+    assert kn.verify(small, models[0], plans[0], x).ok
+    before = off(models[0], small, x)
+    kn.recalibrate(small, x, models[0], plans[0])
+    assert off(models[0], small, x) < before
+
+
+def test_a_gate_of_positions_leaves_channels_alone():
+    inputs = keras.Input((8, 3))
+    x = ops.glu(layers.Dense(6, name="wide")(inputs), axis=1)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert len(plan.creators[0].removed) == 3
+    assert kn.verify(kn.rebuild(model, plan), model, plan).ok
+
+
+def test_moments_over_channels_hold_them():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, name="wide")(inputs)
+    mean, variance = ops.moments(x, axes=[-1], keepdims=True)
+    x = layers.Dense(4)((x - mean) * ops.rsqrt(variance + 1e-3))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    assert not plan.creators[0].removed
+    assert "moments" in plan.explain("wide")

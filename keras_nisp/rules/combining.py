@@ -252,6 +252,26 @@ class LayerScale(Rule):
         return x * absolute(call.layer.gamma)
 
 
+@register_operations("glu")
+class GatedHalves(Rule):
+    """A channel of the first half goes with the one of the second half that is its gate."""
+
+    does = "joins"
+
+    def trace(self, call, x):
+        axis = x.own_axis(call.layer.axis)
+        if axis is None:
+            return call.fix_all("which runs along the batch axis")
+        if x.names.shape[axis] == 1:
+            return x.names
+        values, gates = np.split(x.names, 2, axis)
+        call.join(values, gates)
+        return values
+
+    def absolute(self, call, x):
+        return _sum(tf.split(x, 2, call.layer.axis))
+
+
 @register_rule(PairDirections)
 class PairedDirections(Rule):
     """Keras takes both directions of a `Bidirectional` to be equally wide."""

@@ -13,9 +13,14 @@ from keras_nisp.rules.activation import left_out
 
 def reduced_axes(call, x) -> list[int] | None:
     """The axes that an operation reduces, batch axis not counted; `None` if that is one."""
-    axis = call.layer.axis
+    axis = _axis(call.layer)
     axes = [x.own_axis(int(a)) for a in (range(x.rank + 1) if axis is None else np.ravel(axis))]
     return None if None in axes else axes
+
+
+def _axis(layer):
+    """Which axes an operation reduces; `moments` calls them so."""
+    return layer.axes if hasattr(layer, "axes") else layer.axis
 
 
 def holds_channels(x, axes) -> bool:
@@ -53,9 +58,8 @@ class _Reduction(Rule):
         return "which reduces channels"
 
     def absolute(self, call, x):
-        axis = call.layer.axis
         keepdims = getattr(call.layer, "keepdims", False)
-        return tf.reduce_sum(x, _listed(axis), keepdims=keepdims)
+        return tf.reduce_sum(x, _listed(_axis(call.layer)), keepdims=keepdims)
 
 
 def _left(call, x, axes) -> dict[int, np.ndarray]:
@@ -136,6 +140,18 @@ class PositionsOnly(_Reduction):
 
     def absolute(self, call, x, *others):
         return super().absolute(call, x)
+
+
+@register_operations("moments")
+class Moments(PositionsOnly):
+    """Mean and variance, each as a tensor."""
+
+    def trace(self, call, x):
+        names = super().trace(call, x)
+        return names if isinstance(names, list) else [names, names]
+
+    def absolute(self, call, x):
+        return [super().absolute(call, x)] * 2
 
 
 @register_rule(layers.Softmax)
