@@ -62,12 +62,27 @@ def modes(inference: keras.Function, training: keras.Function) -> dict[int, str]
         NotAGraphError: they compute something else.
     """
     inputs = [_Value(-1, index) for index, _ in enumerate(inference.inputs)]
-    known: dict[type, list[_Call]] = collections.defaultdict(list)
-    found: dict[int, str] = {}
-    count = 0
+    both = _BothModes()
+    expected = walking.replay(inference, inputs, both.note)
+    if not same(expected, walking.replay(training, inputs, both.find)):
+        raise NotAGraphError("it does something else in training: it gives another result there")
+    return both.found
 
-    def look_up(operation, arguments, on) -> _Call | None:
-        for call in known[type(operation)]:
+
+class _BothModes:
+    """The calls of a graph of inference, and those of a graph of training that are the same.
+
+    Attributes:
+        found: the mode of each node of the graph of training, by `id`.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[type, list[_Call]] = collections.defaultdict(list)
+        self.count = 0
+        self.found: dict[int, str] = {}
+
+    def _known(self, operation, arguments, on: bool) -> _Call | None:
+        for call in self.calls[type(operation)]:
             if (
                 call.training == on
                 and _same_operation(call.operation, operation)
@@ -76,38 +91,34 @@ def modes(inference: keras.Function, training: keras.Function) -> dict[int, str]
                 return call
         return None
 
-    def of_inference(node, args, kwargs):
-        nonlocal count
+    def note(self, node, args, kwargs) -> Any:
+        """The values of a call in inference."""
         operation, (on, args, kwargs) = node.operation, _apart(node, args, kwargs, False)
         if _is_silent(operation) and not on:
             return args[0] if args else kwargs["inputs"]
-        call = look_up(operation, (args, kwargs), on)
+        call = self._known(operation, (args, kwargs), on)
         if call is None:
-            outputs = [_Value(count, index) for index, _ in enumerate(node.outputs)]
+            outputs = [_Value(self.count, index) for index, _ in enumerate(node.outputs)]
             call = _Call(operation, (args, kwargs), on, outputs)
-            known[type(operation)].append(call)
-            count += 1
+            self.calls[type(operation)].append(call)
+            self.count += 1
         return call.outputs
 
-    def of_training(node, args, kwargs):
+    def find(self, node, args, kwargs) -> Any:
+        """The values of a call in training, by the same call in inference, which says the mode."""
         operation, (on, args, kwargs) = node.operation, _apart(node, args, kwargs, True)
-        always = look_up(operation, (args, kwargs), True) if on else None
+        always = self._known(operation, (args, kwargs), True) if on else None
         if _is_silent(operation) and always is None:
-            found[id(node)] = FOLLOWS if on else OFF
+            self.found[id(node)] = FOLLOWS if on else OFF
             return args[0] if args else kwargs["inputs"]
-        call = look_up(operation, (args, kwargs), False) or always
+        call = self._known(operation, (args, kwargs), False) or always
         if call is None:
             raise NotAGraphError(
                 "it does something else in training: there it calls "
                 f"{keras_layers.title(operation)} as it does not in inference"
             )
-        found[id(node)] = ON if call is always else (FOLLOWS if on else OFF)
+        self.found[id(node)] = ON if call is always else (FOLLOWS if on else OFF)
         return call.outputs
-
-    expected = walking.replay(inference, inputs, of_inference)
-    if not same(expected, walking.replay(training, inputs, of_training)):
-        raise NotAGraphError("it does something else in training: it gives another result there")
-    return found
 
 
 def _is_silent(operation: keras.Operation) -> bool:

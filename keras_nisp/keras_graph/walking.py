@@ -182,40 +182,56 @@ def output_shapes(
     actual = [shape for shape in map(shape_of, flat) if shape is not None]
     places = [shape.index(None) for shape in actual]
     recorded = [tuple(tensor.shape) for tensor in site.node_inputs]
-    fixed = [s[at] for s, at in zip(recorded, places, strict=False) if len(s) > at]
-
-    def outputs(run, make):
-        dtypes = iter([tensor.dtype for tensor in site.node_inputs])
-
-        def made(value):
-            shape = shape_of(value)
-            return value if shape is None else make(shape, next(dtypes, keras.backend.floatx()))
-
-        given, named = keras.tree.map_structure(made, (args, kwargs))
-        return [tuple(tensor.shape) for tensor in keras.tree.flatten(run(*given, **named))]
-
+    batches = [s[at] for s, at in zip(recorded, places, strict=False) if len(s) > at]
     if len(actual) == len(recorded) and all(map(_same_sizes, actual, recorded)):
         shapes = [tuple(tensor.shape) for tensor in site.node_outputs]
     else:
-        try:
-            shapes = outputs(
-                site.operation.compute_output_spec,
-                lambda shape, dtype: keras.KerasTensor(shape, dtype=dtype),
-            )
-        except ValueError:  # what is taken apart along the batch axis has to be known
-            shapes = [(None,) * (1 + len(site.node_outputs[0].shape))] * len(site.node_outputs)
-    open_batch = None in fixed or not recorded
+        shapes = _inferred_shapes(site, args, kwargs, shape_of)
+    open_batch = None in batches or not recorded
     axes = [
         shape.index(None) if open_batch and shape and shape[0] is not None and None in shape else 0
         for shape in shapes
     ]
     if any(None in _without(shape, axis) for shape, axis in zip(shapes, axes, strict=True)):
-        batch = next((size for size in fixed if size), None) or 1
-        shapes = outputs(
-            functools.partial(infer, site.operation),
-            lambda shape, dtype: tf.zeros([batch if n is None else n for n in shape], dtype),
-        )
+        batch = next((size for size in batches if size), None) or 1
+        shapes = _tried_shapes(site, args, kwargs, shape_of, batch)
     return [_without(shape, axis) for shape, axis in zip(shapes, axes, strict=True)], axes
+
+
+def _inferred_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) -> list[tuple]:
+    """What Keras says of the shapes of a call's outputs, the batch axis counted."""
+    try:
+        args, kwargs = _filled(site, args, kwargs, shape_of, keras.KerasTensor)
+        outputs = site.operation.compute_output_spec(*args, **kwargs)
+    except ValueError:  # what is taken apart along the batch axis has to be known
+        return [(None,) * (1 + len(site.node_outputs[0].shape))] * len(site.node_outputs)
+    return [tuple(tensor.shape) for tensor in keras.tree.flatten(outputs)]
+
+
+def _tried_shapes(
+    site: Site, args: tuple, kwargs: dict, shape_of: Callable, batch: int
+) -> list[tuple]:
+    """The shapes of a call's outputs, for so many samples that are zeros."""
+
+    def zeros(shape, dtype):
+        return tf.zeros([batch if size is None else size for size in shape], dtype)
+
+    args, kwargs = _filled(site, args, kwargs, shape_of, zeros)
+    outputs = infer(site.operation, *args, **kwargs)
+    return [tuple(tensor.shape) for tensor in keras.tree.flatten(outputs)]
+
+
+def _filled(
+    site: Site, args: tuple, kwargs: dict, shape_of: Callable, make: Callable
+) -> tuple[tuple, dict]:
+    """A call's arguments with `make(shape, dtype)` for each tensor."""
+    dtypes = iter([tensor.dtype for tensor in site.node_inputs])
+
+    def made(value):
+        shape = shape_of(value)
+        return value if shape is None else make(shape, next(dtypes, keras.backend.floatx()))
+
+    return keras.tree.map_structure(made, (args, kwargs))
 
 
 def _same_sizes(actual: tuple, recorded: tuple) -> bool:
