@@ -299,6 +299,18 @@ def test_inputs_go_by_name_not_by_position(tmp_path, rng):
     np.testing.assert_allclose(got["parts_first"], want["parts"]["first"], rtol=1e-4, atol=1e-5)
 
 
+def test_open_sizes_that_a_graph_does_not_take_are_named(tmp_path):
+    inputs = keras.Input((None, None, 3), name="photo")
+    x = keras.layers.Conv2D(4, 1)(inputs)
+    x = keras.layers.UpSampling2D(interpolation="bilinear")(x)
+    model = keras.Model(inputs, x)
+    x = np.ones((2, 8, 8, 3), "float32")
+    for export, target in ((kn.export_tflite, "m.tflite"), (kn.export_serving, "served")):
+        with pytest.raises(kn.ExportError, match=r"UpSampling2D.*Sizes of 'photo' are open"):
+            export(model, tmp_path / target, check_data=x)
+        assert not list((tmp_path / target).rglob("*"))
+
+
 def test_open_sizes_stay_open(tmp_path, rng):
     inputs = keras.Input((None, None, 3), name="photo")
     x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)

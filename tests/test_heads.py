@@ -260,6 +260,64 @@ def test_products_of_attention_count_as_flops():
     assert kn.profile(keras.Model(inputs, x)).total.flops == wanted
 
 
+def test_attention_along_some_axes_counts_those():
+    inputs = keras.Input((6, 5, 8))
+    flops = {}
+    for axes in (None, (1,), (2,)):
+        y = layers.MultiHeadAttention(2, 3, attention_axes=axes)(inputs, inputs)
+        flops[axes] = kn.profile(keras.Model(inputs, y)).total.flops
+    projections = 4 * 30 * 8 * 6
+    assert flops[None] == projections + 2 * 30 * 30 * 6
+    assert flops[1,] == projections + 2 * 5 * 6 * 6 * 6
+    assert flops[2,] == projections + 2 * 6 * 5 * 5 * 6
+
+
+ALL = tf.constant(np.tril(np.ones((1, 4, LENGTH, LENGTH), bool)))
+
+
+def masked_by(mask, layer):
+    """Attention with a mask for each head, one for all, or one that is computed."""
+    inputs, more = keras.Input((LENGTH, 8)), []
+    x = layers.Dense(WIDTH)(inputs)
+    if mask == "heads":
+        more = [keras.Input((4, LENGTH, LENGTH), dtype="bool")]
+    elif mask == "one":
+        more = [keras.Input((1, LENGTH, LENGTH), dtype="bool")]
+    elif mask == "computed":
+        pairs = layers.Dense(4, name="gate")(ops.expand_dims(x, 1) + ops.expand_dims(x, 2))
+        mask = ops.transpose(pairs, (0, 3, 1, 2)) > 0
+    given = more[0] if more else ALL if mask == "constant" else mask
+    if layer == "softmax":
+        made = (ops.reshape(layers.Dense(WIDTH)(x), (-1, LENGTH, 4, 4)) for _ in range(3))
+        query, key, value = (ops.transpose(y, (0, 2, 1, 3)) for y in made)
+        scores = layers.Softmax()(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), mask=given)
+        y = ops.reshape(ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3)), (-1, LENGTH, WIDTH))
+    elif layer == "group":
+        y = layers.GroupQueryAttention(4, 4, 2, name="group")(x, x, attention_mask=given)
+    else:
+        y = layers.MultiHeadAttention(4, 4, name="heads")(x, x, attention_mask=given)
+    return randomise(keras.Model([inputs, *more], layers.Dense(3)(y)))
+
+
+@pytest.mark.parametrize("layer", ["heads", "group", "softmax"])
+@pytest.mark.parametrize("mask", ["heads", "one", "constant", "computed"])
+def test_heads_and_their_masks(mask, layer, rng):
+    model = masked_by(mask, layer)
+    data = [rng.normal(size=(8, *x.shape[1:])) for x in model.inputs]
+    data = [data[0].astype("float32"), *(x > -0.5 for x in data[1:])]
+    plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert kn.verify(small, model, plan, data).ok
+    if mask in ("heads", "constant") and layer != "softmax":
+        inner = f"{layer}:heads"
+        assert not next(row for row in plan.creators if row.layer == inner).removed
+        assert "meets in" in plan.explain(inner)
+    if mask == "computed":  # with its heads
+        assert small.get_layer("gate").units == 2
+    if mask == "one" and layer == "heads":
+        assert small.get_layer("heads").num_heads == 2
+
+
 def laid_out(x, mode):
     """Attention of Dense layers, whose channels are laid out as heads: as most people write it."""
     heads, dim = 4, WIDTH // 4

@@ -44,6 +44,9 @@ CHAINS = {
     "time distributed": lambda e: layers.LSTM(2)(
         layers.TimeDistributed(layers.Dense(3))(e, training=False), training=False
     ),
+    "noted by time distributed": lambda e: layers.LSTM(2)(
+        layers.TimeDistributed(layers.Dense(3))(layers.GRU(6, return_sequences=True)(e))
+    ),
     "by name": lambda e: layers.LSTM(3)(
         layers.BatchNormalization()(inputs=layers.Dense(6)(inputs=e))
     ),
@@ -71,6 +74,43 @@ def test_walks_and_oracles_see_masks(chain):
         merging = kn.plan_merging(model, ratio=0.5, clustering="even")
         merged = kn.rebuild(model, merging, force=True, verbose=0)
         assert kn.verify(merged, model, merging, TOKENS).ok
+
+
+def test_time_distributed_is_taken_apart_with_a_mask():
+    """As much goes as without one: what it wraps is a layer like others."""
+
+    def tagger(masked):
+        inputs = keras.Input((4,), dtype="int32")
+        x = layers.LSTM(16, return_sequences=True)(
+            layers.Embedding(20, 8, mask_zero=masked)(inputs)
+        )
+        x = layers.TimeDistributed(layers.Dense(16, activation="relu"))(x)
+        return keras.Model(inputs, layers.TimeDistributed(layers.Dense(5))(x))
+
+    left = []
+    for masked in (False, True):
+        model = tagger(masked)
+        left.append(kn.prune(model, kn.Magnitude(), ratio=0.5, verbose=0).count_params())
+    assert left[0] == left[1] < 0.3 * model.count_params()
+
+
+def test_time_distributed_gives_its_mask_to_what_takes_one(tmp_path, rng):
+    """Steps inside of each time step; the mask is given by name, and to a `Dense` in vain."""
+    inputs, mask = keras.Input((3, 5, 4)), keras.Input((3, 5), dtype="bool")
+    x = layers.TimeDistributed(layers.LSTM(8))(layers.Dense(6)(inputs), mask=mask)
+    x = layers.TimeDistributed(layers.Dense(4))(x, mask=keras.ops.any(mask, -1))
+    x = layers.GlobalAveragePooling1D()(layers.Dense(6)(x))
+    model = keras.Model([inputs, mask], layers.Dense(2)(x))
+    data = [rng.normal(size=(8, 3, 5, 4)).astype("float32"), rng.random((8, 3, 5)) > 0.4]
+    plan = kn.plan_pruning(model, kn.NISP(data), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert kn.verify(small, model, plan, data).ok
+    assert small.count_params() < 0.5 * model.count_params()
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    np.testing.assert_allclose(loaded(data), small(data), atol=1e-6)
+    everything = [data[0], np.ones_like(data[1])]
+    assert np.abs(np.asarray(small(data)) - np.asarray(small(everything))).max() > 1e-3
 
 
 def tagger(**settings):

@@ -158,6 +158,15 @@ def test_explain():
     assert "least width" in least.explain("stem")
 
 
+def test_channels_that_can_only_go_together_are_explained():
+    """Four groups of a convolution and five of a normalisation couple all of its channels."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(20, 3, groups=4, name="grouped")(layers.Conv2D(12, 3)(inputs))
+    x = layers.GlobalAveragePooling2D()(layers.GroupNormalization(5)(x))
+    plan = kn.plan_pruning(keras.Model(inputs, layers.Dense(3)(x)), kn.Magnitude(), ratio=0.5)
+    assert "its channels can only go all together" in plan.explain("grouped")
+
+
 def test_explain_of_a_layer_before_all_channels():
     model = keras.Sequential(
         [keras.Input((4,)), layers.Rescaling(2.0, name="r"), layers.Dense(4), layers.Dense(2)]

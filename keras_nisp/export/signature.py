@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nisp.errors import ExportError
+from keras_nisp.errors import ExportError, first_line, reason_of
 from keras_nisp.export.translation import run_translated
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.keras_graph.rounding import allowed
@@ -127,6 +127,9 @@ def write_saved_model(
         signatures: by name a function from tensors to a dict of tensors, and the `tf.TensorSpec`
             of each argument.
         layers: all that take part.
+
+    Raises:
+        ExportError: a function does not run as a graph.
     """
     # What the archive tracks is stored twice (keras#23553), what functions use once. So only
     # tables are tracked, which are no variables and would not be found otherwise.
@@ -135,9 +138,26 @@ def write_saved_model(
         for value in vars(layer).values():
             if isinstance(value, tf.saved_model.experimental.TrackableResource):
                 archive.track(value)
-    for name, (function, specs) in signatures.items():
-        archive.add_endpoint(name, _plain(function, specs), specs)
-    archive.write_out(folder, verbose=False)
+    try:
+        for name, (function, specs) in signatures.items():
+            archive.add_endpoint(name, _plain(function, specs), specs)
+        archive.write_out(folder, verbose=False)
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        every = [spec for _, specs in signatures.values() for spec in specs]
+        raise _unfit(error, every) from error
+
+
+def _unfit(error: Exception, specs: list) -> ExportError:
+    """Says that a model does not run as a graph, and what to do where its sizes are open."""
+    unknown = [spec.name for spec in specs if None in spec.shape[1:]]
+    advice = (
+        f" Sizes of {', '.join(map(repr, unknown))} are open: build the model with those that it "
+        "is to run at, such as `keras.Input((224, 224, 3))`, and give it the weights."
+    )
+    return ExportError(
+        f"As a graph the model does not run: {first_line(error)} {reason_of(error)}. Nothing was "
+        f"written.{advice if unknown else ''}"
+    )
 
 
 def _plain(function: Callable, specs: list) -> Callable:

@@ -8,8 +8,6 @@ import keras
 import tensorflow as tf
 
 from keras_nisp.keras_graph import calling, keras_layers, keras_models, walking
-from keras_nisp.keras_graph.masks import set_mask
-from keras_nisp.keras_graph.wrappers import take_apart
 from keras_nisp.rules.products import parse
 
 # Keras tells -0 from 0 by the bits of a float, which neither TFLite nor ONNX can look at.
@@ -35,8 +33,6 @@ def run_translated(model: keras.Model, inputs: list[tf.Tensor]) -> list[tf.Tenso
         operation = site.operation
         if type(operation) in INDICES:
             return _index(operation, *args, **kwargs)
-        if type(operation) is keras.layers.TimeDistributed:  # with a mask, else it was taken apart
-            return _masked_steps(operation, args, kwargs)
         if _adds_nothing_up(operation):
             return _spread(operation, *args, **kwargs)
         return calling.infer(operation, *args, **kwargs)
@@ -96,17 +92,6 @@ def _product(equation: str, factors: Sequence[Any]) -> tf.Tensor:
         missing = [axis for axis, letter in enumerate(output) if letter not in letters]
         laid.append(keras.ops.expand_dims(keras.ops.transpose(factor, order), missing))
     return functools.reduce(keras.ops.multiply, laid)
-
-
-def _masked_steps(wrapper: keras.layers.TimeDistributed, args: tuple, kwargs: dict) -> list:
-    sequence = set_mask(tf.identity(args[0] if args else kwargs["inputs"]), kwargs["mask"])
-    return take_apart(
-        wrapper,
-        wrapper.name,
-        (sequence,),
-        {},
-        lambda inner, _, args, kwargs: keras.tree.flatten(calling.infer(inner, *args, **kwargs)),
-    )
 
 
 def _index(operation: keras.Operation, x: Any) -> tf.Tensor:

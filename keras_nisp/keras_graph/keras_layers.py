@@ -69,6 +69,11 @@ def projection(attention: keras.Layer, which: str) -> Any:
     return getattr(attention, f"_{which}_dense", None)
 
 
+def attended_axes(attention: keras.Layer) -> list[int]:
+    """The axes along which a built attention layer attends, the batch axis not counted."""
+    return [axis - 1 for axis in getattr(attention, "_attention_axes", None) or (1,)]
+
+
 def low_rank_kernel(layer: keras.Operation, value: Any) -> tuple | None:
     """What a kernel with LoRA is made of: a variable, two factors of the rest, and their scale.
 

@@ -151,7 +151,7 @@ def _call(
         nested = keras.tree.flatten(args[0])
         enter(operation, nested)
         values = walk(operation, nested, visit, enter, path + "/")
-    elif is_wrapper(operation, kwargs):
+    elif is_wrapper(operation):
         inner = functools.partial(_call, visit, enter)
         values = take_apart(operation, path, args, kwargs, inner)
     else:

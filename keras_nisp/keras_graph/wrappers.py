@@ -58,13 +58,14 @@ class FoldTime(keras.Operation):
         super().__init__()
         self.takes_mask = takes_mask
 
-    def call(self, x):
-        folded, mask = ops.reshape(x, (-1, *ops.shape(x)[2:])), mask_of(x)
+    def call(self, x, mask=None):
+        folded = ops.reshape(x, (-1, *ops.shape(x)[2:]))
+        mask = mask_of(x) if mask is None else mask
         if mask is None or not self.takes_mask:
             return folded
         return set_mask(folded, ops.reshape(mask, (-1, *ops.shape(mask)[2:])))
 
-    def compute_output_spec(self, x):
+    def compute_output_spec(self, x, mask=None):
         return keras.KerasTensor((None, *x.shape[2:]), x.dtype)
 
 
@@ -87,10 +88,9 @@ class UnfoldTime(keras.Operation):
         return keras.KerasTensor((None, like.shape[1], *x.shape[1:]), x.dtype)
 
 
-def is_wrapper(operation: keras.Operation, kwargs: dict | None = None) -> bool:
-    """Whether `take_apart` knows this call; a mask over time steps it does not."""
-    masked = type(operation) is layers.TimeDistributed and (kwargs or {}).get("mask") is not None
-    return type(operation) in WRAPPED and not masked
+def is_wrapper(operation: keras.Operation) -> bool:
+    """Whether `take_apart` knows this operation."""
+    return type(operation) in WRAPPED
 
 
 def take_apart(wrapper: keras.Layer, path: str, args: tuple, kwargs: dict, call: Callable) -> Any:
@@ -103,10 +103,12 @@ def take_apart(wrapper: keras.Layer, path: str, args: tuple, kwargs: dict, call:
         call: `call(operation, path, args, kwargs)` gives the flat list of outputs.
     """
     if isinstance(wrapper, layers.TimeDistributed):
-        sequence = args[0]
+        sequence, *options = args
+        mask = dict(zip(("training", "mask"), options, strict=False), **kwargs).get("mask")
         inner = wrapper.layer
         fold = FoldTime(getattr(inner, "_call_has_mask_arg", False))
-        folded = call(fold, f"{path}/fold", (sequence,), {})
+        given = (sequence,) if mask is None else (sequence, mask)
+        folded = call(fold, f"{path}/fold", given, {})
         (output,) = call(inner, f"{path}/{inner.name}", tuple(folded), {})
         return call(UnfoldTime(wrapper.supports_masking), f"{path}/unfold", (output, sequence), {})
     return _both_directions(wrapper, path, args, kwargs, call)

@@ -290,7 +290,7 @@ def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
             if np.isin(creator.units, line).any() and (~removed[line]).sum() == count:
                 reasons.append(why)
         if group >= 0:
-            reasons += _width_reasons(channel_map.groups[group], removed, solver)
+            reasons += _width_reasons(channel_map.groups[group], creator, removed, solver)
         indices = np.flatnonzero(removed[creator.units]).tolist()
         rows.append(
             CreatorPlan(
@@ -305,11 +305,15 @@ def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
     return tuple(rows)
 
 
-def _width_reasons(group, removed, solver) -> list[str]:
-    """What the limits on widths had to do with a group's width."""
-    width = len(group.units) - int(removed[group.units].sum())
-    widths = solver.widths(len(group.units))
-    if width == widths[-1]:
+def _width_reasons(group, creator, removed, solver) -> list[str]:
+    """What the limits on widths had to do with the width of a creator in a group."""
+    total = len(group.units)
+    width = total - int(removed[group.units].sum())
+    if width == solver.widths(total)[-1]:
+        if total == 1 < len(creator.units):
+            return ["its channels can only go all together"]
+        if width < np.count_nonzero(~removed[creator.units]):
+            return [f"the least that may stay is {width} of {total} sets that go together"]
         return [f"the least width that `min_channels` and `round_to` allow is {width}"]
     if solver.multiple > 1:
         return [f"widths are multiples of {solver.multiple}"]

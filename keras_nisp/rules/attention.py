@@ -9,8 +9,8 @@ from keras import layers
 from keras_nisp.channels.registry import register_rule
 from keras_nisp.channels.rule import PlainKernel, Rule, absolute, positions, spread
 from keras_nisp.keras_graph import calling
-from keras_nisp.keras_graph.keras_layers import projection
-from keras_nisp.rules.products import attend
+from keras_nisp.keras_graph.keras_layers import attended_axes, projection
+from keras_nisp.rules.products import attend, meet_heads
 
 
 class _Projected(Rule):
@@ -50,9 +50,12 @@ class _Projected(Rule):
         self._project(call, "value", *looked_up, create={1: pairs, 2: values})
         if projection(layer, "gate") is not None:
             self._project(call, "gate", *asking, create={1: heads}, own={2: values})
+        attended = attended_axes(layer)
+        apart = [size for i, size in enumerate(query.shape[:-1]) if i not in attended]
+        meet_heads(call, attention_mask, heads, len(apart), len(attended))
+        attending = [x.shape[axis] for x in (query, value) for axis in attended]
         for channels in (keys, values):  # products of queries and keys, and weighted values
-            sizes = (steps, others, len(heads), len(channels))
-            call.multiply(sizes, [heads, channels])
+            call.multiply((*apart, *attending, len(heads), len(channels)), [heads, channels])
             call.cache((len(pairs), len(channels)), [pairs, channels])
         output = projection(layer, "output")
         names = call.create(output.kernel.shape[-1])

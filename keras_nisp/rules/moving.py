@@ -371,12 +371,12 @@ class Fold(Rule):
 
     does = "moves"
 
-    def trace(self, call, x):
+    def trace(self, call, x, mask=None):
         call.join(x.names[:1], x.names)
         call.batch = x.batch * x.shape[0]
         return x.names[0]
 
-    def absolute(self, call, x):
+    def absolute(self, call, x, mask=None):
         return call.infer(x)
 
 

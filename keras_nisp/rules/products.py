@@ -208,23 +208,13 @@ class DotProductAttention(Rule):
         if 1 in lines:
             call.tracer.grids.heads.append(lines[1])
             for x in (bias, mask):
-                self.meet(call, x, lines[1])
+                meet_heads(call, x, lines[1])
         if scale is None and getattr(call.layer, "scale", None) is None and 2 in lines:
             call.fix(lines[2], f"'{call.path}' scales by the number of these channels")
         # Products of queries and keys, and of what comes of them and values.
         call.multiply((2, *query.shape, key.shape[0]), lines.values())
         call.sums_channels, call.reads = 2 in lines, bool(lines)
         return call.grid(lines) if lines else call.single(f"comes from a product, '{call.path}'")
-
-    def meet(self, call, x, heads):
-        """Heads meet what is added to their scores, or masks them."""
-        shape = x.shape if isinstance(x, Traced) else np.shape(x)[1:]
-        if len(shape) != 3 or shape[0] == 1:
-            return
-        if isinstance(x, Traced) and x.names.shape[0] > 1:
-            call.join(heads, x.line(0))
-        else:
-            call.fix(heads, f"meets in '{call.path}' what holds no channels")
 
     def absolute(self, call, query, key, value, bias=None, mask=None, scale=None, **settings):
         heads = (tf.transpose(x, [0, 2, 1, 3]) for x in (query, key, value))
@@ -234,6 +224,25 @@ class DotProductAttention(Rule):
     def masked(self, call, keep, query, key, value, *others, **settings):
         tensors = [zeroed(x, k) for x, k in zip((query, key, value), keep, strict=False)]
         return call.infer(*tensors, *others, **settings)
+
+
+def meet_heads(call, x, heads: np.ndarray, axis: int = 0, attended: int = 1) -> None:
+    """Heads meet what is added to their scores, or masks them.
+
+    Args:
+        call: the call.
+        x: a tensor, an array with a batch axis, or `None`.
+        heads: their names.
+        axis: along which they lie in their scores, the batch axis not counted.
+        attended: how many axes are attended to: scores have two for each behind the heads.
+    """
+    shape = x.shape if isinstance(x, Traced) else np.shape(x)[1:]
+    if len(shape) != axis + 1 + 2 * attended or shape[axis] == 1:
+        return
+    if isinstance(x, Traced) and x.names.shape[axis] > 1:
+        call.join(heads, x.line(axis))
+    else:
+        call.fix(heads, f"meets in '{call.path}' what holds no channels")
 
 
 def _heads(x, axis: int, shape: tuple[int, ...]) -> np.ndarray:

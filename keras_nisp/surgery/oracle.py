@@ -11,7 +11,7 @@ from keras_nisp.channels.channel_map import Binding, ChannelMap
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.rule import meaningful
 from keras_nisp.channels.unit_map import DROPPED, UnitMap
-from keras_nisp.keras_graph.masks import carry_mask, pass_on
+from keras_nisp.keras_graph.masks import carry_mask, mask_of, pass_on, set_mask
 
 
 class Oracle:
@@ -48,7 +48,7 @@ class Oracle:
     def kept(self, value: tf.Tensor, traced: Traced) -> tf.Tensor:
         """What is kept of a tensor, with its Keras mask; indices count what is kept."""
         for axis, indices in self.selection(traced):
-            value = carry_mask(value, tf.gather(value, indices, axis=axis))
+            value = _taken(value, indices, axis)
         if traced.points_at is None:
             return value
         places = tf.constant(self.units.labels(traced.points_at), value.dtype)
@@ -91,3 +91,11 @@ def read_mask(binding: Binding, keep: np.ndarray) -> tf.Tensor:
         shape = [-1 if i == axis else 1 for i in range(rank)]
         mask = mask * keep[binding.axes[axis]].reshape(shape)
     return tf.constant(mask, binding.variable.dtype)
+
+
+def _taken(value: tf.Tensor, indices: np.ndarray, axis: int) -> tf.Tensor:
+    """Some positions of a tensor along an axis, and of its mask, if that tells them apart."""
+    taken, mask = carry_mask(value, tf.gather(value, indices, axis=axis)), mask_of(value)
+    if mask is not None and len(mask.shape) > axis and mask.shape[axis] == value.shape[axis]:
+        set_mask(taken, tf.gather(mask, indices, axis=axis))
+    return taken
