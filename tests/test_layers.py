@@ -239,6 +239,10 @@ CASES = {
     "softmax": ("image", lambda x: layers.Softmax()(layers.Conv2D(6, 1)(x))),
     "softmax over positions": ("sequence", lambda x: layers.Softmax(axis=1)(layers.Dense(6)(x))),
     "rescaling": ("image", lambda x: layers.Rescaling([1.0, 2, 3, 4], 0.5)(layers.Conv2D(4, 1)(x))),
+    "rescaling by arrays": (
+        "image",
+        lambda x: layers.Rescaling(np.arange(1.0, 5), np.ones(4))(layers.Conv2D(4, 1)(x)),
+    ),
     "resizing": ("image", lambda x: layers.Resizing(5, 9)(layers.Conv2D(6, 1)(x))),
     "augmentation": ("image", lambda x: layers.RandomRotation(0.1)(layers.Conv2D(6, 1)(x))),
     "adaptive pooling": (

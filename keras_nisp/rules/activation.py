@@ -278,7 +278,7 @@ class Rescaling(PassThrough):
         for key, binding in call.constants.items():
             units = binding.axes[0]
             counts = [width(units[i : i + 1]) for i in range(len(units))]
-            config[key] = np.repeat(np.ravel(config[key]), counts).tolist()
+            config[key] = np.repeat(binding.variable, counts).tolist()  # as a config holds it
         return config
 
     def absolute(self, call, x):
