@@ -32,16 +32,23 @@ from keras_nisp_cli.options import (
     with_model,
 )
 
-NEEDS_DATA = ("nisp", "layer-by-layer", "optimal-brain-surgeon", "lrp", "taylor")
-IMPORTANCES = (
-    *NEEDS_DATA,
-    "nisp-mag",
-    "synflow",
-    "magnitude",
-    "geometric-median",
-    "bn-scale",
-    "random",
-)
+# The options' names of classes of keras_nisp, which is imported where it is used.
+NEEDS_DATA = {
+    "nisp": "NISP",
+    "layer-by-layer": "LayerByLayer",
+    "optimal-brain-surgeon": "OptimalBrainSurgeon",
+    "lrp": "LRP",
+    "taylor": "Taylor",
+}
+IMPORTANCES = {
+    **NEEDS_DATA,
+    "nisp-mag": "NISPMag",
+    "synflow": "SynFlow",
+    "magnitude": "Magnitude",
+    "geometric-median": "GeometricMedian",
+    "bn-scale": "BNScale",
+    "random": "Random",
+}
 DAMAGES = ("predicted", "measured")
 _data = grouped("Data")
 _choice, _repair = grouped("What goes"), grouped("Repair")
@@ -79,7 +86,7 @@ repair_options = all_of(
 @_latency("--threads", type=click.IntRange(1), default=1, help="For --latency.")
 @_choice(
     "--importance",
-    type=Named(IMPORTANCES),
+    type=Named(list(IMPORTANCES)),
     metavar="NAME",
     default="nisp",
     show_default=True,
@@ -200,28 +207,14 @@ def _budget(amount: dict, options: dict):
 
 def importance_named(name: str, network, samples, seed: int):
     """The importance that an option names."""
-    import keras_nisp as kn
+    import keras_nisp
 
+    make = getattr(keras_nisp, IMPORTANCES[name])
     if name == "taylor":
-        return kn.Taylor(samples, loss=_loss(network, samples))
+        return make(samples, loss=_loss(network, samples))
     if name == "random":
-        return kn.Random(seed)
-    looking = {
-        "nisp": kn.NISP,
-        "layer-by-layer": kn.LayerByLayer,
-        "optimal-brain-surgeon": kn.OptimalBrainSurgeon,
-        "lrp": kn.LRP,
-    }
-    if name in looking:
-        return looking[name](samples)
-    others = {
-        "nisp-mag": kn.NISPMag,
-        "synflow": kn.SynFlow,
-        "magnitude": kn.Magnitude,
-        "geometric-median": kn.GeometricMedian,
-        "bn-scale": kn.BNScale,
-    }
-    return others[name]()
+        return make(seed)
+    return make(samples) if name in NEEDS_DATA else make()
 
 
 def _loss(network, samples):

@@ -30,7 +30,7 @@ from keras_nisp_cli.pruning import IMPORTANCES, importance_named
 )
 @click.option("-o", "--output", type=PATH, required=True, help="Results, .json; continued if kept.")
 @click.option("--plot", type=PATH, help="A picture, .png or .svg.")
-@click.option("--importance", type=Named(IMPORTANCES), default="magnitude", show_default=True)
+@click.option("--importance", type=Named(list(IMPORTANCES)), default="magnitude", show_default=True)
 @click.option("--ratios", default="0.25,0.5,0.75", show_default=True, help="Shares to remove.")
 @click.option(
     "--recalibrate/--no-recalibrate",
