@@ -91,7 +91,7 @@ class Trials:
                     moved = [*self.tensors[:index], tensor + noise, *self.tensors[index + 1 :]]
                     changed[unit] = self._changed(before, self._infer(moved))
             for unit, units in changed.items():
-                if units - {unit}:
+                if self._others(units, unit):
                     raise self._misnamed(traced.names, unit, changed)
 
     def _misnamed(self, names: np.ndarray, unit: int, changed: dict[int, set]) -> RuleError:
@@ -132,7 +132,7 @@ class Trials:
         for binding, axis, unit in self._slices(lambda b, axis: axis not in b.read):
             if not outputs[unit] or not self.map.free[unit]:
                 continue
-            if others := self._changed_by_slice(before, binding, axis, unit) - {unit}:
+            if others := self._others(self._changed_by_slice(before, binding, axis, unit), unit):
                 same = [
                     other
                     for other, size in enumerate(binding.variable.shape)
@@ -297,6 +297,11 @@ class Trials:
             names = np.broadcast_to(traced.names, differ.shape[1:])
             changed |= set(names[differ.any(0)].tolist())
         return changed
+
+    def _others(self, units: set[int], unit: int) -> set[int]:
+        """Those of the units that are neither this one nor products with it."""
+        by_product = self.map.products.by_product
+        return {u for u in units if u != unit and unit not in by_product.get(u, ())}
 
     def _numbers(self, units: set[int]) -> str:
         """Where units lie in the first output that has them, as text."""
