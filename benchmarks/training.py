@@ -136,11 +136,20 @@ class Lab:
 
     def base(self, seed: int) -> keras.Model:
         """The base network of a seed."""
-        path = self.out / f"base_{seed}.keras"
-        if not path.exists():
+
+        def make():
             keras.utils.set_random_seed(seed)
             model = self.task.build(self.data[0][0].shape[1:], self.args.weights_dir)
             self.fit(model, self.task.epochs, self.task.rate, f"base_{seed}")
+            return model
+
+        return self.kept(f"base_{seed}", make)
+
+    def kept(self, name: str, make: Callable[[], keras.Model]) -> keras.Model:
+        """A trained network from its file, which is made once."""
+        path = self.out / f"{name}.keras"
+        if not path.exists():
+            model = make()
             path.parent.mkdir(parents=True, exist_ok=True)
             model.save(path)
         return keras.models.load_model(path)

@@ -3,7 +3,7 @@
 All arms see the same 512 training images without labels, prune the same base network to the same
 FLOPs, and refit what remains. They differ in where channels go (`allocation`) and whether the
 smaller network is then taught by the original on these images ("flipped": and on their mirror
-images). Fine-tuned rows (`--epochs`) go on
+images; "mixed": on mirror images of which parts are exchanged, by `keras.layers.CutMix`). Fine-tuned rows (`--epochs`) go on
 from there with labels and all training data, at a tenth of the base's learning rate.
 
 "Former default" is the library as it was at commit 81f36ab, one ratio for all groups and one map
@@ -59,6 +59,7 @@ ARMS = {
     "allocated": Arm({"allocation": "predicted"}),
     "taught": Arm({"allocation": "predicted"}, TAUGHT),
     "taught, flipped": Arm({"allocation": "predicted"}, TAUGHT),
+    "taught, mixed": Arm({"allocation": "predicted"}, TAUGHT),
     "measured": Arm({"allocation": "measured"}),
     FORMER: Arm(),
 }
@@ -104,8 +105,11 @@ def _pruned(lab, base, plan, seed, arm, importance, level, epochs):
     x, _ = lab.calibration(seed, IMAGES)
     chosen = plan(**ARMS[arm].plan)
     repair = dict(ARMS[arm].repair)
+    layers = [keras.layers.RandomFlip("horizontal", seed=seed), keras.layers.CutMix(seed=seed)]
     if "flipped" in arm:
-        repair["augment"] = keras.layers.RandomFlip("horizontal", seed=seed)
+        repair["augment"] = layers[0]
+    elif "mixed" in arm:
+        repair["augment"] = keras.Sequential(layers)
     original = base()
     small = kn.recalibrate(kn.rebuild(original, chosen), x, original, chosen, **repair)
     row = {"commit": _commit()} if arm == FORMER else {}

@@ -22,6 +22,7 @@ from experiments.tables import by_task, markdown
 TASKS = ("resnet56_cifar10",)
 NISP_FLOPS, CSGD_FLOPS = 0.4361, 0.6085
 IMAGES = 512
+BEFORE = 4  # epochs that the network to be pruned is trained on for, where it is
 
 
 def run(lab: Lab, rows: Rows, seed: int) -> None:
@@ -60,8 +61,8 @@ def _csgd(lab, epochs):
     return {"merged": lab.accuracy(small), "curve": curve, **reductions(small, model)}
 
 
-def _nisp_with_means(lab, epochs, taught=True):
-    base = lab.base(0)
+def _nisp_with_means(lab, epochs, taught=True, before=0):
+    base = _trained_further(lab, before) if before else lab.base(0)
     x, _ = lab.calibration(0, IMAGES)
     plan = kn.plan_pruning(base, kn.NISP(x), flops_reduction=NISP_FLOPS, calibration=x)
     small = kn.rebuild(base, plan)
@@ -71,10 +72,21 @@ def _nisp_with_means(lab, epochs, taught=True):
     start = lab.accuracy(small)
     keras.utils.set_random_seed(0)
     key = f"headline_nisp_means_{epochs}" + ("" if taught else "_labels")
+    key += f"_{before}_before" if before else ""
     wrap = (lambda student: kn.distiller(student, base)) if taught else None
-    curve = lab.fit(small, epochs, lab.task.rate, key, wrap=wrap)
+    curve = lab.fit(small, epochs - before, lab.task.rate, key, wrap=wrap)
     row = {"base": lab.accuracy(base), "one_shot": at_once, "compensated": start, "curve": curve}
     return {**row, **reductions(small, base)}
+
+
+def _trained_further(lab, epochs):
+    def make():
+        keras.utils.set_random_seed(0)
+        model = lab.base(0)
+        lab.fit(model, epochs, lab.task.rate, f"headline_further_{epochs}")
+        return model
+
+    return lab.kept(f"further_{epochs}", make)
 
 
 def _csgd_with_means(lab, epochs):
@@ -108,6 +120,9 @@ METHODS = {
     "baseline, trained on": _train_on,
     "NISP with our means": _nisp_with_means,
     "NISP with our means, labels alone": functools.partial(_nisp_with_means, taught=False),
+    f"NISP with our means, after {BEFORE} of the epochs": functools.partial(
+        _nisp_with_means, before=BEFORE
+    ),
     "C-SGD with our means": _csgd_with_means,
 }
 
