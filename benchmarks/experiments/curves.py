@@ -3,8 +3,9 @@
 All arms see the same 512 training images without labels, prune the same base network to the same
 FLOPs, and refit what remains. They differ in where channels go (`allocation`) and whether the
 smaller network is then taught by the original on these images ("flipped": and on their mirror
-images; "mixed": on mirror images of which parts are exchanged, by `keras.layers.CutMix`). Fine-tuned rows (`--epochs`) go on
-from there with labels and all training data, at a tenth of the base's learning rate.
+images; "mixed": on mirror images that get parts of others, by `keras.layers.CutMix`).
+Fine-tuned rows (`--epochs`) go on from there with labels and all training data, at a tenth of the
+base's learning rate.
 
 "Former default" is the library as it was at commit 81f36ab, one ratio for all groups and one map
 for all taps of a kernel. To measure it, put a checkout of that commit first on PYTHONPATH and pass
