@@ -12,9 +12,9 @@ for all taps of a kernel. To measure it, put a checkout of that commit first on 
 `--arms "former default"`. Torch-Pruning's rows come from benchmarks/torch_networks.py:
 channels are removed and BatchNorm is renewed on the same images, but no kernel is repaired.
 
-All rows were measured while other work went on: their seconds say nothing. Of ResNet-20, rows of
-seeds 1 and 2 at -30, -50 and -60 % have widths by damage on 256 samples, as they are now, and the
-present refit; all other rows had widths by 128 samples.
+All rows were measured while other work went on: their seconds say nothing. Of ResNet-20, rows
+without fine-tuning at -30, -50 and -60 % have widths by damage on 256 samples, as they are now, and
+the present refit; all other rows had widths by 128 samples.
 """
 
 import dataclasses
