@@ -171,9 +171,13 @@ def headline() -> None:
 
 
 def _error_curve(axis, row: dict, colour: str) -> None:
-    """A method's error after each epoch, and before the first where that is known."""
-    points = [(0, row["compensated"])] if "compensated" in row else []
-    times, accuracies = zip(*points, *enumerate(row["curve"], 1), strict=True)
+    """A method's error after each epoch, and before the first where that is known.
+
+    It may have fewer epochs than it is compared by: then the original had those before.
+    """
+    start = row["epochs"] - len(row["curve"])
+    points = [(start, row["compensated"])] if "compensated" in row else []
+    times, accuracies = zip(*points, *enumerate(row["curve"], start + 1), strict=True)
     gone = row.get("flops_removed")
     label = row["method"] + (f", -{100 * gone:.1f} % FLOPs" if gone else "")
     errors = [100 * (1 - accuracy) for accuracy in accuracies]

@@ -4,9 +4,10 @@ Published weights are adapted to the data first; that accuracy is the baseline. 
 quarter of the channels of every layer, is compensated and fine-tuned. C-SGD makes every layer 5/8
 as wide and is not fine-tuned. "With our means" takes the same share of the FLOPs, with widths by
 damage and the baseline as teacher: NISP is refitted and taught on 512 images before it is
-fine-tuned ("labels alone": by labels, without the teacher), C-SGD's clusters collapse early. All
-get the same epochs (`--epochs`, by default those of the task) at the same rate, and so does the
-baseline that is trained on without pruning.
+fine-tuned ("labels alone": by labels, without the teacher), C-SGD's clusters collapse early. "After
+4 of the epochs" NISP prunes the network that was trained on for so long, which is then the teacher
+for the others. All get the same epochs (`--epochs`, by default those of the task) at the same rate,
+and so does the baseline that is trained on without pruning.
 """
 
 import functools
@@ -140,8 +141,9 @@ def _table(rows):
     for row in rows:
         gone = [row.get("flops_removed"), row.get("parameters_removed")]
         cells = ["" if share is None else f"-{100 * share:.2f} %" for share in gone]
-        figures = [row.get("one_shot"), row.get("compensated"), *row["curve"]]
-        figures += [None] * (epochs - len(row["curve"])) + [row.get("merged")]
+        before = row.get("epochs", len(row["curve"])) - len(row["curve"])
+        figures = [row.get("one_shot"), row.get("compensated"), *[None] * before, *row["curve"]]
+        figures += [None] * (epochs - before - len(row["curve"])) + [row.get("merged")]
         cells += ["" if figure is None else f"{figure:.4f}" for figure in figures]
         lines.append([row["method"], *cells])
     return markdown(head, lines)
