@@ -391,7 +391,8 @@ def test_as_many_samples_as_fit(monkeypatch):
     monkeypatch.setattr(compensation, "MOST_MEMORY", 30 * memory)
     everything = Pair(channel_map, UnitMap.removing(np.zeros(channel_map.count, bool)), model)
     taken = compensation._some(everything, samples)[0].inputs[0]
-    np.testing.assert_array_equal(taken, x[::7])  # from all of them: they may be sorted
+    spaced = np.linspace(0, 99, 15).round().astype(int)
+    np.testing.assert_array_equal(taken, x[spaced])  # from all of them: they may be sorted
     monkeypatch.setattr(compensation, "MOST_MEMORY", 1)
     small = repaired(model, plan, x, compensate="linear")
     assert all(np.isfinite(w.numpy()).all() for w in small.weights)

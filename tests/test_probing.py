@@ -14,6 +14,7 @@ import keras_nisp as kn
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.random_samples import random_samples
+from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph import calling, keras_models
 
 WORDS = ["red", "green", "blue"]
@@ -176,7 +177,17 @@ def test_samples_fill_batches():
     np.testing.assert_array_equal(collect(X[:3], model).inputs[0], X[[0, 1, 2, 0]])
     samples = collect((X, np.arange(10)), model)
     np.testing.assert_array_equal(samples.first(5).labels, [0, 1, 2, 3])
-    np.testing.assert_array_equal(samples.every(4).labels, [0, 4, 0, 4])
+    np.testing.assert_array_equal(samples.at_most(4).labels, [0, 2, 5, 7])
+
+
+@pytest.mark.parametrize("count", [2, 6, 9, 10, 12])
+def test_samples_are_taken_from_the_first_to_the_last(count):
+    """Data may be sorted by class: none at the end is left out."""
+    labels = Samples([np.zeros((10, 2))], np.arange(10)).at_most(count).labels
+    assert len(labels) == min(count, 10)
+    assert (labels[0], labels[-1]) == (0, 9)
+    steps = np.diff(labels)
+    assert steps.max() - steps.min() <= 1
 
 
 def test_dicts_by_name_whatever_the_order():
