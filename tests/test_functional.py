@@ -371,3 +371,27 @@ def test_parts_of_parts_are_tried_as_they_are_by_themselves(part, stays):
     inside = list(written._flatten_layers())
     assert not any(isinstance(layer, Around) for layer in inside)
     assert [layer for layer in inside if isinstance(layer, part)] == [inner] * stays
+
+
+class Penalised(layers.Layer):
+    """Adds a loss in training, which no graph holds."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, training=None):
+        if training:
+            self.add_loss(keras.ops.mean(x))
+        return self.dense(x)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_made_an_error_is_no_fault_of_the_model():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(2)(Penalised(name="penalised")(inputs)))
+    with pytest.raises(UserWarning, match="adds to the loss in training"):
+        kn.as_functional(model)

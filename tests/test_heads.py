@@ -275,6 +275,30 @@ def test_attention_along_some_axes_counts_those():
 ALL = tf.constant(np.tril(np.ones((1, 4, LENGTH, LENGTH), bool)))
 
 
+@pytest.mark.parametrize("shape", [(4, LENGTH, LENGTH), (4, 1, 1), (LENGTH, LENGTH)])
+@pytest.mark.parametrize("how", ["mask", "bias"])
+def test_constants_without_a_batch_axis_meet_heads(how, shape, rng):
+    """As NumPy broadcasts them: from the last axis."""
+    inputs = keras.Input((LENGTH, 8))
+    query, key, value = (
+        ops.reshape(layers.Dense(WIDTH)(inputs), (-1, LENGTH, 4, 4)) for _ in range(3)
+    )
+    if how == "bias":
+        given = rng.normal(size=shape).astype("float32")
+        y = ops.dot_product_attention(query, key, value, bias=given, scale=0.5)
+    else:
+        query, key, value = (ops.transpose(y, (0, 2, 1, 3)) for y in (query, key, value))
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+        y = ops.matmul(layers.Softmax()(scores, mask=np.tril(np.ones(shape, bool))), value)
+        y = ops.transpose(y, (0, 2, 1, 3))
+    model = keras.Model(inputs, layers.Dense(3)(ops.reshape(y, (-1, LENGTH, WIDTH))))
+    plan = kn.plan_pruning(randomise(model), kn.Magnitude(), ratio=0.5)
+    small = kn.rebuild(model, plan)
+    assert kn.verify(small, model, plan).ok
+    heads = 4 if shape[0] == 4 else 2  # of which half of the channels inside go
+    assert small.layers[1].units == 2 * heads
+
+
 def masked_by(mask, layer):
     """Attention with a mask for each head, one for all, or one that is computed."""
     inputs, more = keras.Input((LENGTH, 8)), []

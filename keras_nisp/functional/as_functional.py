@@ -102,10 +102,12 @@ def _convert_graph(
             if converted is not model:
                 lost = converter.lost.values()
                 check_same(converted, model, arguments, {}, converter.sizes, lost=lost)
-                _warn_of_losses(model, converter)
-            return converted, list(converter.kept.values())
         except Exception as error:  # whatever code of users raises
             faults.append(error)  # the last is told: the first may come of our own change
+        else:
+            if converted is not model:
+                _warn_of_losses(model, converter)
+            return converted, list(converter.kept.values())
         if not converter.looked_up:
             break  # it would be the same again
     raise ValueError(
@@ -241,9 +243,10 @@ def _warn_of_what_is_lost(model: keras.Model, converted: keras.Model) -> None:
             "by a loop of yours, or put it into a model class that has them.",
         )
     warn_of_names(converted)
-    warn_of_functions(converted)
     fault = loading_fault(converted)
-    if fault is not None:
+    if fault is None:
+        warn_of_functions(converted)
+    else:
         warn(
             f"Model '{model.name}', converted to a functional graph, does not come back from a "
             f"`.keras` file: {fault}. Its weights can be kept alone (`save_weights`).",

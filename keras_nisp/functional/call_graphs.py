@@ -225,46 +225,64 @@ def one_graph(
         )
         for batch, place, tensor in zip(batches, places, traced.inputs, strict=False)
     ]
-    once = _used_once(traced, [*weights.own, *weights.parts], len(weights.own))
-    of_parts, of_calls = set(map(id, weights.parts)), _weights_of_calls(traced)
-    held = HeldWeights(inputs[0], weights.holders, weights.dtype, once)
-    made = BatchFirst(held, probe)
+    replay = _Replay(traced, found, inputs[0], probe, weights)
+    values = [*map(moved, inputs, places), *map(replay.held.weight, weights.own)]
+    return inputs, keras.tree.flatten(walking.replay(traced, values, replay.call))
 
-    def value(x):
-        if id(x) not in of_parts:
-            return _constant(x, probe)
-        if id(x) in of_calls:
-            raise NotAGraphError(
-                f"it computes with the weight '{x.path.rpartition('/')[2]}' of a layer that it "
-                "calls, too"
-            )
-        return held.weight(x)
 
-    def visit(node, args, kwargs):
-        operation, mode = node.operation, found[id(node)]
+class _Replay:
+    """Makes the calls of a traced graph again, each in its mode and with the batch axis first.
+
+    Args:
+        traced, found, probe, weights: as for `one_graph`.
+        like: an input of the new graph, which says how many samples there are.
+    """
+
+    def __init__(self, traced, found: dict[int, str], like: Any, probe, weights: Weights) -> None:
+        self.found, self.probe, self.weights = found, probe, weights
+        self.of_parts, self.of_calls = set(map(id, weights.parts)), _weights_of_calls(traced)
+        once = _used_once(traced, [*weights.own, *weights.parts], len(weights.own))
+        self.held = HeldWeights(like, weights.holders, weights.dtype, once)
+        self.batch_first = BatchFirst(self.held, probe)
+
+    def call(self, node, args: tuple, kwargs: dict) -> Any:
+        """What a call of the traced graph gives."""
+        operation, mode = node.operation, self.found[id(node)]
         if _is_silent(operation) and mode == OFF:
             return args[0] if args else kwargs["inputs"]
         kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         if keras_layers.takes_training(operation) and mode != FOLLOWS:
             kwargs |= _held_mode(operation, mode)
-        if (
-            isinstance(operation, MATMUL)
-            and _is_kernel(args[1])
-            and not isinstance(args[0], MovedBatch)
-        ):
-            letters = "abcdefgh"[: len(args[0].shape)]
-            product = f"{letters},{letters[-1]}z->{letters[:-1]}z"
-            if layer := weights.holders.product(args[1], product, args[1].dtype):
-                return layer(args[0])
-        args, kwargs = keras.tree.map_structure(value, (args, kwargs))
-        if (outputs := made.call(node, args, kwargs)) is not None:
+        if (outputs := self._by_kernel(operation, args)) is not None:
+            return outputs
+        args, kwargs = keras.tree.map_structure(self._value, (args, kwargs))
+        if (outputs := self.batch_first.call(node, args, kwargs)) is not None:
             return outputs
         if isinstance(operation, RESHAPE) and args[0].shape[0] is None:
             return RESHAPE(_open_shape(operation, args[0], node.outputs[0]))(args[0])
         return symbolic.called_for_files(operation, args, kwargs)
 
-    values = [*map(moved, inputs, places), *map(held.weight, weights.own)]
-    return inputs, keras.tree.flatten(walking.replay(traced, values, visit))
+    def _by_kernel(self, operation: keras.Operation, args: tuple) -> Any:
+        """A product with a weight that a layer for it makes; `None` for all else."""
+        if not isinstance(operation, MATMUL) or not _is_kernel(args[1]):
+            return None
+        if isinstance(args[0], MovedBatch):
+            return None
+        letters = "abcdefgh"[: len(args[0].shape)]
+        product = f"{letters},{letters[-1]}z->{letters[:-1]}z"
+        layer = self.weights.holders.product(args[1], product, args[1].dtype)
+        return layer(args[0]) if layer else None
+
+    def _value(self, x: Any) -> Any:
+        """An argument that is no tensor of the graph: a constant, or a weight of a part."""
+        if id(x) not in self.of_parts:
+            return _constant(x, self.probe)
+        if id(x) in self.of_calls:
+            raise NotAGraphError(
+                f"it computes with the weight '{x.path.rpartition('/')[2]}' of a layer that it "
+                "calls, too"
+            )
+        return self.held.weight(x)
 
 
 def _weights_of_calls(traced: keras.Function) -> set[int]:

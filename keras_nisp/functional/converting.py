@@ -192,7 +192,7 @@ class Converter:
         """With an open batch size if that will do; else with one that is then opened; else
         without `rows_for_each_sample`. Layers with weights that a rule follows stay as they are."""
         kwargs = {k: v for k, v in kwargs.items() if k != "training"}
-        if not layer.built:  # else its parts make their weights when traced
+        if not layer.built:  # else its parts make their weights when traced; what fails does again
             with warnings.catch_warnings(), contextlib.suppress(Exception):
                 warnings.simplefilter("ignore")
                 layer(*args, **kwargs)

@@ -78,7 +78,7 @@ def warn_of_names(model: keras.Model) -> None:
 
 
 def warn_of_functions(model: keras.Model) -> None:
-    """Warns of functions that whoever loads a file of the model has to name.
+    """Warns of functions that whoever loads a file of the model, which can be saved, has to name.
 
     A layer of one's own may load by itself, and the functions that it gives to layers of Keras, of
     which a graph is made, do not.
@@ -99,12 +99,9 @@ def _unregistered_functions(model: keras.Model) -> list[types.FunctionType]:
     unknown = [x for x in own if keras.saving.get_registered_name(x) == x.__name__]
     if not unknown:
         return []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Saving will say the same.
-            config = json.dumps(keras.saving.serialize_keras_object(model))
-    except Exception:  # whatever code of users raises in `get_config`: `loading_fault` tells it
-        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Saving will say the same.
+        config = json.dumps(keras.saving.serialize_keras_object(model))
     # Since Keras 3.16 files name the module as well, and it is looked up there.
     held = '"module": "builtins", "class_name": "function", "config": "{}"'
     return [x for x in unknown if held.format(x.__name__) in config]

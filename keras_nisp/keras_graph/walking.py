@@ -211,7 +211,7 @@ def _inferred_shapes(site: Site, args: tuple, kwargs: dict, shape_of: Callable) 
 def _tried_shapes(
     site: Site, args: tuple, kwargs: dict, shape_of: Callable, batch: int
 ) -> list[tuple]:
-    """The shapes of a call's outputs, for so many samples that are zeros."""
+    """The shapes of a call's outputs, computed on `batch` samples of zeros."""
 
     def zeros(shape, dtype):
         return tf.zeros([batch if size is None else size for size in shape], dtype)

@@ -256,7 +256,7 @@ def forecast(settings: Settings, learning_rate, steps: int, start: int = 0) -> F
         vectors,
         _needed_strength(settings, rates),
         largest_stable_pull(momentum, nesterov) / max(float(rates.max()), 1e-30),
-        math.ceil(math.log(settings.tolerance) / math.log(fastest)),
+        max(math.ceil(math.log(settings.tolerance) / math.log(fastest)), 2 if momentum else 1),
     )
 
 

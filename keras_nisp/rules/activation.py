@@ -9,6 +9,7 @@ from keras import activations, layers
 
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import PassThrough, Rule
+from keras_nisp.errors import first_line
 from keras_nisp.keras_graph import keras_layers
 from keras_nisp.keras_graph.masks import carry_mask
 
@@ -106,8 +107,7 @@ def activated(call, names, shape=None, key="activation", owner=None):
     try:
         result, calls = _follow(call, activation, call.tracer.traced(names, shape, call.batch))
     except Exception as error:  # whatever a function of users raises on names; it is told
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"{title} is not known to be element-wise ({lines[0]})"
+        reason = f"{title} is not known to be element-wise ({first_line(error)})"
         return call.fix(names, reason, unknown=title)
     unknown = any(inner.rule.warns for inner in calls)
     # What a function computes with is no part of the layer, and keeps its size.

@@ -6,11 +6,13 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_rule
 from keras_nisp.channels.rule import PlainKernel, Rule, absolute, positions, spread
 from keras_nisp.keras_graph import calling
 from keras_nisp.keras_graph.keras_layers import attended_axes, projection
-from keras_nisp.rules.products import attend, meet_heads
+from keras_nisp.rules.combining import meet
+from keras_nisp.rules.products import attend
 
 
 class _Projected(Rule):
@@ -52,7 +54,9 @@ class _Projected(Rule):
             self._project(call, "gate", *asking, create={1: heads}, own={2: values})
         attended = attended_axes(layer)
         apart = [size for i, size in enumerate(query.shape[:-1]) if i not in attended]
-        meet_heads(call, attention_mask, heads, len(apart), len(attended))
+        rank = len(apart) + 1 + 2 * len(attended)  # of scores
+        if _rank(attention_mask) == rank:  # a smaller one gets an axis for all heads
+            meet(call, attention_mask, heads, len(apart), rank)
         attending = [x.shape[axis] for x in (query, value) for axis in attended]
         for channels in (keys, values):  # products of queries and keys, and weighted values
             call.multiply((*apart, *attending, len(heads), len(channels)), [heads, channels])
@@ -121,6 +125,11 @@ class _Projected(Rule):
         """The mean over positions of a projection, one for each query head."""
         x = tf.reduce_mean(x, list(range(1, len(x.shape) - 1)))
         return tf.einsum("bi,ihc->bhc", x, absolute(projection(call.layer, word).kernel))
+
+
+def _rank(x) -> int:
+    """How many axes a tensor or an array has, besides the batch axis."""
+    return x.rank if isinstance(x, Traced) else np.ndim(x) - 1
 
 
 @register_rule(layers.MultiHeadAttention)

@@ -95,6 +95,27 @@ def meets_none(call, tensors) -> str:
     return f"meets in '{call.path}' what holds no channels"
 
 
+def meet(call, x, names: np.ndarray, axis: int, rank: int) -> None:
+    """Channels meet what is broadcast against them: they stay if it has an entry for each, unless
+    it has the same channels.
+
+    Args:
+        call: the call.
+        x: a tensor or an array that is added to them, say, or masks them; `None` for nothing.
+        names: of the channels.
+        axis: along which they lie in a tensor of this rank, the batch axis not counted.
+        rank: of that tensor.
+    """
+    shape = x.shape if isinstance(x, Traced) else np.shape(x)  # an array may have a batch axis
+    place = axis - rank  # from the end, as it is broadcast
+    if len(shape) < -place or shape[place] == 1:
+        return
+    if isinstance(x, Traced) and x.names.shape[place] > 1:
+        call.join(names, x.line(place))
+    else:
+        call.fix(names, f"meets in '{call.path}' what holds no channels")
+
+
 def _constant_axes(call, shape, tensor) -> dict[int, np.ndarray] | None:
     """The names along the axes of a constant of this shape that meets a tensor.
 

@@ -15,7 +15,7 @@ from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import Rule, spread, zeroed
 from keras_nisp.rules.caching import cache_attention, cache_tensors
-from keras_nisp.rules.combining import meets_none
+from keras_nisp.rules.combining import meet, meets_none
 
 
 def parse(equation: str, ranks: list[int]) -> tuple[list[str], str]:
@@ -208,7 +208,7 @@ class DotProductAttention(Rule):
         if 1 in lines:
             call.tracer.grids.heads.append(lines[1])
             for x in (bias, mask):
-                meet_heads(call, x, lines[1])
+                meet(call, x, lines[1], axis=0, rank=3)
         if scale is None and getattr(call.layer, "scale", None) is None and 2 in lines:
             call.fix(lines[2], f"'{call.path}' scales by the number of these channels")
         # Products of queries and keys, and of what comes of them and values.
@@ -224,25 +224,6 @@ class DotProductAttention(Rule):
     def masked(self, call, keep, query, key, value, *others, **settings):
         tensors = [zeroed(x, k) for x, k in zip((query, key, value), keep, strict=False)]
         return call.infer(*tensors, *others, **settings)
-
-
-def meet_heads(call, x, heads: np.ndarray, axis: int = 0, attended: int = 1) -> None:
-    """Heads meet what is added to their scores, or masks them.
-
-    Args:
-        call: the call.
-        x: a tensor, an array with a batch axis, or `None`.
-        heads: their names.
-        axis: along which they lie in their scores, the batch axis not counted.
-        attended: how many axes are attended to: scores have two for each behind the heads.
-    """
-    shape = x.shape if isinstance(x, Traced) else np.shape(x)[1:]
-    if len(shape) != axis + 1 + 2 * attended or shape[axis] == 1:
-        return
-    if isinstance(x, Traced) and x.names.shape[axis] > 1:
-        call.join(heads, x.line(axis))
-    else:
-        call.fix(heads, f"meets in '{call.path}' what holds no channels")
 
 
 def _heads(x, axis: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import PassThrough, Rule
 from keras_nisp.rules.activation import left_out
+from keras_nisp.rules.combining import meet, varying_axes
 
 
 def reduced_axes(call, x) -> list[int] | None:
@@ -169,8 +170,8 @@ class Softmax(Rule):
         call.mixes_channels = call.sums_channels = holds_channels(x, axes)
         if x.batch_axis and call.mixes_channels:
             return call.fix_all("which mixes channels")
-        if mask is not None:
-            _meet_mask(call, x, mask)
+        for axis in varying_axes(x):
+            meet(call, mask, x.line(axis), axis, x.rank)
         return x.names
 
     def absolute(self, call, x, mask=None):
@@ -179,18 +180,6 @@ class Softmax(Rule):
     def masked(self, call, keep, x, mask=None):
         x = left_out(x, keep[0])
         return call.infer(x) if mask is None else call.infer(x, mask=mask)
-
-
-def _meet_mask(call, x, mask) -> None:
-    """Channels that a mask tells apart stay, unless it has the same ones."""
-    shape = mask.shape if isinstance(mask, Traced) else np.shape(mask)[1:]
-    for axis in range(-len(shape), 0):
-        if shape[axis] == 1 or x.names.shape[axis] == 1:
-            continue
-        if isinstance(mask, Traced) and mask.names.shape[axis] > 1:
-            call.join(x.line(axis), mask.line(axis))
-        else:
-            call.fix(x.line(axis), f"is masked by itself in '{call.path}'")
 
 
 @register_operations("log_softmax", "sparsemax", "cumsum", "cumprod", "nancumsum", "nancumprod")

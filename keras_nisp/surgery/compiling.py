@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD
-from keras_nisp.errors import several, warn
+from keras_nisp.errors import reason_of, several, warn
 from keras_nisp.keras_graph import copying, keras_layers, keras_training, layer_state
 
 
@@ -32,7 +32,7 @@ def compile_alike(model, small, twins: list[tuple], resize: Callable | None = No
     except Exception as error:  # whatever a class of somebody's own raises
         warn(
             f"The compile configuration of '{model.name}' could not be copied "
-            f"({type(error).__name__}: {error}). Call `compile` on the rebuilt model yourself."
+            f"({reason_of(error)}). Call `compile` on the rebuilt model yourself."
         )
         return
     if resize is not None:
