@@ -39,6 +39,8 @@ class Calibration:
     def on(self, data: Any, verbose: int = 0) -> "Calibration":
         """The same settings with these data, and a progress bar if one of both shows it."""
         _check_given(data)
+        if isinstance(data, Samples):
+            data = data.at_most(self.limit)
         return Calibration(data, **{**self._settings, "verbose": max(verbose, self.verbose)})
 
     def samples(self, model: keras.Model) -> Samples:

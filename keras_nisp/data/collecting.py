@@ -47,7 +47,7 @@ def collect(
     if limit < 1:
         raise ValueError(f"Expected at least 1 calibration sample. Received: {limit}")
     if isinstance(data, Samples):
-        samples = data.at_most(limit)
+        samples = data.first(limit)
     else:
         samples = _collected(data, model, limit, seed, verbose)
     if labels:
