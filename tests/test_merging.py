@@ -622,6 +622,16 @@ def test_nesterov_collapses_in_few_steps(steps):
     assert short.collapses
 
 
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+@pytest.mark.parametrize("steps", [27, 32, 36, 40, 179, 205, 214, 219, 221, 245, 269])
+def test_the_automatic_strength_does_where_a_constant_one_does(steps, momentum):
+    """Two equal roots leave more than their modulus says: some oscillation is faster."""
+    forecast = kn.plan_merging(plain(), ratio=0.5).check(steps, 0.05, momentum)
+    assert forecast.collapses or forecast.needed_strength is None
+    # Nothing that only passes zero at the last step is called enough.
+    assert (forecast.needed_strength is not None) == (steps >= {0.5: 32, 0.9: 219}[momentum])
+
+
 def test_published_settings_collapse():
     """ResNet-56 of the paper: 200 epochs at 0.03, 200 at 0.003, 200 at 0.0003."""
     plan = kn.plan_merging(plain(), ratio=0.5)

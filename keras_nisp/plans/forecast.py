@@ -11,6 +11,7 @@ larger root of the characteristic polynomial at every step.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ COLLAPSE = 0.8
 REFERENCE_VECTOR_FACTOR = 0.1
 PRESETS = ("paper", "reference")
 SAMPLED_STEPS = 4096
+OSCILLATING_PULLS = 32  # that are tried for short runs
 
 
 def largest_stable_pull(momentum: float, nesterov: bool) -> float:
@@ -70,6 +72,35 @@ def deviation_curve(pulls: np.ndarray, momentum: float, nesterov: bool) -> np.nd
         d += momentum * m - step if nesterov else m
         curve.append(d)
     return np.array(curve)
+
+
+def left_for_good(pulls: np.ndarray, momentum: float, nesterov: bool) -> float:
+    """The most that remains of the deviation from the last step on, if the last pull goes on.
+
+    What momentum moves may pass the mean at the last step, and be as far on the other side later.
+    """
+    further = np.repeat(pulls[-1], len(pulls) // 4 + 1)
+    curve = deviation_curve(np.concatenate([pulls, further]), momentum, nesterov)
+    return float(np.abs(curve[len(pulls) :]).max())
+
+
+@functools.cache
+def constant_pull(
+    steps: int, tolerance: float, collapse: float, momentum: float, nesterov: bool
+) -> float:
+    """The pull that leaves the tolerance after a share of the steps, in the long run.
+
+    Two equal roots leave more than their modulus says. Where that is too much after all steps, a
+    pull is taken under which the members of a cluster oscillate, and which leaves least.
+    """
+    first = pull_for(tolerance ** (1 / (collapse * steps)), momentum, nesterov)
+
+    def left(pull):
+        return left_for_good(np.full(steps, pull), momentum, nesterov)
+
+    if first >= 1 or left(first) <= tolerance:
+        return first
+    return float(min(np.geomspace(first, 1, OSCILLATING_PULLS), key=left))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +166,9 @@ class Settings:
                 "`strength='auto'` needs to know the number of training steps. Pass `steps=`, or "
                 "`callbacks=[CentripetalMonitor(plan)]` to `fit`, which says it."
             )
-        factor = self.tolerance ** (1 / (self.collapse * self.steps))
-        return pull_for(factor, self.momentum, self.nesterov)
+        return constant_pull(
+            self.steps, self.tolerance, self.collapse, self.momentum, self.nesterov
+        )
 
     def pulls(self, rates: np.ndarray, is_kernel: bool) -> np.ndarray:
         """The pull at each step, for learning rates."""
@@ -306,8 +338,8 @@ def _needed_strength(settings: Settings, rates: np.ndarray) -> float | None:
         strength = math.exp(logarithm)
         fixed = dataclasses.replace(settings, strength=strength, vector_strength=None)
         weaker = np.minimum(fixed.pulls(rates, False), fixed.pulls(rates, True))
-        curve = deviation_curve(weaker, settings.momentum, settings.nesterov)
-        return math.log(max(abs(curve[-1]), 1e-30) / settings.tolerance)
+        left = left_for_good(weaker, settings.momentum, settings.nesterov)
+        return math.log(max(left, 1e-30) / settings.tolerance)
 
     low, high = math.log(1e-12), math.log(1 / rates.max())  # stable, and as fast as any
     if excess(high) > 0:
