@@ -7,6 +7,7 @@ tensors: weights get a row for each sample, and axes among the settings are coun
 """
 
 import string
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from keras_nisp.functional.moved_batch import (
     NotAGraphError,
     UnsupportedLayoutError,
     Weight,
+    as_moved,
     batch_of,
     is_tensor,
     moved,
@@ -28,38 +30,27 @@ from keras_nisp.functional.moved_batch import (
     reshaped,
     tensor_of,
 )
-from keras_nisp.keras_graph import copying, keras_layers, symbolic
+from keras_nisp.keras_graph import copying, symbolic
+from keras_nisp.keras_graph.keras_layers import operation_class, title
 from keras_nisp.rules.products import parse
 
+EINSUM, MATMUL = operation_class("einsum"), operation_class("matmul")
+RESHAPE, BROADCAST = operation_class("reshape"), operation_class("broadcast_to")
+TRANSPOSE, EXPAND = operation_class("transpose"), operation_class("expand_dims")
+GET_ITEM, STACK = operation_class("get_item"), operation_class("stack")
+COPIES = operation_class("cast"), operation_class("convert_to_tensor")
+HANDLERS: dict[type, Callable] = {}  # the method of `BatchFirst` for each class of operations
 
-def _operations(*names: str) -> tuple:
-    return tuple(filter(None, map(keras_layers.operation_class, names)))
 
+def _handles(*names: str) -> Callable:
+    """Registers a method for operations by their names in `keras.ops`."""
 
-(
-    EINSUM,
-    MATMUL,
-    TRANSPOSE,
-    GET_ITEM,
-    RESHAPE,
-    EXPAND,
-    SQUEEZE,
-    BROADCAST,
-    TILE,
-    REPEAT,
-    TAKE,
-    CAST,
-    CONVERT,
-) = _operations(
-    *("einsum", "matmul", "transpose", "get_item", "reshape", "expand_dims", "squeeze"),
-    *("broadcast_to", "tile", "repeat", "take", "cast", "convert_to_tensor"),
-)
-ALONG_AXIS = _operations(
-    *("sum", "mean", "max", "min", "any", "all", "prod", "std", "var", "softmax", "log_softmax"),
-    *("cumsum", "split", "flip", "take", "repeat", "argmax", "argmin", "logsumexp"),
-)
-(DEPTHWISE,) = _operations("depthwise_conv")
-SIDE_BY_SIDE = _operations("concatenate", "stack")
+    def register(method):
+        kinds = filter(None, map(operation_class, names))
+        HANDLERS.update(dict.fromkeys(kinds, method))
+        return method
+
+    return register
 
 
 class BatchFirst:
@@ -82,91 +73,67 @@ class BatchFirst:
         """
         operation, flat = node.operation, keras.tree.flatten((args, kwargs))
         if not any(isinstance(x, MovedBatch) for x in flat):
-            if isinstance(operation, SIDE_BY_SIDE[1]) and operation.axis == 0:
-                return self._side_by_side(operation, args[0], node.outputs[0].shape)
-            if isinstance(operation, BROADCAST):
-                return self._broadcast(node, args[0])
-            moves = isinstance(operation, (TRANSPOSE, EINSUM, EXPAND, GET_ITEM))
-            return self._moved(operation, args) if moves else None
+            return self._moved(node, args)
         try:
             if isinstance(operation, keras.Layer):
                 return self._layer(operation, args, kwargs)
-            return self._operation(node, operation, args, kwargs)
+            if type(operation) in HANDLERS:
+                return HANDLERS[type(operation)](self, node, *args)
+            if rule_of(operation).elementwise and not kwargs:
+                return self._elementwise(node, *args)
         except UnsupportedLayoutError:
-            return self._as_it_is(operation, args, kwargs)
+            pass
+        return self._as_it_is(operation, args, kwargs)
 
-    def _broadcast(self, node, x: Any) -> Any:
-        """A tensor whose other axes are repeated, if its new shape would hold a batch size."""
-        shape = node.outputs[0].shape
-        samples = node.input_tensors[0].shape[0]
-        known = (
-            self.probe in (samples, shape[0]) and samples == shape[0] and len(x.shape) == len(shape)
-        )
-        return self._repeated(x, shape[1:]) if self.probe and known else None
-
-    def _moved(self, operation, args: tuple) -> MovedBatch | None:
-        """What a call gives that puts the batch axis elsewhere."""
-        ranks = [rank_of(x) for x in args]
+    def _moved(self, node, args: tuple) -> Any:
+        """What a call gives that puts the batch axis elsewhere, or holds its size; `None` for all
+        others."""
+        operation = node.operation
         if isinstance(operation, TRANSPOSE):
-            axes = _axes(operation, ranks[0])
-            return self._transposed(operation, MovedBatch(args[0], 0)) if axes[0] else None
-        if isinstance(operation, EXPAND):
-            moves = 0 in _listed(operation.axis, ranks[0] + np.size(operation.axis))
-            return self._expanded(operation, MovedBatch(args[0], 0)) if moves else None
-        if isinstance(operation, GET_ITEM):
+            moves = _axes(operation, rank_of(args[0]))[0] != 0
+        elif isinstance(operation, EXPAND):
+            rank = rank_of(args[0]) + np.size(operation.axis)
+            moves = 0 in _listed(operation.axis, rank)
+        elif isinstance(operation, GET_ITEM):
             moves = isinstance(args[1], tuple) and args[1][:1] == (None,)
-            return self._item(operation, MovedBatch(args[0], 0), args[1]) if moves else None
+        elif isinstance(operation, STACK):
+            moves = operation.axis == 0
+        elif isinstance(operation, EINSUM):
+            moves = self._is_moving_product(operation, args)
+        elif isinstance(operation, BROADCAST):
+            samples, shape = node.input_tensors[0].shape[0], node.outputs[0].shape
+            moves = self.probe is not None and self.probe == samples == shape[0]
+            moves = moves and len(args[0].shape) == len(shape)
+        else:
+            return None
+        return HANDLERS[type(operation)](self, node, *args) if moves else None
+
+    @staticmethod
+    def _is_moving_product(operation, args: tuple) -> bool:
+        """Whether samples that come first are elsewhere, or gone, in what an einsum gives."""
         if "->" not in operation.subscripts:
-            return None
-        terms, output = parse(operation.subscripts, ranks)
+            return False
+        terms, output = parse(operation.subscripts, list(map(rank_of, args)))
         first = {term[0] for x, term in zip(args, terms, strict=True) if is_tensor(x)}
-        if len(first) > 1 or output[:1] in first or not first & set(output):
-            return None
+        return len(first) == 1 and output[:1] not in first and bool(first & set(output))
+
+    @_handles("einsum")
+    def _product(self, node, *args: Any) -> Any:
+        if "->" not in node.operation.subscripts:
+            raise UnsupportedLayoutError
+        terms, output = parse(node.operation.subscripts, list(map(rank_of, args)))
         return self.weights.product(args, terms, output)
 
-    def _operation(self, node, operation, args: tuple, kwargs: dict) -> Any:
-        x: Any = args[0] if args else None
-        if isinstance(operation, EINSUM) and "->" in operation.subscripts:
-            return self.weights.product(
-                args, *parse(operation.subscripts, [rank_of(x) for x in args])
-            )
-        if isinstance(operation, MATMUL):
-            return self.weights.product(args, *_matmul(args))
-        looks_up = isinstance(operation, TAKE) and operation.axis in (0, -2)
-        rows = self.weights.rows(x, args[1]) if looks_up and isinstance(x, Weight) else None
-        if rows is not None:
-            return rows
-        if looks_up and batch_of(x) is None and is_tensor(args[1]):
-            return self._looked_up(x, args[1], operation.axis)
-        if keeps(node) and isinstance(x, Weight):
-            return x
-        if isinstance(operation, SIDE_BY_SIDE):
-            return self._side_by_side(operation, x, node.outputs[0].shape)
-        if rule_of(operation).elementwise and not kwargs:
-            return self._elementwise(operation, args, node.outputs[0].shape)
-        if isinstance(operation, DEPTHWISE):
-            return self._depthwise(operation, args[0], args[1], node.outputs[0].shape)
-        if len(args) > 1 and not isinstance(operation, (GET_ITEM, TAKE)):
-            raise UnsupportedLayoutError
-        for kinds, make in (
-            (TRANSPOSE, self._transposed),
-            (GET_ITEM, lambda operation, x: self._item(operation, x, args[1])),
-            (EXPAND, self._expanded),
-            ((RESHAPE, SQUEEZE), lambda operation, x: self._reshaped(x, node.outputs[0].shape)),
-        ):
-            if isinstance(operation, kinds):
-                return make(operation, x)
-        if isinstance(operation, (BROADCAST, TILE, REPEAT)) and x.batch is None:
-            shape = node.outputs[0].shape
-            if shape and self._may_be_samples(shape[0]):
-                return self._for_each_sample(x, shape)
-            if not isinstance(operation, REPEAT):
-                return MovedBatch(self._repeated(x.tensor, shape), None)
-        if isinstance(operation, ALONG_AXIS):
-            return self._along_axis(operation, x, args[1:], len(node.outputs[0].shape))
-        raise UnsupportedLayoutError
+    @_handles("matmul")
+    def _matrix_product(self, node, *args: Any) -> Any:
+        return self.weights.product(args, *_matmul(args))
 
-    def _elementwise(self, operation, args: tuple, shape: tuple) -> Any:
+    @_handles("cast", "convert_to_tensor")
+    def _cast(self, node, x: Any) -> Any:
+        return x if isinstance(x, Weight) and keeps(node) else self._elementwise(node, x)
+
+    def _elementwise(self, node, *args: Any) -> Any:
+        operation, shape = node.operation, node.outputs[0].shape
         args = keras.tree.map_structure(lambda x: x.numpy() if tf.is_tensor(x) else x, args)
         rank = max(map(rank_of, args))
         places = {batch_of(x) + rank - rank_of(x) for x in args if batch_of(x) is not None}
@@ -211,8 +178,10 @@ class BatchFirst:
             raise UnsupportedLayoutError
         return np.moveaxis(array, place, 0)
 
-    def _transposed(self, operation, x: MovedBatch) -> Any:
-        axes = _axes(operation, x.rank)
+    @_handles("transpose")
+    def _transposed(self, node, x: Any) -> Any:
+        x = as_moved(x)
+        axes = _axes(node.operation, x.rank)
         if isinstance(x, Weight):
             return Weight(x.variable, tuple(x.axes[axis] for axis in axes), x.as_table)
         place = None if x.batch is None else axes.index(x.batch)
@@ -221,7 +190,9 @@ class BatchFirst:
             return moved(x.tensor, place)
         return moved(keras.ops.transpose(x.tensor, order), place)
 
-    def _item(self, operation, x: MovedBatch, key: Any) -> Any:
+    @_handles("get_item")
+    def _item(self, node, x: Any, key: Any) -> Any:
+        x = as_moved(x)
         key = list(key) if isinstance(key, (tuple, list)) else [key]
         taken = sum(entry is not None and entry is not Ellipsis for entry in key)
         dots = [i for i, entry in enumerate(key) if entry is Ellipsis] or [len(key)]
@@ -237,26 +208,58 @@ class BatchFirst:
             axis += 1
         lead = 0 if place is None else sum(isinstance(e, (slice, type(None))) for e in key[:place])
         rest = [entry for index, entry in enumerate(key) if index != place]
-        item = symbolic.called(operation, (x.tensor, (slice(None), *rest)), {})
+        item = symbolic.called(node.operation, (x.tensor, (slice(None), *rest)), {})
         return moved(item, None if place is None else lead)
 
-    def _expanded(self, operation, x: MovedBatch) -> Any:
-        for axis in _listed(operation.axis, x.rank + np.size(operation.axis)):
+    @_handles("expand_dims")
+    def _expanded(self, node, x: Any) -> Any:
+        x, given = as_moved(x), node.operation.axis
+        for axis in _listed(given, x.rank + np.size(given)):
             place = x.batch if x.batch is None or x.batch < axis else x.batch + 1
             inner = axis + (1 if place is None or place > axis else 0)
             x = MovedBatch(keras.ops.expand_dims(x.tensor, inner), place)
         return moved(x.tensor, x.batch)
 
-    def _reshaped(self, x: MovedBatch, shape: tuple) -> Any:
+    @_handles("reshape", "squeeze")
+    def _reshaped(self, node, x: MovedBatch) -> Any:
+        shape = node.outputs[0].shape
         if x.batch is None and None not in shape:
             return MovedBatch(reshaped(x.tensor, list(shape)), None)
         raise UnsupportedLayoutError
 
-    def _looked_up(self, x: MovedBatch, indices: Any, axis: int) -> Any:
+    @_handles("take")
+    def _taken(self, node, x: Any, indices: Any) -> Any:
+        if node.operation.axis not in (0, -2):
+            return self._along_axis(node, x, indices)
+        if isinstance(x, Weight) and (rows := self.weights.rows(x, indices)) is not None:
+            return rows
+        if batch_of(x) is None and is_tensor(indices):
+            return self._looked_up(x, indices)
+        return self._along_axis(node, x, indices)
+
+    def _looked_up(self, x: Any, indices: Any) -> Any:
         """Rows of what follows from weights, at the indices of each sample."""
-        if x.rank != 2 or axis not in (0, -2) or len(indices.shape) != 2:
+        if rank_of(x) != 2 or len(indices.shape) != 2:
             raise UnsupportedLayoutError
         return keras.ops.take_along_axis(x.tensor, keras.ops.expand_dims(indices, -1), axis=1)
+
+    @_handles("broadcast_to", "tile")
+    def _broadcast(self, node, x: Any) -> Any:
+        shape = node.outputs[0].shape
+        if is_tensor(x):
+            return self._repeated(x, shape[1:])
+        if x.batch is not None:
+            raise UnsupportedLayoutError
+        if self._may_be_samples(shape[0]):
+            return self._for_each_sample(x, shape)
+        return MovedBatch(self._repeated(x.tensor, shape), None)
+
+    @_handles("repeat")
+    def _repeats(self, node, x: MovedBatch) -> Any:
+        shape = node.outputs[0].shape
+        if x.batch is None and shape and self._may_be_samples(shape[0]):
+            return self._for_each_sample(x, shape)
+        return self._along_axis(node, x)
 
     def _for_each_sample(self, x: MovedBatch, shape: tuple) -> Any:
         """A weight that is repeated for each sample."""
@@ -277,8 +280,13 @@ class BatchFirst:
                 tensor = keras.ops.repeat(tensor, wanted, axis=axis)
         return tensor
 
-    def _along_axis(self, operation, x: MovedBatch, others: tuple, rank: int) -> Any:
-        given = operation.axis
+    @_handles(
+        *("sum", "mean", "max", "min", "any", "all", "prod", "std", "var", "softmax"),
+        *("log_softmax", "cumsum", "split", "flip", "argmax", "argmin", "logsumexp"),
+    )
+    def _along_axis(self, node, x: Any, *others: Any) -> Any:
+        operation, rank = node.operation, len(node.outputs[0].shape)
+        x, given = as_moved(x), operation.axis
         if given is None and x.batch is not None:
             raise UnsupportedLayoutError
         axes = _listed(range(x.rank) if given is None else given, x.rank)
@@ -296,13 +304,15 @@ class BatchFirst:
             place += before * (rank - x.rank if rank > x.rank else -1)
         return keras.tree.map_structure(lambda y: moved(y, place), outputs)
 
-    def _side_by_side(self, operation, tensors: list, shape: tuple) -> Any:
+    @_handles("concatenate", "stack")
+    def _side_by_side(self, node, tensors: list) -> Any:
+        operation, shape = node.operation, node.outputs[0].shape
         rank = max(map(rank_of, tensors))
         places = {batch_of(x) for x in tensors if isinstance(x, MovedBatch) or is_tensor(x)}
         if len(places) > 1 or any(rank_of(x) != rank for x in tensors):
             raise UnsupportedLayoutError
         before = place = places.pop()
-        stacks = isinstance(operation, SIDE_BY_SIDE[1])
+        stacks = isinstance(operation, STACK)
         axis = operation.axis % (rank + stacks)
         if place is not None and stacks:
             place += axis <= place
@@ -313,8 +323,10 @@ class BatchFirst:
         parts = [self._aligned(x, rank, before, rows) for x in tensors]
         return moved(symbolic.called(made, (parts,), {}), place)
 
-    def _depthwise(self, operation, x: Any, kernel: Any, shape: tuple) -> Any:
+    @_handles("depthwise_conv")
+    def _depthwise(self, node, x: Any, kernel: Any) -> Any:
         """A convolution of each channel alone: its taps one by one, each times the input."""
+        operation, shape = node.operation, node.outputs[0].shape
         settings = (operation.padding, operation.strides, operation.dilation_rate)
         plain = settings == ("valid", 1, 1) and operation.data_format != "channels_first"
         lies = batch_of(x) == 0 and batch_of(kernel) is None and isinstance(kernel, MovedBatch)
@@ -352,7 +364,7 @@ class BatchFirst:
                 return keras.ops.moveaxis(x.tensor, 0, x.batch)
             if x.shape[:1] != (1,):
                 raise NotAGraphError(
-                    f"it gives {keras_layers.title(operation)} what it computes from its weights, "
+                    f"it gives {title(operation)} what it computes from its weights, "
                     "which no layer of Keras does"
                 )
             return reshaped(x.tensor, list(x.shape[1:]))
@@ -374,7 +386,7 @@ def _listed(axes: Any, rank: int) -> list[int]:
 
 def keeps(node) -> bool:
     """Whether a call gives what it gets, in the same form."""
-    if not isinstance(node.operation, (CAST, CONVERT)):
+    if not isinstance(node.operation, COPIES):
         return False
     return node.outputs[0].dtype == node.input_tensors[0].dtype
 

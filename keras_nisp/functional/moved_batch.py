@@ -87,6 +87,11 @@ def moved(tensor: Any, batch: Any) -> Any:
     return tensor if batch == 0 else MovedBatch(tensor, batch)
 
 
+def as_moved(x: Any) -> MovedBatch:
+    """A tensor of the graph as a `MovedBatch`, wherever its batch axis is."""
+    return x if isinstance(x, MovedBatch) else MovedBatch(x, batch_of(x))
+
+
 def tensor_of(x: Any) -> Any:
     """A value of any kind, with the batch axis first."""
     return x.tensor if isinstance(x, MovedBatch) else x
