@@ -176,6 +176,12 @@ class Call:
         parts = [spread(names, axis % rank, rank) for axis, names in sorted(lines.items())]
         return parts[0] if len(parts) == 1 else self.tracer.grids.product(parts)
 
+    def put_units(self, units: np.ndarray) -> None:
+        """Puts units in the place of names, once the trace has found them."""
+        self.hidden = {label: units[names] for label, names in self.hidden.items()}
+        self.multiplied = [(n, [units[x] for x in lines]) for n, lines in self.multiplied]
+        self.cached = [(n, [units[x] for x in lines], dtype) for n, lines, dtype in self.cached]
+
     def fix_all(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
         """Says that the rule does not reach this call: nothing it touches may be removed.
 

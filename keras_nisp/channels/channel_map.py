@@ -18,7 +18,6 @@ import tensorflow as tf
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from keras_nisp.channels.grids import compact
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.unit_map import occurrences
 from keras_nisp.errors import several
@@ -55,6 +54,11 @@ class Binding:
     positions: int = 0
     low_rank: tuple = ()
     passed: list[tuple[int, list[np.ndarray]]] = dataclasses.field(default_factory=list)
+
+    def put_units(self, units: np.ndarray) -> None:
+        """Puts units in the place of names, once the trace has found them."""
+        self.axes = {axis: units[names] for axis, names in self.axes.items()}
+        self.passed = [(n, [units[line] for line in lines]) for n, lines in self.passed]
 
     def positions_of(self, keep: np.ndarray) -> int:
         """At how many positions elements are multiplied if only some units are kept."""
@@ -151,16 +155,11 @@ class ChannelMap:
         self._lines = [line for binding in bindings for line in binding.axes.values()]
         # Parts of a split may take different ways although no kernel tells them apart.
         self._lines += [tensor.names.ravel() for call in calls for tensor in call.outputs]
-        for binding in bindings:
-            binding.axes = {axis: units[names] for axis, names in binding.axes.items()}
-            binding.passed = [(n, [units[line] for line in lines]) for n, lines in binding.passed]
-        for call in calls:
-            call.hidden = {label: units[names] for label, names in call.hidden.items()}
-            call.multiplied = [(n, [units[line] for line in lines]) for n, lines in call.multiplied]
-            call.cached = [(n, [units[x] for x in lines], dtype) for n, lines, dtype in call.cached]
         tensors = [t for call in calls for t in (*call.inputs, *call.outputs)]
-        for tensor in {id(t): t for t in (*inputs, *tensors)}.values():
-            _in_units(tensor, units)
+        distinct = {id(tensor): tensor for tensor in (*inputs, *tensors)}.values()
+        for part in (bindings, calls, distinct):
+            for named in part:
+                named.put_units(units)
         self.creators = [Creator(path, units[names]) for path, names in tracer.creators]
         self.products = products = solution.products
         held = [(units[names], why) for names, why in tracer.fixed]
@@ -335,15 +334,6 @@ def kept_of(count: int, lines: list[np.ndarray], keep: np.ndarray) -> int:
     for line in lines:
         count = count // len(line) * int(np.count_nonzero(keep[line]))
     return count
-
-
-def _in_units(tensor: Traced, units: np.ndarray) -> None:
-    """Puts units in the place of a tensor's names."""
-    tensor.names = compact(units[tensor.names])
-    if tensor.points_at is not None:
-        tensor.points_at = units[tensor.points_at]
-    varying = [axis for axis, size in enumerate(tensor.names.shape) if size > 1]
-    tensor.lines = {axis: units[tensor.lines[axis]] for axis in varying if axis in tensor.lines}
 
 
 def reasons_by_unit(held: Iterable[tuple[np.ndarray, str]]) -> dict[int, list[str]]:

@@ -12,6 +12,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from keras_nisp.channels.named_tensor import compact
+
 INSIDE = "lies inside of what goes as a whole"
 SEVERAL_WAYS = "is laid out in several ways that do not fit each other"
 
@@ -321,13 +323,3 @@ def _inner(labels: np.ndarray, factors: dict, made: np.ndarray, heads: np.ndarra
         last = () if known is created else row[-1:]
         inner += [f for f in row if not known[f] and f not in factors and f not in last]
     return inner
-
-
-def compact(names: np.ndarray) -> np.ndarray:
-    """Drops the extent of axes along which the names do not vary."""
-    for axis in range(names.ndim):
-        if names.shape[axis] > 1:
-            first = names.take([0], axis)
-            if (names == first).all():
-                names = first
-    return names

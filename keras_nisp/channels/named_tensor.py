@@ -44,6 +44,14 @@ class Traced:
     dtype: str = "float32"
     points_at: np.ndarray | None = None
 
+    def put_units(self, units: np.ndarray) -> None:
+        """Puts units in the place of names, once the trace has found them."""
+        self.names = compact(units[self.names])
+        if self.points_at is not None:
+            self.points_at = units[self.points_at]
+        varying = [axis for axis, size in enumerate(self.names.shape) if size > 1]
+        self.lines = {axis: units[self.lines[axis]] for axis in varying if axis in self.lines}
+
     @property
     def rank(self) -> int:
         """The number of axes, the batch axis not counted."""
@@ -79,6 +87,16 @@ class Traced:
             return self.lines[axis]
         names = np.moveaxis(self.names, axis, -1)
         return np.broadcast_to(rows(names)[0], (self.shape[axis],))
+
+
+def compact(names: np.ndarray) -> np.ndarray:
+    """Drops the extent of axes along which the names do not vary."""
+    for axis in range(names.ndim):
+        if names.shape[axis] > 1:
+            first = names.take([0], axis)
+            if (names == first).all():
+                names = first
+    return names
 
 
 def rows(names: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Binding
-from keras_nisp.channels.grids import Grids, Solution, compact
-from keras_nisp.channels.named_tensor import Traced
+from keras_nisp.channels.grids import Grids, Solution
+from keras_nisp.channels.named_tensor import Traced, compact
 from keras_nisp.channels.registry import is_registered, rule_for
 from keras_nisp.channels.rule import Barrier, meaningful
 from keras_nisp.errors import RuleError
