@@ -372,7 +372,7 @@ def test_prune_compares_on_the_data_that_there_are(capsys):
     assert "; repaired on 8 samples, its accuracy was not measured. Next: fine-tune" in line
     kn.prune(model, kn.NISP(x), ratio=0.5)
     (line,) = capsys.readouterr().out.strip().split("\n")
-    assert "; not repaired, so it may answer as if by chance. Next: pass `calibration`" in line
+    assert "; not repaired, so it may be no better than chance. Next: pass `calibration`" in line
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

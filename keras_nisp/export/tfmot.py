@@ -49,7 +49,7 @@ def quantization_aware(model: keras.Model) -> "tf_keras.Model":
         return quantize(converted)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ConversionError(
-            f"Model '{model.name}' cannot be trained quantisation-aware: TFMOT does not support "
+            f"Model '{model.name}' cannot be trained quantization-aware: TFMOT does not support "
             f"{_unsupported(converted, quantize, error)}. {INSTEAD}"
         ) from error
 

@@ -123,7 +123,7 @@ def _outcome(model, plan: Plan, small, samples: Samples | None) -> str:
         if plan.after == plan.before:
             return "nothing was removed"
         return (
-            "not repaired, so it may answer as if by chance. Next: pass `calibration`, or call "
+            "not repaired, so it may be no better than chance. Next: pass `calibration`, or call "
             "`recalibrate`; then fine-tune"
         )
     right = known_accuracies((model, small), samples)
