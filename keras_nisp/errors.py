@@ -16,7 +16,7 @@ class NoFinalResponseLayerError(ValueError):
 
 
 class BudgetError(ValueError):
-    """A reduction of FLOPs or parameters that cannot be reached."""
+    """A reduction or a width that cannot be reached, whatever the budget counts."""
 
 
 class PlanMismatchError(ValueError):
@@ -24,11 +24,11 @@ class PlanMismatchError(ValueError):
 
 
 class PlanFileError(ValueError):
-    """A file that is not a plan, or a damaged one."""
+    """A file that is not a plan or a result of `sensitivity`, is damaged, or does not fit."""
 
 
 class RuleError(TypeError):
-    """The rule of a layer that fails, or says of the layer what cannot be."""
+    """A rule of a layer that fails, or that declares something impossible about the layer."""
 
 
 class VerificationError(ValueError):
@@ -40,11 +40,11 @@ class NotCollapsedError(ValueError):
 
 
 class ConversionError(ValueError):
-    """A model that cannot be converted to tf_keras, or that TFMOT does not support."""
+    """A model that cannot be converted: to tf_keras, by TFMOT, or to the original's class."""
 
 
 class ReasonError(ValueError):
-    """A reason that is put into the sentence of another error."""
+    """A reason that becomes part of the message of another error."""
 
 
 class DataRangeWarning(UserWarning):
@@ -60,7 +60,7 @@ class ExportError(ValueError):
 
 
 def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
-    """Warns of a line of the user's: the one from which this package was entered."""
+    """Warns with the first frame outside this package as the location."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(HOME):
         level, frame = level + 1, frame.f_back
@@ -71,10 +71,10 @@ def several(names: Iterable[str], most: int = 4, what: str = "", between: str = 
     """The first few of some names, and how many more there are.
 
     Args:
-        names: of what a message is about.
-        most: of them that are told.
-        what: they are, in the plural.
-        between: what stands between them.
+        names: names to list.
+        most: largest number of names to list.
+        what: plural noun for the rest.
+        between: separator.
     """
     names = list(names)
     more = f" and {len(names) - most} more {what}".rstrip() if len(names) > most else ""
@@ -83,14 +83,14 @@ def several(names: Iterable[str], most: int = 4, what: str = "", between: str = 
 
 @contextlib.contextmanager
 def from_extra(extra: str, what: str):
-    """Imports of packages that only an extra of this one brings.
+    """For imports of packages that only an extra of this package installs.
 
     Args:
-        extra: its name in setup.cfg.
-        what: needs the packages, for the error.
+        extra: name of the extra in setup.cfg.
+        what: subject and verb of the error: "`export_onnx` needs".
 
     Raises:
-        ImportError: one is missing or broken; it says what to install.
+        ImportError: a package is missing or broken. The message says what to install.
     """
     try:
         yield
@@ -103,7 +103,7 @@ def from_extra(extra: str, what: str):
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, as one line: without what Keras puts around it, calls and configs."""
+    """The message of an error as one line, without the calls and configs that Keras adds."""
     text = str(*error.args) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
     text = re.sub(r"\x1b\[\d*m", "", text).split("Arguments received by ")[0]
     for introduction in ("Exception encountered: ", "Error encountered:"):
@@ -115,17 +115,17 @@ def reason_of(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first: TensorFlow's go on with the place in its graph."""
+    """The first line of an error's message; TensorFlow adds lines about its graph."""
     text = str(getattr(error, "message", error)).strip().splitlines()
     return text[0] if text else type(error).__name__
 
 
 @contextlib.contextmanager
 def each_once(said: set):
-    """Lets each kind of warning through once, though what warns is done often.
+    """Lets each kind of warning through only once, over all uses with the same set.
 
     Args:
-        said: which were; empty at first.
+        said: the kinds that were let through so far; empty at first.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

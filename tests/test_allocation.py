@@ -244,7 +244,7 @@ def test_where_nothing_is_seen():
 
 
 def test_what_cannot_be_reached():
-    with pytest.raises(kn.BudgetError, match=r"it is 0\.\d+\. Ask for less"):
+    with pytest.raises(kn.BudgetError, match=r"at most 0\.\d+ can be removed\. Ask for less"):
         kn.plan_pruning(dense(8, 8), kn.NISP(data(16, 6)), memory_reduction=0.95)
 
 

@@ -182,7 +182,7 @@ def classifier():
 def test_few_samples_and_samples_of_one_label(use, classifier, rng):
     x, before = rng.normal(size=(70, 6)).astype("float32"), classifier.get_weights()
     labels = np.arange(70) % 3
-    with pytest.warns(UserWarning, match="at least 64, better some hundreds. Received: 5"):
+    with pytest.warns(UserWarning, match="at least 64, better a few hundred. Received: 5"):
         USES[use](classifier, x[:5])
     for same in (np.zeros(70, int), np.ones((70, 1)), np.eye(3)[np.ones(70, int)]):
         with pytest.warns(UserWarning, match="all 70 samples have the same label"):

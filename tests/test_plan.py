@@ -164,7 +164,7 @@ def test_channels_that_can_only_go_together_are_explained():
     x = layers.Conv2D(20, 3, groups=4, name="grouped")(layers.Conv2D(12, 3)(inputs))
     x = layers.GlobalAveragePooling2D()(layers.GroupNormalization(5)(x))
     plan = kn.plan_pruning(keras.Model(inputs, layers.Dense(3)(x)), kn.Magnitude(), ratio=0.5)
-    assert "its channels can only go all together" in plan.explain("grouped")
+    assert "its channels can only be removed together" in plan.explain("grouped")
 
 
 def test_explain_of_a_layer_before_all_channels():

@@ -213,7 +213,7 @@ def test_what_was_trained_stays(rng):
     small.compile("sgd", "mse", jit_compile=False)
     small.fit(x, rng.uniform(size=(64, 5)), verbose=0)
     trained = values(small)
-    with pytest.raises(ValueError, match="trained since"):
+    with pytest.raises(ValueError, match="trained after the surgery"):
         kn.recalibrate(small, x, model, plan, teach_steps=3)
     assert all(same(small, trained))
 

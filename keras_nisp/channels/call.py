@@ -1,4 +1,4 @@
-"""One call of one layer, as the trace sees it: what rules work with."""
+"""One call of one layer, as the trace sees it: the object that rules work with."""
 
 import dataclasses
 import math
@@ -21,43 +21,46 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """One call of one layer: what the methods of a `Rule` are given, to read and to say things.
+    """One call of one layer. Each method of a `Rule` gets it, to read from and to declare things.
 
-    A rule's `trace` says through it what happens to channels (`along`, `create`, `spread`, `join`,
-    `fix`, `fix_all`, `hide`, `bind`, `bind_constant`), and what costs no kernel shows (`multiply`,
-    `cache`); its other methods read what was said.
+    A rule's `trace` declares through it what happens to channels (`along`, `create`, `spread`,
+    `grid`, `join`, `fix`, `fix_all`, `hide`, `bind`, `bind_constant`), and costs that no kernel
+    has (`multiply`, `cache`). The rule's other methods read what was declared.
     Names are integers: equal ones are the same channel.
 
     Attributes:
         layer: the layer or operation that is called.
         path: its name, after the names of the models that hold it: `"backbone/conv1"`.
-        rule: the rule that knows its family.
+        rule: the rule for this layer.
         inputs: a `Traced` for each tensor among the arguments, flat.
         output_shapes: shapes of the outputs without their batch axis, flat.
-        batch_axes: where the batch axis of each output lies, flat.
+        batch_axes: positions of the batch axis in the outputs, flat.
         outputs: a `Traced` for each output, flat; empty while `trace` runs.
-        batch: how many entries of the batch axis one sample takes in the outputs: that of the
-            inputs, unless `trace` assigns another.
+        batch: number of entries of the batch axis that one sample takes in the outputs: that of
+            the inputs, unless `trace` assigns another.
         reads: whether a kernel reads the inputs, so that NISP reads the scores of their channels
-            here. `bind` sets it where there is a `read`; a product of two tensors sets it itself.
-        mixes_channels, sums_channels: whether this call does; see `Rule`. `trace` may assign.
-        softmax: whether its layer ends with a softmax over channels that it gives: it is these that
-            the call mixes, not those that enter.
-        hidden: names that no tensor shows, by the label that `hide` was given.
+            here. `bind` sets it if it is given a `read`; rules for products of two tensors assign
+            it.
+        mixes_channels, sums_channels: whether this call does so; see `Rule`. `trace` may assign
+            them.
+        softmax: whether the layer ends with a softmax over its output channels. The call then
+            mixes these, not the channels of its inputs.
+        hidden: names of channels that appear in no tensor, by the label that `hide` was given.
         constants: bindings of constant arrays among the arguments, by the position of the
             argument; see `bind_constant`.
-        sources: which of the inputs kernels read as it comes in, by `id`; see `bind`.
-        multiplied: what is multiplied without a kernel; see `multiply`.
+        sources: index of the input that a kernel reads, by the kernel's `id`; see `bind`.
+        multiplied: products without a kernel; see `multiply`.
         cached: keys and values that are kept for each position; see `cache`.
-        points_at: of a call that follows indices of channels the `Traced.points_at` of each output;
-            if it is not set, channels that an input points at are fixed.
-        letters: of a product of tensors, those of the axes of each of `inputs`, and of the result.
+        points_at: for a call that follows indices of channels, the `Traced.points_at` of each
+            output. If it is not set, channels that an input points at are fixed.
+        letters: for a product of tensors, the letters of the axes of each of `inputs`, and those
+            of the result.
 
-    For the library alone, and free to change: `tracer`, which collects what `trace` says, `node`,
-    which identifies the call in the graph, `whole_groups`, whether a grouped convolution loses
-    whole groups, `samples`, how many samples go through a layer at once where it is tried out,
-    `on_infer` and `on_tap`, which `infer` and `tap` call where they are given, and the methods
-    `ask`, `error`, `inside`, `fresh` and `single`.
+    Internal to the library, and free to change: `tracer`, which collects what `trace` declares,
+    `node`, which identifies the call in the graph, `whole_groups`, whether a grouped convolution
+    loses whole groups, `samples`, the number of samples in trial runs of a layer, `on_infer` and
+    `on_tap`, which `infer` and `tap` call if they are set, and the methods `ask`, `error`,
+    `inside`, `fresh` and `single`.
 
     Example: see `Rule`, and docs/custom_layers.md.
     """
@@ -98,19 +101,19 @@ class Call:
 
     @property
     def mixed(self) -> list[Traced]:
-        """Where the channels lie that the call mixes or adds up, if it does."""
+        """The tensors whose channels the call mixes or adds up, if it does."""
         return self.outputs if self.softmax else self.inputs
 
     @property
     def compute_dtype(self) -> str:
-        """The dtype in which the layer computes; for an operation that of Keras."""
+        """The dtype in which the layer computes; for an operation, Keras' `floatx`."""
         return getattr(self.layer, "compute_dtype", None) or keras.backend.floatx()
 
     def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Runs a method of the rule for this call: `call.ask("absolute", x)`.
 
         Raises:
-            RuleError: whatever goes wrong there, with the names of the layer and of the rule.
+            RuleError: the method failed. The error names the layer and the rule.
         """
         try:
             return getattr(self.rule, method)(self, *args, **kwargs)
@@ -120,14 +123,14 @@ class Call:
             raise self.error(method, f"raised {type(error).__name__}: {error}") from error
 
     def error(self, method: str, what: str) -> RuleError:
-        """What to raise where a method of the rule does what it must not."""
+        """The error for a method of the rule that does something wrong."""
         rule = f"{type(self.rule).__module__}.{type(self.rule).__qualname__}"
         return RuleError(
             f"`{method}` of {rule}, the rule for layer '{self.path}' "
             f"({type(self.layer).__name__}), {what}"
         )
 
-    # What a rule's `trace` may say. ------------------------------------------------
+    # What a rule's `trace` may declare. --------------------------------------------
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -135,13 +138,13 @@ class Call:
         return self.output_shapes[0]
 
     def create(self, count: int, label: str = "") -> np.ndarray:
-        """Makes names for channels that this layer creates, as a kernel's outputs are.
+        """Makes names for channels that this layer creates, such as the outputs of a kernel.
 
-        A layer that is called again creates the same channels again.
+        Another call of the same layer gets the same names.
 
         Args:
-            count: how many.
-            label: tells the channels of several axes apart, where a layer creates on several.
+            count: number of channels.
+            label: distinguishes the channels of different axes, if a layer creates several.
 
         Returns:
             1-D array of names.
@@ -149,12 +152,12 @@ class Call:
         return self.tracer.create(self, count, label)
 
     def spread(self, names: np.ndarray, axis: int = -1, output: int = 0) -> np.ndarray:
-        """Lays names along one axis of an output: what `trace` returns.
+        """Lays names along one axis of an output, for `trace` to return.
 
         Args:
             names: 1-D array, from `create` or `along`.
-            axis: the batch axis not counted; -1 is the last.
-            output: which of several.
+            axis: axis of the output, the batch axis not counted; -1 is the last.
+            output: index of the output, if there are several.
 
         Returns:
             The names, in a shape that broadcasts to that of the output.
@@ -162,12 +165,12 @@ class Call:
         return spread(names, axis, len(self.output_shapes[output]))
 
     def grid(self, lines: dict[int, np.ndarray], output: int = 0) -> np.ndarray:
-        """Lays names along several axes of an output: what `trace` returns.
+        """Lays names along several axes of an output, for `trace` to return.
 
         Args:
-            lines: axis -> 1-D names, the batch axis not counted. An element of the output is there
-                as long as its name along each axis is.
-            output: which of several.
+            lines: 1-D names by axis, the batch axis not counted. An element of the output stays as
+                long as its name along each axis does.
+            output: index of the output, if there are several.
 
         Returns:
             The names, in a shape that broadcasts to that of the output.
@@ -183,11 +186,11 @@ class Call:
         self.cached = [(n, [units[x] for x in lines], dtype) for n, lines, dtype in self.cached]
 
     def fix_all(self, reason: str, unknown: bool = False) -> list[np.ndarray]:
-        """Says that the rule does not reach this call: nothing it touches may be removed.
+        """Declares that the rule cannot follow this call: no channel that it touches is removed.
 
         Args:
-            reason: for `plan.explain`, after the name of the layer: "which sorts channels".
-            unknown: whether users are to be told that channels stay for want of a rule.
+            reason: text for `plan.explain`, after the name of the layer: "which sorts channels".
+            unknown: whether to warn users that channels stay because a rule is missing.
 
         Returns:
             The names of the outputs, for `trace` to return.
@@ -211,8 +214,8 @@ class Call:
 
         Args:
             layer: the layer inside.
-            inputs: what enters it.
-            shapes: of what leaves it.
+            inputs: the tensors that enter it.
+            shapes: shapes of its outputs.
         """
         rule = rule_for(layer, tuple(inputs))
         return Call(layer, self.path, rule, inputs, shapes, self.tracer)
@@ -223,14 +226,14 @@ class Call:
         return self.fix(names, reason)
 
     def hide(self, count: int, label: str) -> np.ndarray:
-        """Makes names for channels that the layer creates and no tensor shows: heads, say.
+        """Makes names for channels that the layer creates but that appear in no tensor: heads, say.
 
         `call.hidden[label]` has them from then on. In `absolute`, `call.tap(label, tensor, axis)`
         says where their scores are read.
 
         Args:
-            count: how many.
-            label: what they are called; `plan.explain("attention:heads")` finds them by it.
+            count: number of channels.
+            label: name of these channels; `plan.explain("attention:heads")` finds them by it.
 
         Returns:
             1-D array of names.
@@ -239,16 +242,16 @@ class Call:
         return self.hidden[label]
 
     def fix(self, names: np.ndarray, reason: str, unknown: str | None = None) -> np.ndarray:
-        """Says that these channels may not be removed, and why.
+        """Declares that these channels may not be removed, and why.
 
         Args:
-            names: of the channels.
-            reason: for `plan.explain`.
-            unknown: where it is only that nothing is known of what happens to them: what it is
-                that nothing is known of, for a warning.
+            names: array of names.
+            reason: text for `plan.explain`.
+            unknown: the layer or function to name in the warning, if the channels stay only
+                because a rule is missing.
 
         Returns:
-            The names, as they came.
+            The names, unchanged.
         """
         self.tracer.fixed.append((np.unique(names), reason))
         if unknown:
@@ -256,7 +259,7 @@ class Call:
         return names
 
     def join(self, first: np.ndarray, second: np.ndarray) -> None:
-        """Says that names are, position by position, those of the same channels.
+        """Declares that names stand, position by position, for the same channels.
 
         They are then removed together, or not at all.
 
@@ -272,8 +275,8 @@ class Call:
         along other axes, this one carries no channels, and all are fixed.
 
         Args:
-            tensor: what `trace` was given.
-            axis: of it, the batch axis not counted; -1 is the last.
+            tensor: one of the tensors that `trace` was given.
+            axis: axis of the tensor, the batch axis not counted; -1 is the last.
 
         Returns:
             1-D array, one name for each position along the axis.
@@ -303,20 +306,21 @@ class Call:
         source: Traced | None = None,
         passed: Iterable[np.ndarray] = (),
     ) -> None:
-        """Says which names lie along the axes of a variable.
+        """Declares which names lie along the axes of a variable.
 
-        `None` is passed over. Whatever else is no variable (a kernel that a layer computes from
-        other weights, or holds as a constant) fixes its channels.
+        `None` is skipped. If `variable` is anything else than a variable (a kernel that a layer
+        computes from other weights, or holds as a constant), its channels are fixed.
 
         Args:
             variable: the layer's variable.
-            own: axis -> names of the channels that this axis holds: one entry each.
-            read: axis -> names of the channels that this axis takes in.
-            create: axis -> names from `create`: a kernel's output axis.
-            positions: for kernels, at how many positions each element is applied.
-            source: for kernels of a layer with several inputs: which one is multiplied by it.
-            passed: names along axes of the input, among those of the positions, that the output
-                has as well: the kernel is applied to each of these channels alone.
+            own: names by axis: channels of which the axis holds one entry each, as in a bias.
+            read: names by axis: channels that a kernel sums over.
+            create: names by axis, from `create`: the output axis of a kernel.
+            positions: for kernels, the number of positions of one sample at which each element is
+                applied.
+            source: for kernels of a layer with several inputs, the one that the kernel multiplies.
+            passed: for kernels, names along other axes of the input that the output has as well:
+                the kernel is applied to each of these channels separately. `positions` counts them.
         """
         if source is not None:
             self.sources[id(variable)] = self.inputs.index(source)
@@ -349,10 +353,10 @@ class Call:
         self.bind(second, own=held, read=taken)
 
     def multiply(self, shape: Iterable[int], lines: Iterable[np.ndarray] = ()) -> None:
-        """Says that tensors are multiplied with each other, for FLOPs.
+        """Declares that tensors are multiplied with each other, for FLOPs.
 
         Args:
-            shape: the product of these sizes is the number of multiply-adds for one sample.
+            shape: sizes whose product is the number of multiply-adds for one sample.
             lines: names along those of these axes that hold channels.
         """
         self.multiplied.append((math.prod(shape) * self.batch, list(lines)))
@@ -360,22 +364,22 @@ class Call:
     def cache(
         self, shape: Iterable[int], lines: Iterable[np.ndarray] = (), dtype: str | None = None
     ) -> None:
-        """Says that attention keeps keys or values for every position, while a decoder generates.
+        """Declares that attention keeps keys or values for each position while a decoder generates.
 
         Args:
-            shape: the product of these sizes is how many numbers it keeps for one position.
+            shape: sizes whose product is how many numbers it keeps for one position.
             lines: names along those of these axes that hold channels.
-            dtype: of the numbers; by default the one in which the layer computes.
+            dtype: dtype of the numbers; by default the one in which the layer computes.
         """
         self.cached.append((math.prod(shape), list(lines), dtype or self.compute_dtype))
 
     def bind_constant(self, position: int, array: Any, axes: dict[int, np.ndarray]) -> None:
-        """Says which names lie along the axes of a constant array among the arguments.
+        """Declares which names lie along the axes of a constant array among the arguments.
 
         Args:
-            position: of the argument.
+            position: position of the argument.
             array: the constant.
-            axes: axis -> names.
+            axes: names by axis.
         """
         array = np.asarray(array)
         axes = {axis % array.ndim: names for axis, names in axes.items()}
@@ -390,17 +394,17 @@ class Call:
             return self.on_infer(*args, **kwargs)
         return calling.infer(self.layer, *args, **kwargs)
 
-    # What a rule's `absolute` may say. ---------------------------------------------
+    # What a rule's `absolute` may declare. -----------------------------------------
 
     def tap(self, label: str, tensor: Any, axis: int) -> Any:
-        """Reads the scores of hidden channels here: those along one axis of a tensor.
+        """Marks where the scores of hidden channels are read: along one axis of a tensor.
 
         Args:
-            label: that of `hide`.
-            tensor: where the channels are, in the absolute network.
-            axis: along which they lie in it, the batch axis counted.
+            label: the label that `hide` was given.
+            tensor: a tensor of the absolute network that holds the channels.
+            axis: axis along which they lie, the batch axis counted.
 
         Returns:
-            The tensor, to be used in the place of the one that came.
+            A tensor to use instead of the given one.
         """
         return tensor if self.on_tap is None else self.on_tap(label, tensor, axis)

@@ -9,20 +9,21 @@ import numpy as np
 
 @dataclasses.dataclass(eq=False)
 class Traced:
-    """A tensor as the trace sees it: what a rule's `trace` is given for each tensor.
+    """A tensor as the trace sees it. A rule's `trace` gets one for each tensor.
 
     Attributes:
-        names: integer array that broadcasts to `shape`; equal integers are one channel. Of a
-            feature map with channels along its last axis it has the shape `(1, 1, channels)`.
-            Where channels lie along several axes, as in heads, equal integers are equal in both.
+        names: integer array that broadcasts to `shape`; equal integers are the same channel. A
+            feature map with channels along its last axis has names of shape `(1, 1, channels)`.
+            If channels lie along several axes, as in heads, two elements share an integer only if
+            both head and channel agree.
         shape: the tensor's shape without the batch axis.
-        batch: how many entries of the batch axis one sample takes: more than one where
+        batch: number of entries of the batch axis that one sample takes: more than one if
             positions were moved into it (windows, time steps).
-        lines: of names that are products, what lies along each axis along which they vary.
-        batch_axis: where the batch axis lies: not first where queries, keys and values were moved
-            before it, to be taken apart.
-        dtype: of its numbers.
-        points_at: of indices, the names of the channels among which they count.
+        lines: if names vary along several axes, the names along each of these axes.
+        batch_axis: position of the batch axis. It is not the first where queries, keys and values
+            were stacked before it, to be taken apart.
+        dtype: dtype of the tensor.
+        points_at: for a tensor of indices, the names of the channels that it indexes.
 
     Example:
 
@@ -58,26 +59,26 @@ class Traced:
         return len(self.shape)
 
     def axis_in_tensor(self, axis: int) -> int:
-        """Where an axis of `shape` lies in the tensor itself, the batch axis counted."""
+        """The position in the tensor itself, the batch axis counted, of an axis of `shape`."""
         return axis + (axis >= self.batch_axis)
 
     def own_axis(self, axis: int) -> int | None:
-        """Which axis of `shape` an axis of the tensor is, the batch axis counted; `None` for it."""
+        """The axis of `shape` that an axis of the tensor itself is; `None` for the batch axis."""
         axis %= self.rank + 1
         return None if axis == self.batch_axis else axis - (axis > self.batch_axis)
 
     def with_batch(self, count: Any) -> tuple[Any, ...]:
-        """The shape of the tensor itself, with a batch of this size, or `None` for it."""
+        """The shape of the tensor itself, with this size (or `None`) as that of the batch axis."""
         return (*self.shape[: self.batch_axis], count, *self.shape[self.batch_axis :])
 
     def line(self, axis: int) -> np.ndarray:
-        """The names along one axis, at the first position of all others.
+        """The names along one axis, at the first position of all other axes.
 
-        For `resize` and what else reads names; in `trace`, `call.along` also makes sure that they
-        are the same at the other positions.
+        For `resize` and other methods that read names. In `trace` use `call.along`, which also
+        makes sure that the names are the same at the other positions.
 
         Args:
-            axis: the batch axis not counted; -1 is the last.
+            axis: axis of the tensor, the batch axis not counted; -1 is the last.
 
         Returns:
             1-D array, one name for each position along the axis.

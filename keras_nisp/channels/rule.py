@@ -23,10 +23,10 @@ class Normalisation:
     """How a layer normalises each channel in inference, and by which variables.
 
     Attributes:
-        mean, variance: of what the layer took in training, a value for each channel.
-        scale, offset: by which the result is multiplied, and what is added; may be `None`.
-        epsilon: added to the variance.
-        axis: of the channels, the batch axis counted.
+        mean, variance: statistics of the layer's inputs in training, a value for each channel.
+        scale, offset: factor and summand of the normalized values for each channel, or `None`.
+        epsilon: number that is added to the variance.
+        axis: axis of the channels, the batch axis counted.
     """
 
     mean: keras.Variable
@@ -42,9 +42,9 @@ class Window:
     """How a kernel slides over the spatial axes of its input, which are the kernel's first axes.
 
     Attributes:
-        size, strides, dilation: for each spatial axis.
+        size, strides, dilation: one number for each spatial axis.
         padding: `"valid"`, `"same"` or `"causal"`.
-        transposed: whether it is a transposed convolution, from outputs to inputs.
+        transposed: whether it is a transposed convolution.
     """
 
     size: tuple[int, ...]
@@ -56,21 +56,22 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainKernel:
-    """A kernel that multiplies an input of its layer as it comes in, or something inside.
+    """A kernel that multiplies an unchanged input of its layer, or a tensor inside the layer.
 
     Attributes:
         kernel: the variable.
-        bias: what is added to the product, of its shape without axes that are multiplied or slide;
-            `None` if nothing is.
-        axis: of the kernel, along which the channels that it reads lie; or several, in order.
-        argument: which tensor among the layer's arguments it reads, unless the trace says of the
-            kernel from which `source` it reads.
-        window: how it slides; `None` where each position is multiplied by itself.
-        groups: how many parts of the channels are multiplied apart, each by its part of the
+        bias: the variable that is added to the product: its shape is that of the kernel without
+            the axes that are multiplied or slide. `None` if there is none.
+        axis: axis of the kernel along which the channels that it reads lie, or several, in order.
+        argument: index of the tensor that it reads among the tensors of the layer's arguments. A
+            `source` that the trace gives for the kernel (`Call.bind`) goes first.
+        window: how the kernel slides; `None` if each position is multiplied alone.
+        groups: number of groups of channels, each of which is multiplied by its own part of the
             kernel's last axis.
-        inside: where it reads no argument, what it reads instead, of the arguments of a call: a
-            tensor with the channels along its last axis.
-        gives: whether the product, with the bias, leaves the layer, perhaps through an activation.
+        inside: for a kernel that reads no argument: a function from the arguments of a call to the
+            tensor that it reads, with the channels along its last axis.
+        gives: whether the product, with the bias, is an output of the layer, perhaps after an
+            activation.
     """
 
     kernel: keras.Variable
@@ -99,19 +100,20 @@ class Rule:
     Attributes:
         does: what happens to names: `"creates"`, `"passes"`, `"moves"`, `"joins"` or
             `"fixes"`. For docs/coverage.md.
-        mixes_channels: whether statistics over the channels make a model from which
-            channels are removed differ from one in which they are zero; `masked` must
-            then be given. A trace may decide it for its call: `call.mixes_channels = False`.
-        sums_channels: whether channels are added up without a kernel (a dot product): they
-            are removed if they are zero. A trace may decide it, likewise.
-        warns: whether users are told that channels stay, for want of a rule.
-        idle: whether the layer gives in inference what it is given, as dropout does.
-        elementwise: whether each number that it gives depends on those at the same position.
-        rescales: whether constants bring what comes in into a range of their own: a factor, the
-            rows of a table.
-        pads: whether the layer puts zeros around its input and does nothing else.
-        convolves: whether it slides a kernel over its input, which a runtime may pad meanwhile.
-        moves_batch: whether `trace` takes tensors whose batch axis is not their first.
+        mixes_channels: whether the layer takes statistics over channels, so that a model without
+            some channels differs from one in which they are zero. `masked` must then be defined.
+            A trace may decide it for its call: `call.mixes_channels = False`.
+        sums_channels: whether the layer adds up channels without a kernel (a dot product), so a
+            zeroed channel has the same effect as a removed one. A trace may decide it, likewise.
+        warns: whether users are warned that channels stay because a rule is missing.
+        idle: whether the layer returns its input unchanged in inference, as dropout does.
+        elementwise: whether each output value depends only on input values at the same position.
+        rescales: whether the layer rescales its input by constants: a factor, or the rows of a
+            table.
+        pads: whether the layer only puts zeros around its input.
+        convolves: whether the layer slides a kernel over its input; a runtime may fuse a padding
+            before it.
+        moves_batch: whether `trace` takes tensors whose batch axis is not the first.
 
     Example: a custom layer that scales every channel.
 
@@ -141,13 +143,13 @@ class Rule:
     moves_batch = False
 
     def trace(self, call: "Call", *args: Any, **kwargs: Any) -> np.ndarray | list[np.ndarray]:
-        """Says what happens to names.
+        """Declares what happens to names.
 
         Args:
             call: the `Call`; its methods create, join, fix and bind names.
 
         Returns:
-            The array of names of the output, or a list of them for several outputs.
+            The array of names of the output, or a list of arrays for several outputs.
         """
         raise NotImplementedError("the rule has no `trace`, which says what becomes of channels.")
 
@@ -161,7 +163,7 @@ class Rule:
             The output tensor, or a list of them.
         """
         raise NotImplementedError(
-            "the rule has no `absolute`, which NISP propagates by. Define it, or take an "
+            "the rule has no `absolute`, by which NISP propagates. Define it, or take an "
             "importance that does not propagate, such as `Magnitude()`."
         )
 
@@ -170,8 +172,8 @@ class Rule:
 
         Args:
             call: the first `Call` of the layer, with names in `inputs` and `outputs`.
-            config: from `layer.get_config()`; may be changed.
-            width: `width(names)` gives how many of these names remain: the new size of an axis
+            config: result of `layer.get_config()`; it may be changed.
+            width: `width(names)` returns how many of these names remain: the new size of an axis
                 along which they lie.
 
         Returns:
@@ -186,8 +188,11 @@ class Rule:
 
         Args:
             call: the `Call`.
-            args, kwargs: with symbolic tensors of the new sizes.
+            args, kwargs: the arguments, with symbolic tensors of the new sizes.
             width: as for `resize`.
+
+        Returns:
+            The arguments to call the smaller layer with.
         """
         return args, kwargs
 
@@ -201,15 +206,18 @@ class Rule:
             variable: the original variable.
             value: its value at the new size.
             width: as for `resize`.
+
+        Returns:
+            The value to assign.
         """
         return value
 
     def indices(self, call: "Call") -> int | None:
-        """How many rows of a table the layer looks up by what it takes in: `verify` tries all of
-        them. `None` if it takes no indices."""
+        """The number of rows of the table that the layer looks up by index: `verify` tries all of
+        them. `None` if the layer takes no indices."""
         return None
 
-    # Facts about the layer, for those who repair, time, score or feed a network. -----------
+    # Facts about the layer, for repair, latency, scores and random inputs. ------------------
 
     def normalisation(self, layer: keras.Operation) -> Normalisation | None:
         """How the layer normalises each channel by statistics from training; `None` if it does
@@ -217,7 +225,7 @@ class Rule:
         return None
 
     def plain_kernels(self, layer: keras.Operation) -> list[PlainKernel]:
-        """The kernels that read an input as it comes in, or something inside that can be had.
+        """The kernels that read an unchanged input, or a tensor inside that can be computed.
         `recalibrate` lets them make up for removed channels, one after the other."""
         return []
 
@@ -226,35 +234,39 @@ class Rule:
         return False
 
     def groups(self, layer: keras.Operation) -> int:
-        """How many groups of channels a convolution keeps apart, which can go as a whole."""
+        """The number of groups of channels that a convolution keeps apart; whole groups can be
+        removed (`whole_groups`)."""
         return 1
 
     def affine(self, layer: keras.Operation, args: tuple) -> tuple[Any, Any] | None:
-        """The constants of a call that gives `factor * x + offset` of its one tensor, perhaps at
-        other positions; `None` if it does something else.
+        """`(factor, offset)` of a call that computes `factor * x + offset` from its one tensor,
+        perhaps moved to other positions; `None` if it does something else.
 
         Args:
             layer: the layer or operation.
-            args: of the call: numbers, arrays, and something else for the tensor.
+            args: arguments of the call: numbers, arrays, and some other object for the tensor.
         """
         return None
 
     def input_statistics(self, layer: keras.Operation, rank: int) -> tuple | None:
-        """Mean and variance of what the layer took in training, as arrays that broadcast to an
-        input of this rank (batch axis counted); `None` if it does not tell."""
+        """Mean and variance of the layer's inputs in training, as arrays that broadcast to an
+        input of this rank (batch axis counted); `None` if they are not known."""
         return None
 
     def masked(
         self, call: "Call", keep: list[tf.Tensor], *args: Any, **kwargs: Any
     ) -> tf.Tensor | list[tf.Tensor]:
-        """The layer on the original width, with removed channels left out of statistics.
+        """Runs the layer at its original width, with removed channels left out of statistics.
 
-        Only for rules with `mixes_channels` or `sums_channels`. Where no channel is removed it
-        must give exactly what the layer gives. By default the removed channels are zero.
+        Only for rules with `mixes_channels` or `sums_channels`. If no channel is removed, it must
+        return exactly what the layer returns. By default it sets the removed channels to zero.
 
         Args:
-            keep: for each input a float tensor of 0 and 1 that broadcasts to it; where the call
-                is of a layer that ends with a softmax (`Activated`), for its output.
+            keep: for each input a float tensor of 0 and 1 that broadcasts to it. For a layer that
+                ends with a softmax (`Activated`), one tensor for its output.
+
+        Returns:
+            The output tensor, or a list of them.
         """
         masks = iter(keep)
         args, kwargs = keras.tree.map_structure(
@@ -266,8 +278,8 @@ class Rule:
 class PassThrough(Rule):
     """Names pass unchanged: element-wise layers, dropout, noise.
 
-    It is registered in one line for a custom layer without weights that keeps shapes, and whose
-    output channels each depend on the same input channel alone.
+    Register it in one line for a custom layer without weights that keeps shapes, and in which each
+    output channel depends only on the same input channel.
 
     Example:
 
@@ -285,7 +297,7 @@ class PassThrough(Rule):
 
 
 class Barrier(Rule):
-    """What has no rule, or none on purpose: nothing that enters or leaves may be removed."""
+    """For layers without a rule, or fixed on purpose: all channels that enter or leave stay."""
 
     does = "fixes"
 

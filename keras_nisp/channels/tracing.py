@@ -45,8 +45,8 @@ def trace(
             for several inputs), for models that leave their input size open; FLOPs are counted
             for it.
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
-            whole, with the channels that enter them; by default every group loses as many
-            channels.
+            whole, with the channels that enter them. By default every group loses the same number
+            of channels.
 
     Returns:
         A `ChannelMap`.

@@ -102,8 +102,8 @@ def _check(outputs: list[np.ndarray], name: str) -> None:
     same = [np.ptp(part, axis=0).max() <= ROUNDING * abs(part).max() for part in rows]
     if len(bad) > 1 and all(same):
         warn(
-            f"Model '{name}' gives the same outputs for all calibration samples: whatever is "
-            "removed, they lose nothing. Look at the data and the weights."
+            f"Model '{name}' gives the same outputs for all calibration samples, so no removal "
+            "appears to cost anything. Look at the data and the weights."
         )
 
 
@@ -140,8 +140,8 @@ def _root_mean(values: tf.Tensor, kind: str, mask: tf.Tensor | None) -> tf.Tenso
 
 
 def kind_of(model: keras.Model, index: int) -> str:
-    """What an output holds: probabilities (`"softmax"`, `"binary"`), what a sigmoid or a softmax
-    would make of it some (`"logits"`, `"binary logits"`), or other `"values"`."""
+    """What an output holds: probabilities (`"softmax"`, `"binary"`), logits of probabilities
+    (`"logits"`, `"binary logits"`), or other `"values"`."""
     if (ending := keras_models.ending(model, index)) is not None:
         return {"softmax": "softmax", "sigmoid": "binary"}[ending]
     loss = keras_training.loss_of(model, index)

@@ -13,10 +13,10 @@ from keras_nisp.damage.walk import DamagedWalk, State
 from keras_nisp.data.samples import Samples
 from keras_nisp.io.progress import Progress
 
-MOST_MEMORY = 1 << 28  # bytes of activations of a batch, of which gradients keep more
-MOST_SAMPLES = 256  # on which damages are taken: with fewer, widths depend on which they are
+MOST_MEMORY = 1 << 28  # bytes of activations of a batch; gradients need more
+MOST_SAMPLES = 256  # for damages: with fewer, widths depend on the choice of samples
 LEAST_SAMPLES = 8
-TEMPERATURE = 2.0  # more samples have a say, not only those that are undecided
+TEMPERATURE = 2.0  # softens the outputs, so that confident samples count, too
 MOST_ACTIVATIONS = 5 << 28  # bytes of them, beyond the least
 
 

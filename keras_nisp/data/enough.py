@@ -9,7 +9,7 @@ from keras_nisp.data.samples import Samples
 from keras_nisp.errors import warn
 
 FEWEST = 64
-WISH = f"Expected at least {FEWEST}, better some hundreds."
+WISH = f"Expected at least {FEWEST}, better a few hundred."
 
 
 def warn_of_kind(samples: Samples) -> None:
@@ -20,13 +20,13 @@ def warn_of_kind(samples: Samples) -> None:
     """
     if len(samples) < FEWEST:
         warn(
-            f"Calibration data: what is fitted to so few holds for them alone. {WISH} Received: "
-            f"{len(samples)}."
+            f"Calibration data are too few: scores and refits will not generalize. {WISH} "
+            f"Received: {len(samples)}."
         )
     elif _have_one_label(samples.labels):
         warn(
-            f"Calibration data: all {len(samples):,} samples have the same label. What tells it "
-            "from others cannot be seen: shuffle the data, of which the first ones are taken."
+            f"Calibration data: all {len(samples):,} samples have the same label, so they do not "
+            "show what tells it from others. Shuffle the data: the first samples are taken."
         )
 
 

@@ -34,14 +34,14 @@ def as_functional(
 
     Args:
         model: any Keras model. It is not changed; the result shares its layers and weights.
-        inputs: for a subclassed model: `keras.Input` (or a structure of them) like what it is
-            called with.
-        input_shape: shape of one sample (or a list of them, in the order of `model.inputs`, or a
+        inputs: for a subclassed model: a `keras.Input` for each tensor that it is called with, in
+            the same structure.
+        input_shape: shape of one sample (or a list of shapes, in the order of `model.inputs`, or a
             dict by the inputs' names), for models that leave sizes open. The result is checked at
-            these sizes. It leaves them open as well, unless some layer can be converted only where
-            they are known, such as one that makes a mask for them: then it takes inputs of these
-            sizes alone.
-        verbose: 1 prints which layers stay as they are and why, one line for each kind; 0 nothing.
+            these sizes. Open sizes stay open, unless a layer (one that builds a causal mask, say)
+            can only be converted at a fixed size. The result then accepts only these sizes.
+        verbose: 1 prints which layers stay as they are and why, one line for each kind; 0 prints
+            nothing.
 
     Returns:
         A functional model that computes the same, checked on a random sample; the model itself

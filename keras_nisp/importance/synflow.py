@@ -63,8 +63,8 @@ class SynFlow(Importance):
 def _some(
     channel_map: ChannelMap, scores: np.ndarray, going: np.ndarray, share: float
 ) -> np.ndarray:
-    """Of the units that are to go, those of least score, so many that their group is the root of
-    what it will be: `kept ** share`."""
+    """Of the units to be removed, those with the lowest scores, so that each group keeps
+    `kept ** share` of its channels."""
     removed = np.zeros_like(going)
     for group in channel_map.groups:
         last = group.units[going[group.units]]

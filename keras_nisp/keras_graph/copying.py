@@ -133,9 +133,9 @@ def copy_layer(layer: keras.Operation, /, **settings) -> keras.Operation:
     if doubtful:
         copy, lost = doubtful[0]
         warn(
-            f"Layer '{layer.name}' ({type(layer).__name__}) does not take its own config: its copy "
-            f"differs in {lost}. `__init__` (or `from_config`) must pass on all that `get_config` "
-            "gives."
+            f"Layer '{layer.name}' ({type(layer).__name__}) does not restore all that its "
+            f"`get_config` returns: its copy differs in {lost}. `__init__` (or `from_config`) must "
+            "take every entry of the config and use it."
         )
         return copy
     raise TypeError(

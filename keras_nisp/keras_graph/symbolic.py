@@ -16,14 +16,14 @@ def called(operation: keras.Operation, args: tuple, kwargs: dict) -> Any:
 
 
 def as_dense(args: tuple, kwargs: dict) -> None:
-    """Takes it back that tensors are sparse which Keras says of any product with a number:
-    layers are tried on sparse tensors then."""
+    """Clears the `sparse` flag that Keras sets on a product with a number; layers would otherwise
+    be traced with sparse tensors."""
     for tensor in filter(_seems_sparse, keras.tree.flatten((args, kwargs))):
         tensor._sparse = False
 
 
 def _seems_sparse(value: Any) -> bool:
-    """Whether Keras says of a tensor that it is sparse, which inputs alone are."""
+    """Whether Keras flags a tensor as sparse that cannot be: only inputs are sparse."""
     if not isinstance(value, keras.KerasTensor) or not value.sparse:
         return False
     return not isinstance(value._keras_history.operation, keras.layers.InputLayer)

@@ -82,39 +82,41 @@ class Budget:
     Args:
         ratio: share of the channels to remove, in [0, 1): of every coupled group, or of
             the whole with another `allocation` than `"uniform"`.
-        ratios: share by layer name or pattern, `{"conv2": 0.3, "stage3/*": 0.6}`;
-            coupled layers go along, all others stay.
-        widths: channels to keep by layer name or pattern, `{"conv2": 24}`, likewise; a
-            model whose layers have the same names gives the widths of all of them.
+        ratios: shares by layer name or pattern, `{"conv2": 0.3, "stage3/*": 0.6}`. Coupled layers
+            lose the same channels; all other layers stay as they are.
+        widths: numbers of channels to keep by layer name or pattern, `{"conv2": 24}`, likewise; or
+            a model whose layers have the same names, which then get its widths.
         flops_reduction: share of the FLOPs to remove, met within one channel.
         params_reduction: share of the parameters to remove, likewise.
         memory_reduction: share of the bytes of all activations to remove, likewise.
-        cache_reduction: share of the bytes to remove that the keys and values of attention take for
-            each token, likewise; channels that are not among these stay.
+        cache_reduction: share to remove of the bytes that the keys and values of attention take for
+            each token, likewise. Channels that are not part of keys or values stay.
         latency_reduction: share of the latency to remove, by a table of measured layers.
         latency: the `LatencyTable` for `latency_reduction`; by default float32 on one thread
             of this machine.
-        allocation: which groups lose channels. `"uniform"`: all the same share. `"global"`: those
-            whose scores, over the mean of the group, are least. `"predicted"`: those whose loss
-            changes the outputs least for what it saves, once kernels are refitted, predicted by
-            gradients on calibration data and again as channels go; `"measured"` measures
-            the most promising of these. A `Sensitivity` of damages, from `sensitivity`, is taken
-            at its word: the damages of groups add up. `"auto"` is `"predicted"` for reductions of
-            FLOPs, parameters, memory, cache and latency where there are calibration data, else
+        allocation: which groups lose channels.
+            `"uniform"`: every group loses the same share.
+            `"global"`: channels with the lowest scores go, relative to the mean of their group.
+            `"predicted"`: groups lose the channels whose removal changes the outputs least for
+            what it saves, with kernels refitted. Gradients on calibration data predict the
+            changes, in several rounds.
+            `"measured"`: the same, but the most promising candidates of a round are measured.
+            A `Sensitivity` table of damages: damages are added up; no data are read.
+            `"auto"`: `"predicted"` for `*_reduction` if there are calibration data, otherwise
             `"uniform"`.
-        round_to: keep multiples of this many channels in every pruned group, the nearest with
-            which the budget is met. A group of no more channels than that stays whole. By default
-            1; for `latency_reduction` what the table measures (`LatencyTable.block`), or finer if
-            the budget cannot be met with that.
-        target: a preset for `round_to`: `"x86"` (16), `"arm"` (8) or `"gpu"` (8), as many
-            channels as kernels there usually compute at once.
-        min_channels: keep at least this many channels of a group; below 1, that share.
+        round_to: widths of pruned groups are multiples of this number, the nearest ones that meet
+            the budget. A group with no more channels than that stays whole. By default 1; for
+            `latency_reduction` the block of the table (`LatencyTable.block`), or a smaller number
+            if the budget cannot be met with that.
+        target: a preset for `round_to`: `"x86"` (16), `"arm"` (8) or `"gpu"` (8), the number of
+            channels that kernels there usually compute at once.
+        min_channels: smallest number of channels to keep in a group; below 1, the smallest share.
         exclude: names, patterns or layer objects whose channels stay.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: an argument is out of range, has no effect next to the others, or there is not
-            exactly one amount.
+        TypeError: an argument has a wrong type.
+        ValueError: an argument is out of range or has no effect together with the others, or not
+            exactly one amount is given.
 
     Example:
 
@@ -186,13 +188,13 @@ class Budget:
 
     @property
     def amount(self) -> float:
-        """The amount, as a share; of `ratios` the largest. Of `widths` there is none."""
+        """The amount, as a share; for `ratios` the largest. `widths` have no amount."""
         given = getattr(self, self.kind)
         return max(given.values(), default=0.0) if self.kind == "ratios" else given
 
     @property
     def by_damage(self) -> bool:
-        """Whether groups lose channels by what the outputs lose on calibration data."""
+        """Whether widths are chosen by damage to the outputs on calibration data."""
         return self.allocation in ("predicted", "measured")
 
     def allocated(self, has_samples: bool) -> "Budget":
@@ -224,10 +226,11 @@ class Budget:
 
     @property
     def multiples(self) -> tuple[int, ...]:
-        """Widths are to be multiples of the first of these with which the budget can be met.
+        """Candidates for the number of which widths are multiples; the first that meets the budget
+        is taken.
 
-        That is what is given, or what suits the target, or 1. Latency falls in steps, so that
-        latency budgets take those that their table measures, and finer ones if they must.
+        It is `round_to`, or the number for `target`, or 1. Latency falls in steps, so latency
+        budgets start with the block that their table measures, then try smaller ones.
         """
         if self.round_to is not None:
             return (self.round_to,)
@@ -247,7 +250,7 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(Budget)}
 def lists_budget(function: Function) -> Function:
     """Puts the arguments of `Budget` in a function's signature, in the place of `**keywords`.
 
-    Help and completion show them, and they are written down once.
+    So help and completion show them, and they are written only once.
     """
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -56,15 +56,16 @@ def plan_pruning(
 
     Args:
         model: a functional or Sequential model.
-        importance: such as `NISP()` or `Magnitude()`, or a callable that takes
+        importance: an `Importance` such as `NISP()` or `Magnitude()`, or a callable that takes
             a `ChannelMap` and returns one score per unit. By default `NISP()`.
         budget: a `Budget`: how much to remove.
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
-            whole, with the channels that enter them. By default each group loses as many.
+            whole, with the channels that enter them. By default every group loses the same number
+            of channels.
         input_shape: shape of one sample for which FLOPs are counted, if the model
             leaves it open; by default that of the importance's data, or an assumed one.
-        calibration: samples for an importance that looks at data and was given none, and on which
-            damages are taken for `allocation`; by default those of the importance.
+        calibration: samples for an importance that uses data and was given none, and for the
+            damages of `allocation`; by default those of the importance.
         verbose: 1 shows progress bars of what takes more than a second.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
             `flops_reduction=0.5`, `exclude="stem"` and so on.
@@ -283,7 +284,7 @@ def _creators(channel_map, unit_map, solver, scores) -> tuple[CreatorPlan, ...]:
         if (solver.excluded & ~solver.spared)[kept].any():
             reasons.append("excluded")
         if solver.spared[kept].any() and group >= 0:
-            reasons.append(f"`{solver.budget.kind}` counts nothing that would go with them")
+            reasons.append(f"removing them would save nothing that `{solver.budget.kind}` counts")
         if scores is not None and np.isnan(scores[kept]).any() and group >= 0:
             reasons.append("the importance gives no score")
         for line, count, why in channel_map.least:
@@ -311,9 +312,9 @@ def _width_reasons(group, creator, removed, solver) -> list[str]:
     width = total - int(removed[group.units].sum())
     if width == solver.widths(total)[-1]:
         if total == 1 < len(creator.units):
-            return ["its channels can only go all together"]
+            return ["its channels can only be removed together"]
         if width < np.count_nonzero(~removed[creator.units]):
-            return [f"the least that may stay is {width} of {total} sets that go together"]
+            return [f"at least {width} of {total} sets of coupled channels must stay"]
         return [f"the least width that `min_channels` and `round_to` allow is {width}"]
     if solver.multiple > 1:
         return [f"widths are multiples of {solver.multiple}"]

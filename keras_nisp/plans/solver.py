@@ -263,9 +263,9 @@ class Solver:
             rule = f", or give {unknown} a rule, which may hold channels" if unknown else ""
             raise BudgetError(
                 f"Expected a reduction of {name} that can be reached. Received: "
-                f"{self.budget.kind}={self.budget.amount:g}, but with everything removed that may "
-                f"be, it is {1 - least / whole:.4f}. Ask for less{loosen}{rule}: `explain` of "
-                "the plan for less says what holds the other channels."
+                f"{self.budget.kind}={self.budget.amount:g}, but at most {1 - least / whole:.4f} "
+                f"can be removed. Ask for less{loosen}{rule}; then `plan.explain(layer)` tells why "
+                "the other channels stay."
             )
         return measure, ends, target
 

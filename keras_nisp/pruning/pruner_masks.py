@@ -157,10 +157,10 @@ def warn_of_other_weights(channel_map: ChannelMap, removed: np.ndarray, epoch: i
     if layers:
         warn(
             "The weights are not those that pruning left: what reads removed channels is not zero "
-            f"in {len(layers)} layers, such as '{layers[0]}'. A callback has put back weights from "
+            f"in {len(layers)} layers, such as '{layers[0]}'. A callback has restored weights from "
             "before the last pruning step, or they were trained on without the pruner. "
-            "`pruned_model` leaves the removed channels out all the same, but was not trained so: "
-            "fine-tune it, or let epochs before the last pruning step be no candidates, by "
+            "`pruned_model` leaves out the removed channels all the same, but it was not trained "
+            "without them: fine-tune it, or exclude epochs before the last pruning step with "
             f"`EarlyStopping(start_from_epoch={epoch})`."
         )
 

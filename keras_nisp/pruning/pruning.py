@@ -46,27 +46,28 @@ def prune(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        importance: such as `Magnitude()`. By default `NISP()`.
+        importance: an `Importance` such as `Magnitude()`. By default `NISP()`.
         budget: a `Budget`: how much to remove. For `latency_reduction` both models are measured in
-            the TFLite interpreter, and more is removed (up to three times) if too little latency is
-            gone.
+            the TFLite interpreter, and more is removed (up to three times) if the budget is not
+            met.
         whole_groups, input_shape: as for `plan_pruning`.
-        calibration: samples for the importance, unless it was given some, and on which to
-            `recalibrate` the result. They are read once. By default the result is left as the
-            surgery made it, and may answer as if by chance until it was fine-tuned.
-        compensate: as for `recalibrate`: besides BatchNormalization statistics, kernels make up
-            for what the kept channels tell of those that were removed (`"linear"`, and `"auto"`
-            if there are `calibration` data), biases for their mean (`"mean"`), or nothing does
-            (`None`).
-        teach_steps: as for `recalibrate`: with how many batches of `calibration` data the result
-            is trained to answer as the original does, without labels. 200 are a good number.
-        augment: as for `recalibrate`: changes batches of inputs meanwhile.
-        verify: compare the result with the original whose removed channels are zeroed, as the
-            function `verify` does, on samples of `calibration`, else of what the importance has
-            read, else on random ones. It proves the surgery; it says nothing of the accuracy.
+        calibration: samples for the importance, unless it was given some, and for the repair of the
+            result by `recalibrate`. They are read once. By default the result is not repaired, and
+            may be no better than chance until it is fine-tuned.
+        compensate: as for `recalibrate`. `"linear"`: kernels are refitted; `"mean"`: only biases
+            are corrected; `None`: neither. `"auto"` is `"linear"` if there are `calibration` data.
+            With such data, BatchNormalization statistics are renewed in all cases.
+        teach_steps: as for `recalibrate`: number of batches of `calibration` data on which the
+            result is trained to answer as the original does, without labels. 200 is a good number.
+        augment: as for `recalibrate`: changes the batches of inputs in teaching.
+        verify: whether to compare the result with the original whose removed channels are zeroed,
+            as the function `verify` does: on samples of `calibration`, otherwise on those that the
+            importance has read, otherwise on random ones. It proves the surgery; it says nothing of
+            the accuracy.
         verbose: 1 shows progress bars of what takes more than a second, and prints one line: costs
             before and after, whether the surgery was verified and the result repaired, its accuracy
-            if `calibration` data come with labels of a classifier, and what to do next. 0 nothing.
+            if `calibration` data come with labels of a classifier, and what to do next. 0 prints
+            nothing.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
             `flops_reduction=0.5`, `exclude="stem"` and so on.
 
@@ -75,7 +76,7 @@ def prune(
 
     Raises:
         TypeError, ValueError: see `plan_pruning`.
-        ExportError: the model, whose latency is to be measured, cannot be converted to TFLite.
+        ExportError: with `latency_reduction`, the model cannot be converted to TFLite.
         VerificationError: the smaller model does not compute what it must.
 
     Example:

@@ -43,58 +43,60 @@ def recalibrate(
 ) -> keras.Model:
     """Repairs a pruned model in place: BatchNormalization statistics, biases, kernels.
 
-    A pruned channel leaves the sums that later layers were normalised for. New means and
-    variances over a few thousand samples recover much of the accuracy. Give `original` and `plan`
-    for far more: the remaining channels make up for the removed ones. What each kernel gave in the
-    original is predicted from what it still reads, by ridge regression over samples and positions,
-    with weights of its own for each tap. BatchNormalization gets the statistics of the original,
-    changed as those of the samples changed. With `compensate="mean"` only the mean of what is
-    missing is made up for, in biases and BatchNormalization. In a network without any, the signal
-    that remains shrinks from layer to layer, and such means can outweigh it.
+    A removed channel is missing from sums for which later layers were normalized. New means and
+    variances over a few thousand samples recover much of the accuracy. `original` and `plan`
+    recover far more: each kernel is refitted by ridge regression over samples and positions, with
+    separate weights for each tap, so that the channels it still reads reproduce its old output.
+    BatchNormalization gets the statistics of the original, changed by as much as those of the
+    samples changed. With `compensate="mean"` only the mean of what is missing is added, to biases
+    and to BatchNormalization. In a network without BatchNormalization the remaining signal shrinks
+    from layer to layer, and such means can outweigh it.
 
     Call it without `original` once more after a short fine-tuning: moving means and variances
-    follow training slowly (Keras' momentum is 0.99, that of some networks 0.999), and after a few
-    hundred steps may still be far from what the trained weights make of the data.
+    follow training slowly (Keras' momentum is 0.99, that of some networks 0.999). After a few
+    hundred steps they may still be far from the statistics that the trained weights produce.
 
     Args:
-        small: the pruned model. Its moving means and variances are replaced; with `original` (and
-            if it was not trained since) biases are too, and with `compensate="linear"` kernels;
-            with `teach_steps` all trainable weights; nothing else changes, and nothing at all if
-            something goes wrong.
+        small: the pruned model. Its moving means and variances are replaced. With `original` (and
+            if it was not trained since), so are biases, and with `compensate="linear"` kernels;
+            with `teach_steps` all trainable weights. Nothing else changes, and nothing at all if
+            an error is raised.
         calibration: samples, as for `NISP`.
         original: the model it was pruned from. It is not changed.
         plan: the plan that it was pruned by.
-        max_samples: how many samples are used. With `original`, what both networks make of all
-            samples is kept in memory, layer by layer: at most 1,024 of them are taken, and fewer
-            where that would need more than 1 GiB.
-        batch_size: each batch is normalised by its own statistics on its way through.
-        seed: for sampling calibration data, and for the order in which they teach.
+        max_samples: largest number of samples. With `original`, the outputs of both networks for
+            all samples are kept in memory, layer by layer: at most 1,024 samples are taken, and
+            fewer if they would need more than 1 GiB.
+        batch_size: number of samples that are run at once without `original`; each such batch is
+            normalized by its own statistics.
+        seed: seed for sampling calibration data, and for their order in teaching.
         verbose: 1 shows progress bars of what takes more than a second.
-        compensate: what makes up for the channels that are gone: `"linear"` or `"mean"`, which
-            take `original` and `plan`, or `None` for nothing. `"auto"` is `"linear"` if these two
-            are given, and nothing otherwise. Passed over are depthwise kernels, what recurrent
-            layers read of their own states, and ConvLSTM. Taps share one map where there are fewer
-            than five positions for each weight; kernels that read more than 4,096 kept features
-            get the mean only.
-        ridge: for `"linear"`: what is added to the variance of each feature, over this variance.
-            The larger it is, the closer kernels stay to what they were. By default what predicts
-            one half of the samples best from the other, for each kernel.
-        teach_steps: with how many batches of 64 samples `small` is trained after that, to answer
-            as `original` does, and to make of each sample inside what `original` makes of it; it
-            takes `original` and `plan`. No labels are needed. All trainable weights move, and no
-            statistics. 200 are a good number for some hundred samples. A step costs a step of
-            `fit` and a forward pass of `original`.
-        augment: for `teach_steps`: a function from a batch of inputs to another of which the model
-            should make as much, such as `keras.layers.RandomFlip("horizontal")` for photographs.
+        compensate: how to make up for the removed channels: `"linear"` or `"mean"`, which need
+            `original` and `plan`, or `None` for not at all. `"auto"` is `"linear"` if these two
+            are given, otherwise `None`. Depthwise kernels, recurrent kernels and ConvLSTM are
+            skipped. Taps share one map if there are fewer than five positions for each weight;
+            kernels that read more than 4,096 kept features get the mean only.
+        ridge: for `"linear"`: strength of the regularization, relative to the variance of each
+            feature. The larger it is, the closer kernels stay to their old weights. By default the
+            strength with which one half of the samples predicts the other half best, for each
+            kernel.
+        teach_steps: number of batches of 64 samples on which `small` is trained after that, to
+            match `original`'s outputs and intermediate activations; needs `original` and `plan`.
+            No labels are needed. All trainable weights change, statistics do not. 200 is a good
+            number for some hundred samples. A step costs a step of `fit` and a forward pass of
+            `original`.
+        augment: for `teach_steps`: a function from a batch of inputs to a batch on which the model
+            should give the same answers, such as `keras.layers.RandomFlip("horizontal")` for
+            photographs.
 
     Returns:
         The model itself.
 
     Raises:
         ValueError: an argument is wrong, calibration data are empty, do not fit or are not
-            finite, `original` or `plan` is missing, nothing is trainable that is to be taught,
-            the model was trained since and `compensate` is not `None`, or what it would get is
-            not finite.
+            finite, `original` or `plan` is missing, a model to be taught has no trainable weights,
+            the model was trained since and `compensate` is not `None`, or new weights would not
+            be finite.
         PlanMismatchError: `plan` is not for `original`, or `small` is not its result.
 
     Example: a network whose channels depend on each other loses nothing.
@@ -112,8 +114,9 @@ def recalibrate(
     True
 
     Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
-    reconstructs what a layer gives by least squares, too: there its outputs are fitted, here its
-    inputs, with one map for all taps and outputs of a kernel.
+    reconstructs a layer's output by least squares. This function also fits a layer's output by
+    least squares, with separate weights for each tap; where samples are few, all taps share one
+    map of the input channels.
     """
     _check(original, plan, compensate, ridge)
     check_teaching(teach_steps, original is not None, "`original` and `plan`")
@@ -142,7 +145,7 @@ def repair(
     verbose: int = 0,
     augment: Callable | None = None,
 ) -> None:
-    """`recalibrate` for a traced original and samples that were collected.
+    """`recalibrate` for a traced original and collected samples.
 
     Args:
         model: the smaller model.

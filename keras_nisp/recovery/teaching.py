@@ -20,7 +20,7 @@ from keras_nisp.recovery.assigning import check_finite
 from keras_nisp.recovery.pair import Pair, Reader
 
 TEMPERATURE = 2.0
-FEATURES = 50.0  # weight of what kernels read, to which the outputs have 1
+FEATURES = 50.0  # weight of the difference in what kernels read, relative to 1 for the outputs
 LEARNING_RATE = 1e-3
 WARMUP = 0.1  # of the steps: full ones would throw fitted weights off; then a cosine to zero
 BATCH_SIZE = 64
@@ -78,7 +78,7 @@ def teach(
     if len(samples) < BATCH_SIZE:
         warn(
             f"Teaching on {len(samples)} samples: a model learns so few by heart. Expected at "
-            f"least {BATCH_SIZE}, better some hundreds, or `teach_steps=0`."
+            f"least {BATCH_SIZE}, better a few hundred, or `teach_steps=0`."
         )
     distance, progress = Distance(pair.large, TEMPERATURE), Progress(steps, verbose, "Teaching")
     some = samples.at_most(SCALE_SAMPLES)

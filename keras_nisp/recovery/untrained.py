@@ -10,17 +10,17 @@ import tensorflow as tf
 from keras_nisp.keras_graph.rounding import relative_difference
 from keras_nisp.recovery.pair import Pair, Reader
 
-SAME = 1e-6  # of weights that were not trained, over their scale
-# By model a digest of what a repair made of its kernels and biases.
+SAME = 1e-6  # largest difference of weights that were not trained, over their scale
+# For each model a digest of its layers after the last repair.
 _MADE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def untrained(pair: Pair | None):
-    """Raises if kernels or biases have learnt what compensation would put others in place of.
+    """Raises if kernels or biases were trained since the surgery: compensation overwrites them.
 
-    They must be what the surgery made of the original's, or what the last repair did. Without a
-    pair, and where nothing was removed, nothing is put in their place.
+    They must be as the surgery or the last repair left them. Without a pair, or if nothing was
+    removed, nothing is overwritten, and nothing is checked.
     """
     if pair is None or pair.unit_map.keep.all():
         yield
@@ -42,10 +42,10 @@ def _check_untrained(reader: Reader, model: keras.Model) -> None:
             > SAME
         ):
             raise ValueError(
-                f"Expected the weights of model '{model.name}' as `rebuild` made them. Received a "
-                f"{variable.name} of layer '{reader.twin.path}' that is another: it was trained "
-                "since, and compensation would make it of the original's again. Pass "
-                "`compensate=None`, which renews statistics of BatchNormalization alone."
+                f"Expected the weights of model '{model.name}' as `rebuild` made them. Received: "
+                f"the {variable.name} of layer '{reader.twin.path}' was trained after the surgery, "
+                "and compensation would overwrite it. Pass `compensate=None` to renew only the "
+                "statistics of BatchNormalization."
             )
 
 

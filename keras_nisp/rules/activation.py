@@ -96,7 +96,7 @@ def activated(call, names, shape=None, key="activation", owner=None):
     if activation is None or any(activation is function for function in ELEMENTWISE):
         return names
     if activation is activations.softmax and isinstance(call.rule, Activated):
-        # A copy of a channel counts again in the sum.
+        # A duplicated channel changes the denominator, so merging is not exact.
         call.softmax = call.mixes_channels = call.sums_channels = names.shape[-1] > 1
         if call.softmax:
             call.tracer.rivals(call, names)

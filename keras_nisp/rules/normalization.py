@@ -126,7 +126,8 @@ class RMSNormalization(_Statistics):
 
 @register_rule(layers.GroupNormalization)
 class GroupNormalization(_Statistics):
-    """Every group loses as many channels; with one channel in each, whole groups go, exactly."""
+    """Every group loses the same number of channels. With one channel in each group, whole groups
+    are removed, which is exact."""
 
     def trace(self, call, x):
         axis, groups = self.axes(call, x.rank)[0], call.layer.groups

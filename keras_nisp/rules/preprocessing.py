@@ -1,4 +1,7 @@
-"""Preprocessing and augmentation: what moves positions passes, what mixes colours fixes."""
+"""Preprocessing and augmentation that move or filter positions: channels pass.
+
+Layers that mix colors are in `fixes.py`.
+"""
 
 from keras_nisp.channels.registry import named_layers, operations, register_rule
 from keras_nisp.rules.moving import Spatial

@@ -166,7 +166,7 @@ class Softmax(Rule):
         axes = reduced_axes(call, x)
         if axes is None:
             return call.fix_all("which runs along the batch axis")
-        # A copy of a channel counts again in the sum.
+        # A duplicated channel changes the denominator, so merging is not exact.
         call.mixes_channels = call.sums_channels = holds_channels(x, axes)
         if x.batch_axis and call.mixes_channels:
             return call.fix_all("which mixes channels")

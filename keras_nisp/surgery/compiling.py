@@ -108,8 +108,8 @@ def _carry_slots(old, small, twins: list[tuple], resize: Callable) -> None:
     if afresh:
         named = several(f"'{path}'" for path in afresh)
         warn(
-            f"Optimizer variables {named} start afresh: the old optimizer has none for their "
-            "weights, which it did not train, or none of their shape."
+            f"Optimizer variables {named} start from their initial values: the old optimizer has "
+            "no matching slots."
         )
 
 
