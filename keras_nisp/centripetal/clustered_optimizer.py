@@ -34,7 +34,7 @@ class ClusteredOptimizer(keras.optimizers.Optimizer):
         self.settings = dataclasses.replace(self.settings, steps=steps)
 
     def forecast(self, steps: int | None = None, start: int = 0) -> Forecast:
-        """What will become of the deviation in `steps` steps from step `start`.
+        """Predicts the deviation in `steps` steps from step `start`.
 
         See `Plan.check`.
         """

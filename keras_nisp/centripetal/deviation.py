@@ -17,7 +17,7 @@ class VariableDeviation:
     """The deviation of one variable.
 
     Attributes:
-        path: of the variable.
+        path: path of the variable.
         is_kernel: whether it is a kernel.
         squares: sum of squared differences from the mean of the cluster.
         norm: sum of the squares of the variable.
@@ -34,7 +34,7 @@ class Deviation(Shown):
     """The deviation of a model from merged clusters; `print` it.
 
     Attributes:
-        variables: of each variable that owns clustered channels.
+        variables: a `VariableDeviation` for each variable that owns clustered channels.
     """
 
     variables: tuple[VariableDeviation, ...]
@@ -46,7 +46,7 @@ class Deviation(Shown):
 
     @property
     def relative(self) -> float:
-        """Free of scale: root of the squared differences over the squares of the weights."""
+        """The deviation relative to the weights: root of `squares` over the squared weights."""
         return _ratio(self.variables)
 
     @property

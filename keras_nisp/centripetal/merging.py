@@ -40,22 +40,22 @@ def plan_merging(
 ) -> Plan:
     """Decides which channels C-SGD makes identical, to be merged afterwards.
 
-    Channels that a normalisation over channels touches are left alone: for them merging cannot be
+    Channels that enter a normalization over channels are never merged: for them merging cannot be
     exact.
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        budget: a `Budget`: how many channels are to go. A layer gets as many clusters as it keeps
-            channels. With `calibration` reductions are allocated by damage.
+        budget: a `Budget`: how many channels to remove. A layer gets as many clusters as it keeps
+            channels. With `calibration`, reductions are allocated by damage.
         clustering: `"kmeans"` on the kernels, `"activations"` (k-means on responses to
             `calibration`), `"even"` (neighbours; needs no trained weights), `"imbalanced"`
             (one large cluster, for comparison), or `f(features, clusters) -> labels`.
-        owners: whose kernels count in a coupled group: those of `"all"` layers side by
-            side, or those of the `"pacesetter"` alone, the first of them, as in the paper.
+        owners: whose kernels k-means uses in a coupled group: `"all"` for those of all layers side
+            by side, `"pacesetter"` for those of the first layer only, as in the paper.
         calibration: samples for `"activations"` and for `allocation`, as for `NISP`.
-        seed: for k-means and for sampling.
+        seed: seed for k-means and for sampling.
         whole_groups, input_shape: as for `plan_pruning`.
-        verbose: 1 shows progress bars, of data that are looked at and of layers to cluster.
+        verbose: 1 shows progress bars for reading data and for clustering layers.
         **keywords: the arguments of `Budget`, instead of `budget`.
 
     Returns:
@@ -63,8 +63,8 @@ def plan_merging(
 
     Raises:
         TypeError: the model is not functional or Sequential.
-        ValueError: an argument is wrong, a layer that is named cannot be merged, or the
-            reduction cannot be reached (`BudgetError`).
+        ValueError: an argument is wrong, a named layer cannot be merged, or the reduction cannot be
+            reached (`BudgetError`).
 
     Example:
 

@@ -19,22 +19,23 @@ ROUNDING = 1e-7
 
 
 class CentripetalMonitor(keras.callbacks.Callback):
-    """Reports how far clusters are from identical, and whether they will be in time.
+    """Reports how far the channels of clusters are from identical, and if they will be in time.
 
-    Once they are, it also gives the members of a cluster the mean of their BatchNormalization
-    statistics, which else become equal only as fast as a moving average forgets.
+    Once they are identical, it also gives the members of a cluster the mean of their
+    BatchNormalization statistics. Otherwise these become equal only as fast as a moving average
+    forgets.
 
     At the end of each epoch it adds to the logs, and so to the progress bar and the history,
-    `deviation` (free of scale: the root of the squared differences from the cluster means
-    over the squares of the weights) and `deviation_predicted`. Callbacks that write
+    `deviation` (relative to the weights: the root of the squared differences from the cluster
+    means over the squared weights) and `deviation_predicted`. Callbacks that write
     logs (`CSVLogger`, `TensorBoard`) go after this one in the list. If the optimizer has
-    `strength="auto"` and no number of steps, it is set here from that of `fit`. Under a
-    `distiller` the student is watched.
+    `strength="auto"` and no number of steps, the monitor sets it to that of `fit`. Under a
+    `distiller` it watches the student.
 
     Args:
         plan: the plan that the optimizer has.
-        per_layer: also log `deviation/<layer>` for each layer.
-        stop_when_collapsed: end training as soon as the tolerance of the optimizer is
+        per_layer: whether to log `deviation/<layer>` for each layer as well.
+        stop_when_collapsed: whether to end training as soon as the tolerance of the optimizer is
             reached.
 
     Attributes:
@@ -44,8 +45,8 @@ class CentripetalMonitor(keras.callbacks.Callback):
 
     Raises:
         TypeError: the model's optimizer is neither `CentripetalSGD` nor `Centripetal`.
-        ValueError: when training starts, if the optimizer has another plan, or needs the
-            number of steps and it is unknown.
+        ValueError: when training starts, if the optimizer has another plan, or if it needs the
+            number of steps and that is unknown.
 
     Example:
 

@@ -21,7 +21,7 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
 
         W <- W - learning_rate * (mean(gradient) + weight_decay * W + strength * (W - mean(W)))
 
-    where the means are over the members of each cluster; momentum works on what is in the
+    where the means are over the members of each cluster; momentum accumulates the term in
     parentheses. The mean gradient never separates the members, so the deviation
     shrinks by a known factor at each step, whatever the data (see `Plan.check`). Afterwards
     `rebuild` merges each cluster into one channel, without loss.
@@ -34,20 +34,21 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
         weight_decay: as for `keras.optimizers.SGD`; but for clustered variables it is part
             of the formula above. There it passes through the momentum, which makes it
             1 / (1 - momentum) times as strong as Keras' own.
-        plan: from `plan_merging`. It is saved with the optimizer.
-        strength: the centripetal strength (epsilon in the paper, which takes 3e-3 for 600
+        plan: a plan from `plan_merging`. It is saved with the optimizer.
+        strength: the centripetal strength (epsilon in the paper, which uses 3e-3 for 600
             epochs), or `"auto"`: the pull that leaves `tolerance` of the deviation after
             the share `collapse` of the steps, the same at every learning rate.
         steps: number of optimizer steps, for `"auto"`; `CentripetalMonitor` sets it if it
             is not given.
-        tolerance: for `"auto"`.
-        vector_strength: the strength for biases, scales and offsets, if it is to differ.
-        preset: `"paper"` treats all clustered variables alike; `"reference"` is the
+        tolerance: for `"auto"`: the share of the deviation that may remain.
+        vector_strength: the strength for biases, scales and offsets, by default that of kernels.
+        preset: `"paper"` treats all clustered variables alike; `"reference"` follows the
             authors' code: biases, scales and offsets have 0.1 of the strength (not with
             `"auto"`, which pulls all alike) and no decay.
-        collapse: for `"auto"`: the share of the steps after which clusters are one. The
-            rest trains the network as it will be merged.
-        **kwargs: of `keras.optimizers.SGD`: clipping, EMA, gradient accumulation...
+        collapse: for `"auto"`: the share of the steps after which the channels of each cluster
+            are identical. The other steps train the network as it will be merged.
+        **kwargs: other arguments of `keras.optimizers.SGD`: clipping, EMA, gradient
+            accumulation...
 
     Raises:
         ValueError: an argument is wrong, or the strength makes the update unstable.
@@ -194,22 +195,22 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
 
 @keras.saving.register_keras_serializable(package="keras_nisp")
 class Centripetal(ClusteredOptimizer):
-    """Any optimizer, with the centripetal pull as a step of its own.
+    """Wraps any optimizer, and adds the centripetal pull as a separate step.
 
     Each step first moves clustered variables towards the mean of their cluster,
 
         W <- W - learning_rate * strength * (W - mean(W)),
 
-    then lets the optimizer work with the mean gradient of each cluster. Members get the same
+    then gives the optimizer the mean gradient of each cluster. Members get the same
     gradient, so an optimizer that treats all channels alike (Adam, AdamW, RMSprop, Lion,
-    Muon, SGD...) gives them the same update, as long as it starts with this wrapper: its slots
+    Muon, SGD...) gives them the same update, as long as it is wrapped from the start: its slots
     are then equal in each cluster. The deviation shrinks by 1 - learning_rate * strength
-    per step, and by the optimizer's weight decay if it is decoupled. Not guaranteed for an
-    optimizer whose slots already differ, or that adds noise of its own.
+    per step, and by the optimizer's weight decay if it is decoupled. This is not guaranteed for
+    an optimizer whose slots already differ, or that adds noise of its own.
 
     Args:
         optimizer: a Keras optimizer that has not been used yet.
-        plan: from `plan_merging`.
+        plan: a plan from `plan_merging`.
         strength, steps, tolerance, vector_strength, preset, collapse: as for `CentripetalSGD`.
 
     Raises:

@@ -39,11 +39,12 @@ class Binding:
         read: axes that read channels, such as the input axis of a kernel; the others
             own them.
         create: axes that create channels, such as the output axis of a kernel.
-        positions: at how many positions each element is multiplied per sample: a
-            kernel's FLOPs are its size times this. 0 for what is not a kernel.
-        passed: of calls that let channels pass (heads, of which each is read alone), how many of
-            the positions these are, and the names of the channels.
-        low_rank: of a kernel with LoRA the two factors that are added to it, and their scale.
+        positions: number of positions at which each element is multiplied per sample: a
+            kernel's FLOPs are its size times this. 0 for variables that are no kernels.
+        passed: for calls that apply the kernel to each of some channels separately (to each head,
+            say): how many of the positions belong to such a call, and the names of the channels.
+        low_rank: for a kernel with LoRA, the two factors whose product is added to it, and their
+            scale.
     """
 
     variable: Any
@@ -61,13 +62,13 @@ class Binding:
         self.passed = [(n, [units[line] for line in lines]) for n, lines in self.passed]
 
     def positions_of(self, keep: np.ndarray) -> int:
-        """At how many positions elements are multiplied if only some units are kept."""
+        """The number of positions at which elements are multiplied if only some units are kept."""
         gone = (count - kept_of(count, lines, keep) for count, lines in self.passed)
         return self.positions - sum(gone)
 
     @property
     def value(self) -> np.ndarray:
-        """The kernel that computes: the variable, and what LoRA adds to it."""
+        """The value that the layer computes with: that of the variable, plus what LoRA adds."""
         value = np.asarray(self.variable)
         if not self.low_rank:
             return value
@@ -102,20 +103,20 @@ class ChannelMap:
     Attributes:
         model: the traced model.
         calls: the calls of its layers, in the order of the walk.
-        bindings: by `id` of the variable.
-        whole_groups: indices of the calls of grouped convolutions whose groups go as a whole.
+        bindings: a `Binding` for each variable, by the variable's `id`.
+        whole_groups: indices of the calls of grouped convolutions that lose whole groups.
         constants: bindings of constant arrays that operations take.
         creators: the layers that create channels, in the order of the walk.
         groups: the coupled groups, in the order of the walk.
         count: number of units.
-        units: by name.
-        products: the units that stand for several others: a channel inside a head. Groups hold
-            those others alone.
+        units: the unit of each name.
+        products: the units that stand for a combination of others, such as a channel inside a
+            head. Groups hold only the others.
         input_shapes: sizes (without batch) for which FLOPs are counted.
-        least: of some lines of units how many must stay, and why.
-        unknown: which reasons to hold units are for want of a rule, and what has none.
-        assumed: what was assumed of inputs whose size is open, as text.
-        model_inputs: by `id` of a nested model, the `Traced` inputs of its first call.
+        least: sets of units of which a minimum must stay: the units, the minimum and the reason.
+        unknown: for reasons to hold units that are due to a missing rule, the layer without one.
+        assumed: sizes that were assumed for inputs whose size is open, as text.
+        model_inputs: the `Traced` inputs of the first call of each nested model, by its `id`.
 
     Example:
 
@@ -204,9 +205,9 @@ class ChannelMap:
 
     @functools.cached_property
     def paths(self) -> dict[str, list[str]]:
-        """The paths of the layers that a name stands for: of a layer, with or without those of the
-        models that hold it, of such a model, or of channels that no tensor shows
-        ("attention:heads")."""
+        """The paths of the layers that a name stands for. It may be the name of a layer, with or
+        without the names of the models that hold it, the name of such a model, or the name of
+        channels that appear in no tensor ("attention:heads")."""
         paths: dict[str, list[str]] = {}
         for call in self.calls:
             parts = call.path.split("/")
@@ -220,11 +221,11 @@ class ChannelMap:
         return paths
 
     def blocks(self, group: Group) -> list[np.ndarray]:
-        """The units of a group, apart by where they occur.
+        """The units of a group, divided by where they occur.
 
         Units of one block lie in the same tensors and along the same axes of the same variables,
-        equally often: only these can be exchanged or merged. A group has several where layers
-        are coupled by a concatenation, or split.
+        equally often: only such units can be exchanged or merged. A group has several blocks if
+        layers are coupled by a concatenation, or are split.
         """
         signatures = self._signatures[group.units]
         distinct, first = np.unique(signatures, return_index=True)
@@ -249,11 +250,15 @@ class ChannelMap:
         return signatures
 
     def walk(self, inputs: list, visit: Callable) -> Any:
-        """Walks the model again, with the `Call` of each site.
+        """Walks the model again, call by call.
 
         Args:
             inputs: values for the model's inputs, flat.
-            visit: `visit(call, args, kwargs)` returns the values of the outputs.
+            visit: `visit(call, args, kwargs)` is given each `Call` and the values of its arguments,
+                and returns the values of its outputs.
+
+        Returns:
+            The values of the model's outputs.
         """
         calls = iter(self.calls)
         with calling.fresh_states(self.model):
@@ -280,7 +285,7 @@ class ChannelMap:
         return seen
 
     def check_groups(self) -> None:
-        """Raises if there are no channels that may be removed, with what holds those there are."""
+        """Raises if no channel may be removed; the error says what holds the channels."""
         if self.groups:
             return
         held = []
@@ -310,10 +315,10 @@ class ChannelMap:
                 )
 
     def layer_units(self, path: str) -> np.ndarray:
-        """All units that a layer creates or passes on, those that no tensor shows too.
+        """All units that a layer creates or passes on, including those that appear in no tensor.
 
         Args:
-            path: of a layer, or of channels that no tensor shows ("attention:heads").
+            path: path of a layer, or of channels that appear in no tensor ("attention:heads").
         """
         calls = [call for call in self.calls if call.path == path]
         arrays = [tensor.names for call in calls for tensor in call.outputs]

@@ -22,16 +22,16 @@ class Cost:
     """Costs of a layer or model.
 
     Attributes:
-        parameters: number of weights, those that are not trained included.
+        parameters: number of weights, including those that are not trained.
         flops: multiply-adds of convolutions and dense layers for one sample, as the
             papers count them (one multiplication with its addition is one), and of products of
             tensors, as in attention. A number that is looked up in a table counts as one.
         memory: bytes of the outputs of all layers for one sample.
         cache: bytes of the keys and values of attention for one position of one sample: by how
             much the memory of a decoder grows with every token that it generates. All attention
-            counts, since a model does not say which of it generates: that over another sequence
-            and that of an encoder as well. Tensors that several layers share count once, and heads
-            that are repeated for groups of queries as before the repetition.
+            layers count, also those over another sequence or in an encoder, since a model does not
+            tell which ones generate. Tensors that several layers share count once; heads that are
+            repeated for groups of queries count once as well.
     """
 
     parameters: int = 0
@@ -151,7 +151,7 @@ class Profile(Shown):
         model: the model's name.
         layers: `Cost` of every layer, by path.
         input_shapes: input sizes for which FLOPs and memory are counted.
-        notes: what costs leave out of account, and which sizes were assumed.
+        notes: sentences about layers that are not counted, and about assumed sizes.
     """
 
     model: str
@@ -179,8 +179,8 @@ class Profile(Shown):
 def profile(model: keras.Model, input_shape: InputShape | None = None) -> Profile:
     """Counts parameters, FLOPs, activation memory and cached keys and values of each layer.
 
-    FLOPs are multiply-adds of convolutions and dense layers for one sample, as the
-    pruning papers count them, so that reductions compare with published ones; and those of
+    FLOPs are multiply-adds for one sample: those of convolutions and dense layers, counted as in
+    the pruning papers, so that reductions can be compared with published ones, and those of
     products of tensors, as in attention.
 
     Args:

@@ -27,9 +27,9 @@ def register_rule(*classes: type) -> Callable[[RuleClass], RuleClass]:
         A decorator for a `Rule` subclass.
 
     Raises:
-        TypeError: something else than classes of layers and a `Rule` subclass is given.
+        TypeError: the arguments are not classes of layers, or the decorated class is no `Rule`.
 
-    Example: see `Rule`; for layers that keep shapes one line will do.
+    Example: see `Rule`. For layers that keep shapes one line is enough:
 
     >>> class Halve(keras.layers.Layer):
     ...     def call(self, x):
@@ -70,7 +70,7 @@ def register_operations(*names: str):
 
 
 def fix_deliberately(reason: str, *classes: type, warns: bool = False) -> None:
-    """Registers a barrier with a reason for what channels cannot be followed through."""
+    """Registers a barrier, with a reason, for classes through which channels cannot be followed."""
     for cls in classes:
         _RULES[cls] = Barrier(reason, warns)
 
@@ -82,13 +82,13 @@ def registered(cls: type) -> Rule | None:
 
 
 def rule_of(layer: keras.Operation) -> Rule:
-    """The rule of a layer or operation, however it is called: that of its class, or of a kind that
-    it is of by what it computes; `BARRIER` if there is none."""
+    """The rule of a layer or operation, however it is called: the rule of its class, or of a kind
+    that is recognized by what it computes; `BARRIER` if there is none."""
     return registered(type(layer)) or _recognised(layer) or BARRIER
 
 
 def register_kinds(recognise: Callable[[keras.Layer], Rule | None]) -> Callable:
-    """Registers what finds the rule of a layer whose class has none, or `None`."""
+    """Registers a function that finds the rule of a layer whose class has none, or `None`."""
     _KINDS.append(recognise)
     return recognise
 
@@ -115,8 +115,8 @@ HARMLESS = {
 
 @functools.cache
 def overridden(cls: type, base: type) -> list[str]:
-    """What a subclass overrides of all that the code of its base may use: its methods and
-    properties, and whatever that code names (`self.kernel`)."""
+    """The names that a subclass overrides and that the base's code may use: methods and
+    properties of the base, and attributes that its code names (`self.kernel`)."""
     return [
         name
         for name in dir(cls)
@@ -145,8 +145,8 @@ def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None =
 
     Args:
         operation: the layer or operation.
-        args, kwargs: of the call; a rule that does not take them (an explicit mask, say) does
-            not know what the call does.
+        args, kwargs: arguments of the call. A rule that does not take them (an explicit mask, say)
+            does not know what the call does.
     """
     rule = rule_of(operation)
     try:

@@ -41,9 +41,8 @@ def trace(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        input_shape: shape of one sample (or a list of shapes, or a dict by the inputs' names,
-            for several inputs), for models that leave their input size open; FLOPs are counted
-            for it.
+        input_shape: shape of one sample, for models that leave their input size open; FLOPs are
+            counted for it. For several inputs a list of shapes, or a dict by the inputs' names.
         whole_groups: names or patterns of grouped convolutions whose groups are removed as a
             whole, with the channels that enter them. By default every group loses the same number
             of channels.
@@ -76,12 +75,12 @@ def trace_quietly(
     whole_groups: WholeGroups = (),
     counted: bool = False,
 ) -> ChannelMap:
-    """`trace` without the warning of layers that have no rule, for what comes after a plan.
+    """`trace` without the warning of layers that have no rule, for use after a plan was made.
 
     Args:
         model, input_shape, whole_groups: as for `trace`.
-        counted: whether channels are to be merged or copied. What is chosen among stays then
-            (`Tracer.rivals`), so that channels inside of it need not.
+        counted: whether channels are to be merged or copied. Channels that are weighed against
+            each other then stay (`Tracer.rivals`), so that channels inside them need not.
     """
     keras_models.check_model(model)
     tracer, channel_map = _traced(model, input_shape, whole_groups, counted)
@@ -219,8 +218,8 @@ def _fix_what_is_called_otherwise(calls: list[Call], tracer: Tracer) -> None:
 
 
 def warn_of_unknown(channel_map: ChannelMap) -> None:
-    """Names what holds channels for want of a rule that could be removed otherwise, and what would
-    hold them if it had one: layers that take what these give."""
+    """Warns of layers without a rule that hold channels which could be removed otherwise. Layers
+    without a rule behind these are named, too: they would hold the channels next."""
     created = np.zeros(channel_map.count, bool)
     for creator in channel_map.creators:
         created[channel_map.products.deciding(creator.units)] = True

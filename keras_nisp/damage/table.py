@@ -1,4 +1,4 @@
-"""What a model loses if one coupled group loses channels, for each of them: a table."""
+"""Tables of what a model loses if one coupled group loses channels, for each group."""
 
 import dataclasses
 import json
@@ -21,22 +21,24 @@ SMALLEST = 1e-6  # damage in a plot, of which logarithms are taken
 class Sensitivity(Shown):
     """Accuracy, or damage to the outputs, against the share of channels removed, by coupled group.
 
-    `print` it for a table, `plot` it for a picture. A table of damages says where channels are to
-    go, too: `prune(model, importance, flops_reduction=0.5, allocation=table)`, for one budget
-    after the other, without a look at data. Damages do not add up, so that
-    `allocation="predicted"`, which takes them again as channels go, is better where much goes.
+    `print` it for a table, `plot` it for a picture. A table of damages can also choose where
+    channels are removed, for any number of budgets and without reading data again:
+    `prune(model, importance, flops_reduction=0.5, allocation=table)`. Damages are then added up,
+    which is only roughly true. If much is removed, `allocation="predicted"` is better: it takes
+    damages again as channels are removed.
 
     Attributes:
         model: the model's name.
         importance: name of the importance that chose the channels.
         baseline: accuracy of the whole model; `None` for damages.
         groups: for each group the layers that create its channels.
-        channels: for each group how many may be removed.
+        channels: for each group the number of channels that may be removed.
         ratios: shares of the channels removed.
-        accuracies: `accuracies[group][i]` belongs to `ratios[i]`; empty for damages.
-        damages: likewise, how far the outputs move once kernels are refitted (divergence of
-            probabilities, else the squared difference over twice the variance); `None` for groups
-            whose damage does not show, such as key channels of attention. Empty for accuracies.
+        accuracies: `accuracies[group][i]` is the accuracy at `ratios[i]`; empty for damages.
+        damages: likewise, how far the outputs move once kernels are refitted (the divergence of
+            probabilities, otherwise the squared difference over twice the variance); `None` for
+            groups whose damage cannot be seen, such as key channels of attention. Empty for
+            accuracies.
 
     Example:
 
@@ -92,7 +94,7 @@ class Sensitivity(Shown):
         """Draws the figures against the ratio: a line for each group, or a heat map of many.
 
         Args:
-            path: of the picture, by whose ending matplotlib chooses a format.
+            path: path of the picture; matplotlib chooses the format by its suffix.
 
         Raises:
             ImportError: matplotlib is missing.
@@ -113,12 +115,12 @@ def layers_of(group: Group, channel_map: ChannelMap) -> tuple[str, ...]:
 
 
 class AddedDamages:
-    """Damages of a table, taken to add up: what `Allocation` asks of a `DamagedNetwork`.
+    """Damages of a table, added up: answers `Allocation` in the place of a `DamagedNetwork`.
 
-    Between two ratios the root of a damage is interpolated, and beyond the last one it grows on.
+    Between two ratios the root of a damage is interpolated; beyond the last it is extrapolated.
 
     Raises:
-        ValueError: the table holds no damages, or is of another model.
+        ValueError: the table holds no damages, or belongs to another model.
     """
 
     def __init__(self, channel_map: ChannelMap, table: Sensitivity):
@@ -142,7 +144,7 @@ class AddedDamages:
                 self.seen[group.units] = True
 
     def renew(self, keep: np.ndarray) -> None:
-        """A table knows the whole network alone."""
+        """Does nothing: a table only knows the whole network."""
 
     def measure(self, keep: np.ndarray) -> float:
         """The sum over groups."""

@@ -25,13 +25,13 @@ class OutputAgreement:
     """One output of an exported model compared with that of the Keras model.
 
     Attributes:
-        name: of the output.
-        difference: largest absolute difference; for words the share of those that differ.
+        name: name of the output.
+        difference: largest absolute difference; for words the share of words that differ.
         scale: largest absolute value; 1 for words.
-        relative: the difference over the scale; for what is not a float (classes, flags, words)
-            the share of the values that differ.
+        relative: the difference over the scale; for outputs that are not floats (classes, flags,
+            words) the share of the values that differ.
         top1: share of the samples with the same answer: the largest value at the same index or,
-            for what is not a float, the same values. `None` for floats that are no vector.
+            for outputs that are not floats, the same values. `None` for floats that are no vector.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Agreement(Shown):
 
     Attributes:
         outputs: an `OutputAgreement` for each output, by the relative difference, worst first.
-        samples: how many were compared.
-        random: whether they were random numbers, which say little of accuracy.
-        accuracy: shares of right answers of the Keras model and of the export, if the samples have
-            labels of a classifier.
+        samples: number of samples that were compared.
+        random: whether they were random numbers, which tell little about accuracy.
+        accuracy: accuracies of the Keras model and of the export, if the samples have labels of a
+            classifier.
     """
 
     outputs: tuple[OutputAgreement, ...]

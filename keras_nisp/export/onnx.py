@@ -28,11 +28,11 @@ class OnnxExport(Shown):
     """What `export_onnx` wrote; `print` it for one line.
 
     Attributes:
-        path: of the file.
-        bytes: its size.
-        opset: version of the operations in it.
-        inputs, outputs: names.
-        agreement: with the Keras model.
+        path: path of the file.
+        bytes: size of the file.
+        opset: version of ONNX's operations in it.
+        inputs, outputs: names of inputs and outputs.
+        agreement: the comparison with the Keras model, an `Agreement`.
     """
 
     path: Path
@@ -62,9 +62,9 @@ def export_onnx(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        path: of the file, ending in `.onnx`. An existing file is replaced as a whole.
+        path: path of the file, ending in `.onnx`. An existing file is replaced as a whole.
         opset: version of ONNX's operations.
-        batch_size: fixes how many samples a run takes. By default that of `keras.Input`, which is
+        batch_size: fixed number of samples in a run. By default that of `keras.Input`, which is
             open unless it was given.
         check_data: samples on which the file is compared with the model (up to 256); random
             ones by default.
@@ -77,7 +77,7 @@ def export_onnx(
         TypeError: the model is not functional or Sequential, or was quantized by Keras.
         ValueError: an argument is wrong.
         ExportError: tf2onnx cannot translate the model, or the file does not run or computes
-            something else. Then no file is written.
+            something else. No file is written then.
         ImportError: tf2onnx or onnxruntime is missing.
 
     Example:

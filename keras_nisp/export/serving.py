@@ -32,11 +32,11 @@ class ServingExport(Shown):
     """What `export_serving` wrote; `print` it for one line.
 
     Attributes:
-        path: of the version's folder.
-        version: its number.
-        bytes: size of all files in it.
+        path: path of the version's folder.
+        version: number of the version.
+        bytes: size of all files in the folder.
         signatures: for each signature its input and output names.
-        agreement: with the Keras model.
+        agreement: the comparison with the Keras model, an `Agreement`.
     """
 
     path: Path
@@ -70,24 +70,25 @@ def export_serving(
     The version is written beside its place and renamed into it, so that a server which polls the
     folder never sees half a model. Each weight is stored once. Signatures:
 
-    * `serving_default`: the model, or with `preprocessing` that and then the model;
-    * `model`, with `preprocessing`: the model alone;
-    * `top_k`, if that is asked for: what `serving_default` takes, and gives `scores`
+    * `serving_default`: the model, after `preprocessing` if that is given;
+    * `model`, only if `preprocessing` is given: the model alone;
+    * `top_k`, only if `top_k` is given: takes the inputs of `serving_default`, and returns `scores`
       (probabilities, descending) and `classes` (indices, or labels), both `(batch, top_k)`.
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        path: of the model's folder, `"models/name"`; made if it does not exist.
-        version: number of the version; by default the one after the largest that is there.
+        path: path of the model's folder, `"models/name"`; it is made if it does not exist.
+        version: number of the version; by default the one after the largest existing number.
         preprocessing: a model from what clients send (images in uint8, say) to the model's one
             input.
-        top_k: adds the signature `top_k`. Logits go through softmax; what comes out of a softmax
-            or a sigmoid is taken as it is.
+        top_k: number of classes in the signature `top_k`, which is added. Logits go through a
+            softmax first; outputs of a softmax or a sigmoid are used as they are.
         labels: a name for each class, for `top_k`.
-        warmup: some inputs as clients send them (with `preprocessing`: for that), as calibration
-            data; the server runs them before it takes requests. Needs `tensorflow-serving-api`.
-        check_data: inputs, likewise, on which the SavedModel is compared with the Keras model (up
-            to 256); random ones by default.
+        warmup: some inputs as clients send them (inputs of `preprocessing`, if that is given), in
+            the form of calibration data. The server runs them before it takes requests. Needs
+            `tensorflow-serving-api`.
+        check_data: inputs of the same kind, on which the SavedModel is compared with the Keras
+            model (up to 256); random ones by default.
         verbose: 1 prints the outcome in one line.
 
     Returns:
@@ -97,7 +98,7 @@ def export_serving(
         TypeError: the model is not functional or Sequential, or was quantized by Keras.
         ValueError: an argument is wrong.
         FileExistsError: this version exists; a version is never replaced.
-        ExportError: the SavedModel computes something else. Then it is removed.
+        ExportError: the SavedModel computes something else. It is removed then.
         ImportError: `warmup` without `tensorflow-serving-api`.
 
     Example:

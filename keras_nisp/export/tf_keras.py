@@ -1,8 +1,8 @@
-"""`to_tf_keras`: Keras 3 models as tf_keras models, which is what TFMOT works on.
+"""`to_tf_keras`: Keras 3 models as tf_keras models, on which TFMOT works.
 
-A layer of the same name need not compute the same in both: settings were renamed, and some were
-given another meaning. So only layers that are known are converted, every setting is accounted
-for, and numbers are compared at the end, layer by layer and as a whole.
+A layer of the same name need not compute the same in both: some settings were renamed or got
+another meaning. So only known layers are converted, every setting is accounted for, and numbers
+are compared at the end, layer by layer and as a whole.
 """
 
 import inspect
@@ -47,12 +47,13 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     `keras.ops` become layers, and so do activations that tf_keras does not have (`hard_silu`).
 
     Args:
-        model: a functional or `Sequential` model. Mixed precision becomes float32.
+        model: a functional or `Sequential` model. A mixed-precision model is converted to float32.
 
     Returns:
-        A `tf_keras.Model` with copies of the weights. Each layer and the whole have been compared
-        with the original on random data: they agree to 1e-5 of their outputs' scale. (The whole
-        of a network that amplifies rounding errors: to ten times what 1e-6 at its inputs does.)
+        A `tf_keras.Model` with copies of the weights. Each layer and the whole model have been
+        compared with the original on random data: they agree to 1e-5 of their outputs' scale. (In a
+        network that amplifies rounding errors, the outputs of the whole model may differ by ten
+        times what a change of 1e-6 at its inputs does to them.)
 
     Raises:
         ConversionError: a layer, operation, setting or dtype has no counterpart in tf_keras, or

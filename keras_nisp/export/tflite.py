@@ -57,16 +57,18 @@ class TFLiteExport(Shown):
     """What `export_tflite` wrote; `print` it for one line.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         quantization: `None`, `"float16"`, `"dynamic"` or `"int8"`.
         bytes: size of the file.
-        gzip_bytes: its size under gzip, as an app store or a browser transfers it.
-        parameters: of the Keras model.
-        batch_size: samples in each run; `None` if that is open.
-        inputs, outputs: names, in the file's signature `serving_default`.
-        agreement: with the Keras model: top-1 and the largest difference of each output.
-        operations: TFLite's operations in the file and how often each is there.
-        float_operations: those that compute with floats; of an `"int8"` file mostly none.
+        gzip_bytes: size of the file under gzip, as an app store or a browser transfers it.
+        parameters: number of parameters of the Keras model.
+        batch_size: number of samples in each run; `None` if it is open.
+        inputs, outputs: names of inputs and outputs in the file's signature `serving_default`.
+        agreement: the comparison with the Keras model, an `Agreement`: top-1 and the largest
+            difference of each output.
+        operations: TFLite's operations in the file, with how often each occurs.
+        float_operations: the operations that compute with floats; an `"int8"` file usually has
+            none.
     """
 
     path: Path
@@ -109,19 +111,19 @@ def export_tflite(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        path: of the file, ending in `.tflite`. An existing file is replaced as a whole.
+        path: path of the file, ending in `.tflite`. An existing file is replaced as a whole.
         quantization: `None` or `"float32"`, `"float16"` (half the size; computes in float32 on a
-            CPU), `"dynamic"` (int8 weights, float inputs and outputs), or `"int8"` (weights,
-            activations, inputs and outputs, for the fastest and for integer-only devices).
-        calibration: some real inputs, of which `"int8"` takes the
-            ranges of activations (up to 200 samples). With labels of a classifier, accuracies are
-            told.
-        batch_size: fixes how many samples a run takes, 1 on most devices. By default that of
-            `keras.Input`, which is open unless it was given: then `Flatten`, say, needs
-            operations on shapes, which some devices do not have.
+            CPU), `"dynamic"` (int8 weights, float inputs and outputs), or `"int8"` (int8 weights,
+            activations, inputs and outputs; usually the fastest, and needed by integer-only
+            devices).
+        calibration: some real inputs, from which `"int8"` takes the ranges of activations (up to
+            200 samples). If they have labels of a classifier, accuracies are reported.
+        batch_size: fixed number of samples in a run, 1 on most devices. By default that of
+            `keras.Input`, which is open unless it was given. With an open batch size `Flatten`,
+            say, needs operations on shapes, which some devices do not have.
         check_data: samples on which the file is compared with the model (up to 256); by default
-            `calibration`, else random numbers.
-        seed: for choosing samples.
+            `calibration`, otherwise random numbers.
+        seed: seed for choosing samples.
         verbose: 1 prints the outcome in one line.
 
     Returns:
@@ -131,12 +133,12 @@ def export_tflite(
         TypeError: the model is not functional or Sequential, or was quantized by Keras.
         ValueError: an argument is wrong.
         ExportError: the converter cannot translate the model (the message says what), or the file
-            computes something else. Then no file is written.
+            computes something else. No file is written then.
 
     Warns:
         UserWarning: on given samples, top-1 of an output of a quantized file agrees for less than
-            90 %, or an output without top-1 changes by more than half of its scale; operations
-            of an `"int8"` file compute with floats.
+            90 % of them, or an output without top-1 changes by more than half of its scale; or
+            operations of an `"int8"` file compute with floats.
 
     Example:
 
@@ -185,7 +187,7 @@ def export_tflite(
 
 
 def check_quantization(quantization: str | None) -> str | None:
-    """The kind of a file; `None` is what float32 is called here."""
+    """The kind of a file; float32 is called `None` here."""
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ValueError(
             f"Expected `quantization` to be None or one of {QUANTIZATIONS}. Received: "

@@ -22,8 +22,8 @@ def quantization_aware(model: keras.Model) -> "tf_keras.Model":
     """A Keras 3 model as a tf_keras model that emulates int8 while it trains, by TFMOT.
 
     Compile and fit the result with tf_keras, at a small learning rate; then
-    `tf.lite.TFLiteConverter.from_keras_model` with `tf.lite.Optimize.DEFAULT` makes an int8 file
-    of it. TFMOT supports plain CNNs, ResNets and MobileNetV2. It refuses networks in which
+    `tf.lite.TFLiteConverter.from_keras_model` with `tf.lite.Optimize.DEFAULT` converts it to an
+    int8 file. TFMOT supports plain CNNs, ResNets and MobileNetV2. It refuses networks in which
     BatchNormalization does not follow a convolution or Dense layer directly (DenseNet), and
     layers such as Rescaling and Multiply (EfficientNet, MobileNetV3).
 
@@ -31,7 +31,7 @@ def quantization_aware(model: keras.Model) -> "tf_keras.Model":
         model: a functional or `Sequential` model.
 
     Returns:
-        The `tf_keras.Model` that TFMOT makes of `to_tf_keras(model)`, not compiled.
+        The `tf_keras.Model` that TFMOT makes from `to_tf_keras(model)`, not compiled.
 
     Raises:
         ConversionError: the model cannot be converted to tf_keras, or TFMOT does not support it.
@@ -55,11 +55,11 @@ def quantization_aware(model: keras.Model) -> "tf_keras.Model":
 
 
 def import_tfmot() -> ModuleType:
-    """Imports `tensorflow_model_optimization` without what it does to the process.
+    """Imports `tensorflow_model_optimization` without its side effects on the process.
 
     When it is imported, TFMOT sets the environment variable `TF_USE_LEGACY_KERAS`. That turns
-    `tf.keras` into Keras 2, here if nobody has used it before, and in every process that is
-    started from here. This function has `tf.keras` loaded before, and puts the variable back.
+    `tf.keras` into Keras 2: in this process if nobody has used it before, and in every process
+    that is started from it. This function loads `tf.keras` first, and restores the variable.
 
     Returns:
         The module.

@@ -20,30 +20,30 @@ Leaf = tuple[Any, ...]  # keys that lead to a number in a config
 def as_original(small: keras.Model, original: keras.Model) -> keras.Model:
     """Puts a smaller graph into a new model of the class that the original has.
 
-    What `as_functional` and `prune` make of a model of a class of its own, such as a backbone or a
-    task of keras-hub, is a plain graph, without the methods of the class: `generate`, its
-    preprocessor, its presets. Where the class can say the smaller widths by its own
-    hyperparameters, this gives a model of the class that computes the same.
+    For a model of a class of its own, such as a backbone or a task of keras-hub, `as_functional`
+    and `prune` return a plain graph, without the methods of the class: `generate`, its
+    preprocessor, its presets. If the smaller widths can be expressed as constructor arguments of
+    the class, this function returns a model of the class that computes the same as the graph.
 
-    The hyperparameters are found by trying: each number in the config is doubled, and which axes of
-    which weights follow it is read off. A class has one number for all of its blocks, so all
+    These arguments are found by trial: each number in the config is doubled, to see which axes of
+    which weights follow it. A class has one number for all of its blocks, so all of them
     must have lost the same share: prune with `allocation="uniform"` and a ratio, or by `ratios`
-    the layers that the class can make smaller (of GPT-2 the width of the MLP alone, since the
+    for the layers that the class can make smaller (in GPT-2 only the width of the MLP, since the
     size of its heads follows from that of the whole).
 
     Args:
-        small: what `prune` or `rebuild` gave for `as_functional(original)`.
+        small: the result of `prune` or `rebuild` for `as_functional(original)`.
         original: the model. It is not changed.
 
     Returns:
-        A model of the class of `original`, from its `get_config` with smaller numbers, with the
-        weights of `small` and the vocabularies of `original`. It is not compiled, unless its
-        constructor does so. Its outputs were compared with those of `small`. What its layers add
-        to the loss in training, which the graph left out, they add again.
+        A model of the class of `original`, made from its `get_config` with smaller numbers, with
+        the weights of `small` and the vocabularies of `original`. It is not compiled, unless its
+        constructor does so. Its outputs were compared with those of `small`. Losses that its layers
+        add in training, which the graph left out, are back.
 
     Raises:
-        ConversionError: the class cannot say these widths, or computes something else with them;
-            the message names a weight.
+        ConversionError: the class cannot express these widths, or computes something else with
+            them; the message names a weight.
         TypeError: an argument is not a Keras model.
 
     Example:

@@ -30,7 +30,7 @@ class Latency:
     """Times of one model.
 
     Attributes:
-        name: of the model or file.
+        name: name of the model or file.
         bytes: size of the TFLite file.
         rounds: seconds of each run, for each round.
     """
@@ -55,8 +55,8 @@ class Benchmark(Shown):
 
     Attributes:
         latencies: one or two `Latency`.
-        batch_size: samples in each run.
-        threads: of the interpreter.
+        batch_size: number of samples in each run.
+        threads: number of threads of the interpreter.
         runtime: name and version of the interpreter.
     """
 
@@ -131,22 +131,23 @@ def benchmark(
 ) -> Benchmark:
     """Measures latency in the TFLite interpreter, two models in turns (A B A B...).
 
-    FLOPs are not time: this is what a device waits for. Models are measured in turns so that
-    whatever else the machine does falls on both.
+    FLOPs are not time; this measures time. Models are measured in turns, so that other load on the
+    machine affects both.
 
     Args:
         model: a Keras model, which is converted first, or path or content of a TFLite file.
-        against: a second one to compare with.
-        quantization: of Keras models, as for `export_tflite`.
-        calibration: for int8; random numbers by default, since time does not depend on
+        against: a second model or file to compare with.
+        quantization: quantization of Keras models, as for `export_tflite`.
+        calibration: samples for int8; random numbers by default, since time does not depend on
             values.
-        batch_size: samples in each run; by default what the models are bound to, else 1.
-        threads: of the interpreter.
-        rounds: turns of each model.
-        repeats: runs of a model in a round.
-        warmup: runs before the first round, not counted.
-        input_shape: shape of one sample (or a list of them), for models that leave it open.
-        seed: of the random inputs.
+        batch_size: number of samples in each run; by default the batch size to which the models
+            are bound, otherwise 1.
+        threads: number of threads of the interpreter.
+        rounds: number of rounds; each model has one turn in a round.
+        repeats: number of runs of a model in each round.
+        warmup: number of runs before the first round, which are not counted.
+        input_shape: shape of one sample (or a list of shapes), for models that leave it open.
+        seed: seed of the random inputs.
         verbose: 1 shows a progress bar of the rounds, and prints the table.
 
     Returns:
@@ -199,7 +200,7 @@ def measured(
     seed: int = 0,
     verbose: int = 0,
 ) -> Benchmark:
-    """`benchmark` without a word but its progress bar."""
+    """`benchmark` without printing anything but its progress bar."""
     counts = {"batch_size": batch_size, "threads": threads, "rounds": rounds, "repeats": repeats}
     for name, count in counts.items():
         if name == "batch_size" and count is None:

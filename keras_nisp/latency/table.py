@@ -1,4 +1,4 @@
-"""Latency of a model from measurements of its layers: what latency budgets are solved with."""
+"""Latency of a model from measurements of its layers, for latency budgets."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ SHORTEST = 1e-9  # seconds: nothing takes no time
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LatencyChange(Shown):
-    """What a table says of a model before and after; `print` it for one line.
+    """Latencies of a model before and after, by a table; `print` it for one line.
 
     Attributes:
-        before, after: seconds.
-        device: for what they hold, as text.
+        before, after: latencies in seconds.
+        device: format and threads for which they hold, as text.
         estimated: layers that could not be measured.
     """
 
@@ -49,20 +49,20 @@ class LatencyChange(Shown):
 
 
 class LatencyTable:
-    """Latencies of single layers in the TFLite interpreter, measured when they are asked for.
+    """Latencies of single layers in the TFLite interpreter, measured when they are first needed.
 
     Each layer is converted and timed alone, at batch 1, once for each shape; results are kept on
-    disk. What the runtime fuses into other kernels (BatchNormalization and ReLU behind a
-    kernel, zero padding before a convolution) costs nothing. What the interpreter does not take
-    alone is estimated from its multiply-adds and outputs, and named in `estimated`.
+    disk. Layers that the runtime fuses into other kernels (BatchNormalization and ReLU after a
+    kernel, zero padding before a convolution) cost nothing. A layer that the interpreter does not
+    run alone is estimated from its multiply-adds and outputs, and named in `estimated`.
 
     For another device, override `measure`.
 
     Args:
         quantization: `None` or `"float32"`, or `"int8"`.
         threads: number of threads of the interpreter.
-        cache: path of a JSON file for the results; by default one in the user's cache folder
-            for this processor and version of the runtime. `False` keeps nothing.
+        cache: path of a JSON file for the results; by default a file in the user's cache folder
+            for this processor and version of the runtime. `False` keeps no file.
         verbose: 1 shows a progress bar, and prints each measurement.
 
     Raises:
@@ -103,8 +103,8 @@ class LatencyTable:
         """Seconds of a model for one sample: the sum over its layers.
 
         Args:
-            channel_map: from `keras_nisp.trace`.
-            keep: boolean per unit: which are kept. By default all.
+            channel_map: the model, from `keras_nisp.trace`.
+            keep: boolean array of the units that are kept. By default all.
         """
         return sum(self.layers(channel_map, keep).values())
 
@@ -131,10 +131,10 @@ class LatencyTable:
 
     @functools.cached_property
     def block(self) -> int:
-        """In steps of how many output channels a convolution gets faster here: one of `STEPS`.
+        """The step of output channels in which a convolution gets faster here: one of `STEPS`.
 
-        Of 64 channels of a 3x3 convolution, the least that must go to save at least half of
-        their share of the time.
+        It is the smallest number of channels to remove from the 64 of a 3x3 convolution that saves
+        at least half of their share of the time.
         """
 
         def seconds(width: int) -> float:
@@ -146,7 +146,7 @@ class LatencyTable:
         return next((s for s in steps if seconds(64 - s) <= whole * (1 - s / 128)), STEPS[-1])
 
     def change(self, channel_map: ChannelMap, keep: np.ndarray) -> LatencyChange:
-        """The latencies of the whole model and of the units of the boolean array."""
+        """The latencies of the whole model and of the model with only the units of the array."""
         before, after = self.model(channel_map), self.model(channel_map, keep)
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         paths = [call.path for call in channel_map.calls if call.path in self.estimated]
@@ -170,7 +170,7 @@ class LatencyTable:
         of its inputs.
 
         Raises:
-            ExportError: it cannot be measured alone.
+            ExportError: the layer cannot be measured alone.
         """
         return seconds_of(work.build(), work.inputs, self.quantization, self.threads)
 
