@@ -1,4 +1,4 @@
-"""Importances: what says which channels matter."""
+"""Importances: they score channels by how much they matter."""
 
 from keras_nisp.importance.base import Importance
 from keras_nisp.importance.inf_fs import inf_fs

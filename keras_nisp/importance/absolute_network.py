@@ -44,10 +44,10 @@ class Edge:
     """A tensor that a kernel reads in the absolute network: a consumption edge.
 
     Attributes:
-        names: of its channels.
+        names: names of its channels.
         value, log: as in `Scaled`.
-        gradient: of what is propagated, in the scale of the targets over that of the edge; `None`
-            where no path leads to a target.
+        gradient: gradient of the targets, in their scale over that of the edge; `None` if no path
+            leads to a target.
     """
 
     names: np.ndarray
@@ -59,16 +59,17 @@ class Edge:
 class AbsoluteNetwork:
     """One pass of a single sample of ones through the absolute network, and one back.
 
-    Subclasses say in `enter`, `leave` or `end` what is propagated back, by adding to `targets`.
+    Subclasses add to `targets`, in `enter`, `leave` or `end`, what is propagated back.
 
     Args:
         channel_map: the traced model.
-        removed: boolean per unit; what these pass on counts as zero.
+        removed: boolean per unit: whether its outputs count as zero.
 
     Attributes:
         edges: the consumption edges, in the order of the walk.
-        targets: pairs of a `Scaled` tensor and what its elements count.
-        samples: how many samples of ones go through: one, or the batch that the model is bound to.
+        targets: pairs of a `Scaled` tensor and the weights of its elements.
+        samples: number of samples of ones that go through: one, or the fixed batch size of the
+            model.
     """
 
     def __init__(self, channel_map: ChannelMap, removed: np.ndarray | None = None):
@@ -142,11 +143,12 @@ def _is_scaled(x: Any) -> bool:
 
 
 def share_out(network: AbsoluteNetwork, shares: list) -> np.ndarray:
-    """Scores of units from what arrived at their consumption edges.
+    """Scores of units from the values at their consumption edges.
 
     Args:
-        network: after `backward`.
-        shares: names of a tensor, what its elements get, and the logarithm of its scale.
+        network: the network, after `backward`.
+        shares: for each tensor its names, the scores of its elements, and the logarithm of their
+            scale.
 
     Returns:
         Float64 array with one score per unit, scaled to a mean of 1 in each coupled

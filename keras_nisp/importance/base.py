@@ -1,4 +1,4 @@
-"""What every importance is, and the ways they share of reading a model."""
+"""The base class of importances, and how they read a model."""
 
 import copy
 from collections.abc import Callable
@@ -22,11 +22,12 @@ Select = Callable[[np.ndarray], np.ndarray]
 class Importance:
     """Scores units: the larger the score, the more a unit matters.
 
-    Subclasses give `__call__`. Scores are compared inside a coupled group; ranking
-    over all groups divides them by the group's mean first. NaN says that a unit cannot
-    be scored: its group then stays as it is. Channels of one layer are scored all, or none.
+    Subclasses define `__call__`, which takes a `ChannelMap` and returns one score per unit. Scores
+    are compared within a coupled group; `allocation="global"` divides them by the group's mean
+    first. NaN means that a unit cannot be scored: its group then stays as it is. Score all channels
+    of a layer, or none.
 
-    A plan records the arguments of the constructor that are kept as attributes of the same names.
+    A plan records those arguments of the constructor that are attributes of the same names.
 
     Example: the first channels of each layer matter most.
 
@@ -54,22 +55,22 @@ class Importance:
         raise NotImplementedError
 
     def scores(self, channel_map: ChannelMap, select: Select) -> np.ndarray:
-        """Scores that may depend on what is removed.
+        """Scores that may depend on which units are removed.
 
         Args:
-            channel_map: from `keras_nisp.trace`.
-            select: `select(scores)` gives the boolean array of units that the budget
-                would remove.
+            channel_map: the model, from `keras_nisp.trace`.
+            select: `select(scores)` returns the boolean array of units that the budget would
+                remove.
         """
         return self(channel_map)
 
     def known_samples(self, model: keras.Model) -> Samples | None:
-        """The calibration samples for a model that it has read, if there are any."""
+        """The calibration samples that the importance has read for a model, if there are any."""
         held = (value for value in vars(self).values() if isinstance(value, Calibration))
         return next(filter(None, (calibration.known(model) for calibration in held)), None)
 
     def input_shapes(self, model: keras.Model) -> list[tuple[int, ...]] | None:
-        """Sizes of its samples where a model leaves those of its inputs open; `None` without."""
+        """Sizes of its samples, for models with open input sizes; `None` if it has none."""
         calibration = getattr(self, "calibration", None)
         if not isinstance(calibration, Calibration) or calibration.data is None:
             return None
@@ -77,7 +78,7 @@ class Importance:
 
     @property
     def source(self) -> Any:
-        """What scores: the importance itself, unless it wraps another one or a function."""
+        """The object that scores: the importance itself, or the function that it wraps."""
         return self
 
     @property

@@ -18,7 +18,7 @@ class FinalResponse:
     """The responses that are ranked.
 
     Attributes:
-        tensor: the traced tensor.
+        tensor: the traced tensor of the responses.
         classifier: the call that reads it; `None` if the user named the layer.
     """
 

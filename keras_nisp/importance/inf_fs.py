@@ -9,9 +9,9 @@ def inf_fs(responses: np.ndarray, alpha: float = 0.5) -> np.ndarray:
     Features are the nodes of a full graph with the edges
     `A[i, j] = alpha * max(s_i, s_j) + (1 - alpha) * (1 - |rho_ij|)`, where `s` is the
     standard deviation, min-max scaled over the features, and `rho` Spearman's rank
-    correlation with average ties. The score of a feature is its row sum of
-    `sum_{l >= 1} (r A)^l = (I - r A)^-1 - I` with `r = 0.9 / spectral radius of A`,
-    from one linear solve.
+    correlation with average ties. The score of a feature is its row sum in
+    `sum_{l >= 1} (r A)^l = (I - r A)^-1 - I` with `r = 0.9 / spectral radius of A`. One linear
+    solve gives all scores.
 
     Args:
         responses: array of shape `(samples, features)`.

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation: which channels the model's predictions come from."""
+"""Layer-wise relevance propagation: which channels contribute to the model's predictions."""
 
 from collections import defaultdict
 from typing import Any
@@ -19,24 +19,24 @@ from keras_nisp.keras_graph.masks import counts_of, spread_mask
 class LRP(Importance):
     """Layer-wise relevance propagation.
 
-    Each sample has a relevance of 1, which lies at its prediction: the largest value along the last
-    axis of the output, at each position alike. From there it is handed back, layer by layer. What
-    a layer hands to its inputs is in proportion to the size of their contributions,
+    Each sample has a relevance of 1. It starts at the sample's prediction, the largest value along
+    the last axis of the output, and is shared equally by all positions. From there it is handed
+    back, layer by layer. A layer divides it among its inputs in proportion to the size of their
+    contributions,
 
         R_i = sum_j |x_i w_ij| / (sum_k |x_k w_kj|) R_j
 
-    (the rule `z+`, or alpha 1, beta 0, with contributions of both signs taken by their size, as
-    a removal loses both). Activations, normalisations and biases keep nothing, so the sum over a
-    layer is that over the next one. The contributions are those of the absolute network in which
-    `NISP` propagates, for the values that the layers really take in: by that rule relevance
-    passes every layer that `NISP` does. A channel's score is its relevance where kernels read it,
-    the mean over samples.
+    (the rule `z+`, or alpha 1, beta 0, but with the absolute values of positive and negative
+    contributions, since a removal loses both). Activations, normalizations and biases keep no
+    relevance, so every layer has the same sum. Contributions are those in the absolute network of
+    `NISP`, for the layers' real inputs; so relevance passes every layer that `NISP` can pass. A
+    channel's score is its relevance where kernels read it, averaged over samples.
 
     Args:
-        calibration: samples without labels, as for `NISP`; by default likewise.
-        max_samples: how many samples are used.
-        seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read, and looked at.
+        calibration: samples without labels, as for `NISP`, with the same default.
+        max_samples: largest number of samples.
+        seed: seed for sampling calibration data.
+        verbose: 1 shows progress bars for reading and using the data.
 
     Example:
 
@@ -91,9 +91,8 @@ class _Relevance:
     def shares(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Units, and the relevance of each where a kernel reads it, summed over the batch."""
         outputs = keras.tree.flatten(self.channel_map.walk(self.inputs, self._visit))
-        relevance: dict[int, Any] = defaultdict(
-            float
-        )  # by the id of a tensor, until it is handed on
+        # By the id of a tensor, until it is handed on.
+        relevance: dict[int, Any] = defaultdict(float)
         for output in outputs:
             relevance[id(output)] += self._start(output)
         while self.steps:

@@ -27,23 +27,23 @@ class NISP(Importance):
     """Neuron Importance Score Propagation.
 
     The responses of the final response layer (the layer that feeds the classifier) are
-    ranked with Inf-FS on calibration data; their scores are then propagated through the
-    absolute network to every channel in one backward pass. A channel's score is read
-    where it is consumed: at the inputs of the kernels that take it in.
+    ranked with Inf-FS on calibration data. Their scores are then propagated through the
+    absolute network (weights by absolute value, no biases, activations as identity) to every
+    channel in one backward pass. A channel's score is read at the inputs of the kernels that read
+    the channel.
 
     Args:
         calibration: samples without labels: NumPy
             array, `tf.data.Dataset`, `keras.utils.PyDataset` or iterable of batches. By default
-            those of the function that uses it: `prune(model, NISP(), calibration=x, ...)`.
-        frl: name of the final response layer (or a list of names), if it cannot be found by
-            itself.
-        alpha: mixing weight of Inf-FS.
-        max_samples: how many samples are used.
-        propagate_pruned: `False` for the paper's rule that the score of a neuron that
-            is pruned is not propagated further; scores and selection then alternate
-            until they agree.
-        seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read, and looked at.
+            those of the function that uses the importance: `prune(model, NISP(), calibration=x)`.
+        frl: name of the final response layer (or a list of names), if it is not found
+            automatically.
+        alpha: weight of the deviations against the correlations in Inf-FS; see `inf_fs`.
+        max_samples: largest number of samples.
+        propagate_pruned: `False` for the paper's rule that scores of pruned neurons are not
+            propagated further; scores and selection then alternate until they agree.
+        seed: seed for sampling calibration data.
+        verbose: 1 shows progress bars for reading and using the data.
 
     Example:
 
@@ -110,14 +110,14 @@ class NISP(Importance):
 
 
 class NISPMag(NISP):
-    """NISP-Mag, a baseline of the paper: the score of a final response is the sum of the
-    absolute classifier weights that leave it; needs no data.
+    """NISP-Mag, a baseline of the paper: the score of a final response is the sum of the absolute
+    classifier weights that read it. It needs no data.
 
     Args:
         propagate_pruned: as in `NISP`.
 
     Raises:
-        TypeError: `propagate_pruned` is no truth value.
+        TypeError: `propagate_pruned` is not a boolean.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon over coupled groups: what is lost although the others make up for it."""
+"""Optimal Brain Surgeon over coupled groups: the loss that remains after the others make up."""
 
 import dataclasses
 from typing import Any
@@ -25,38 +25,39 @@ MOST_VALUES = 1 << 23  # of a batch that second moments are taken over: position
 class OptimalBrainSurgeon(Importance):
     """Removes channels one by one, each time the one that the others can make up for best.
 
-    What a channel is worth depends on who is left: of two that are alike, one is free, and then
-    the other is not. So the channels of a group are removed on paper, with the least squares that
-    `recalibrate` uses to make up for them. At each kernel that reads the group, `C` is the second
-    moment of what it takes in (the covariance, where a bias or a BatchNormalization takes up the
-    constant), `P = (C + ridge * mean(diag C) I)^-1`, and `W` the kernel `(channels, taps and
-    outputs)`, times `|gamma| / sd` of a BatchNormalization behind it, over the root of the energy
-    of its output. Without channel `i`
+    The worth of a channel depends on the channels that are left: of two equal channels, one can be
+    removed at no cost, but then not the other. So the channels of a group are removed on paper,
+    with the least squares that `recalibrate` uses to make up for them. At each kernel that reads
+    the group, `C` is the second moment of the kernel's inputs (the covariance, if a bias or a
+    BatchNormalization absorbs the constant), `P = (C + ridge * mean(diag C) I)^-1`, and `W` the
+    kernel `(channels, taps and outputs)`, times `|gamma| / sd` of a BatchNormalization behind it,
+    over the root of the energy of its output. Without channel `i`
 
         s_i = sum over kernels of |W[i]|^2 / P[i, i]
 
-    of the energy is lost; the channel with the least is removed:
+    of the energy is lost. The channel with the least loss is removed:
 
         W -= P[:, i] W[i] / P[i, i]        P -= P[:, i] P[i, :] / P[i, i]
 
-    and so on; of more than 512 channels several at a time. The score of a channel is the sum of
-    `s` up to its removal: the share of what its readers take in that is lost when it goes, with
-    all that have a lower score, summed over the readers. That is a rank and an error at once, on
-    one scale for all groups.
+    and so on; from more than 512 channels several are removed at a time. The score of a channel is
+    the sum of `s` up to its removal: the share of energy that its readers lose when it is removed
+    together with all channels of a lower score, summed over the readers. Scores are a rank and an
+    error at once, on one scale for all groups.
 
-    Taps of a kernel, pixels of a channel that is flattened, and groups of a convolution share the
-    second moments of their channels: what one pixel says of the next is not used. A kernel that
-    reads what its own layer computed (behind a depthwise kernel, or inside of a recurrent layer)
-    is taken to read the layer's input if that holds these channels; otherwise (heads and channels
-    of attention) they are taken for uncorrelated, at a mean square of 1. Where a product reads
-    channels without a kernel, the channels themselves are to be made up for.
+    Taps of a kernel, pixels of a flattened channel, and groups of a convolution share the
+    second moments of their channels: correlations between pixels are not used. A kernel that
+    reads a tensor inside its layer (behind a depthwise kernel, or in a recurrent layer) is treated
+    as if it read the layer's input, if that holds these channels. Otherwise (heads and channels of
+    attention) the channels are treated as uncorrelated, with a mean square of 1. Where a product
+    reads channels without a kernel, the channels themselves are what the others have to make up
+    for.
 
     Args:
-        calibration: samples without labels, as for `NISP`; by default likewise.
-        ridge: strength of the regularisation, over the mean variance of a channel.
-        max_samples: how many samples are used.
-        seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read, and looked at.
+        calibration: samples without labels, as for `NISP`, with the same default.
+        ridge: strength of the regularization, relative to the mean variance of a channel.
+        max_samples: largest number of samples.
+        seed: seed for sampling calibration data.
+        verbose: 1 shows progress bars for reading and using the data.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Importances that look at responses on data: layer by layer, and Taylor."""
+"""Importances that use responses on data: layer by layer, and Taylor."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from keras_nisp.keras_graph.masks import level
 class LayerByLayer(Importance):
     """Inf-FS on each layer's own responses, without propagation: a baseline of the paper.
 
-    Responses are taken where kernels read them, feature maps averaged over positions;
-    scores of a unit that several layers read are summed.
+    Responses are taken where kernels read them, and feature maps are averaged over positions. If
+    several layers read a unit, its scores are added.
 
     Args:
-        calibration: samples without labels, as for `NISP`; by default likewise.
-        alpha: mixing weight of Inf-FS.
-        max_samples: how many samples are used.
-        seed: for sampling calibration data.
-        verbose: 1 shows a progress bar while data are read, and looked at.
+        calibration: samples without labels, as for `NISP`, with the same default.
+        alpha: weight of the deviations against the correlations in Inf-FS; see `inf_fs`.
+        max_samples: largest number of samples.
+        seed: seed for sampling calibration data.
+        verbose: 1 shows progress bars for reading and using the data.
 
     Example:
 
@@ -88,11 +88,11 @@ class Taylor(Importance):
     Args:
         data: samples with labels: an `(x, y)` tuple or a dataset of them. By default the
             `calibration` of the function that uses it, which then needs labels.
-        loss: a Keras loss (name, function or object). Defaults to the loss that the model
-            is compiled with.
-        max_samples: how many samples are used.
-        seed: for sampling.
-        verbose: 1 shows a progress bar while data are read, and looked at.
+        loss: a Keras loss (name, function or object). Defaults to the loss with which the model
+            is compiled.
+        max_samples: largest number of samples.
+        seed: seed for sampling.
+        verbose: 1 shows progress bars for reading and using the data.
 
     Example:
 
@@ -126,7 +126,7 @@ class Taylor(Importance):
 
     @property
     def data(self) -> Calibration:
-        """The data it looks at, by the name that the constructor has for them."""
+        """The labeled samples, under the name of the constructor's argument."""
         return self.calibration
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:

@@ -13,21 +13,22 @@ from keras_nisp.importance.base import Importance, Select, check_setting
 class SynFlow(Importance):
     """Iterative Synaptic Flow Pruning: needs no data.
 
-    All ones go through the absolute network, in which `NISP` propagates: weights by absolute
-    value, no biases, activations as identity. `R` is the sum of its outputs, and the score of a
-    channel is `|dR/dw * w|`, summed over all weights that read it: what of `R` passes the channel.
+    An input of ones goes through the absolute network of `NISP`: weights by absolute
+    value, no biases, activations as identity. `R` is the sum of its outputs. The score of a
+    channel is `|dR/dw * w|`, summed over all weights that read it: the part of `R` that passes
+    through the channel.
 
     The paper scores again after each of many small removals. With `steps=1`, the default, channels
-    are scored once. With more, those that are to go do so in `steps` steps, of each group by a
-    constant factor from step to step, and the rest is scored without them: a channel that feeds
-    removed ones loses what it gave to them. This pays where much is removed.
+    are scored once. With more, the channels are removed in `steps` steps, in which each group
+    shrinks by a constant factor, and the others are scored again without them: a channel that
+    feeds removed ones loses that part of its score. This pays off if much is removed.
 
     Args:
-        steps: how often channels are scored; the paper takes 100.
+        steps: how often channels are scored; the paper uses 100.
 
     Raises:
-        TypeError: `steps` is no number.
-        ValueError: `steps` is not a whole number from 1.
+        TypeError: `steps` is not a number.
+        ValueError: `steps` is not a whole number of at least 1.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Importances that look at weights alone, and the random baseline."""
+"""Importances that use only weights, and the random baseline."""
 
 import numbers
 
@@ -38,7 +38,7 @@ class Magnitude(_Kernels):
         p: 1 for the L1 norm, 2 for the Euclidean one.
 
     Raises:
-        TypeError: `p` is no number.
+        TypeError: `p` is not a number.
         ValueError: `p` is not above 0.
 
     Example:
@@ -65,8 +65,8 @@ class Magnitude(_Kernels):
 
 
 class GeometricMedian(_Kernels):
-    """The sum of a filter's distances to the others of its layer: what lies near all
-    of them can be replaced by them.
+    """The sum of a filter's distances to the others of its layer: a filter that is near all of
+    them can be replaced by them.
 
     Example:
 
@@ -120,10 +120,10 @@ class Random(Importance):
     """Random scores: the baseline that a method has to beat.
 
     Args:
-        seed: integer.
+        seed: seed of the random scores.
 
     Raises:
-        TypeError: `seed` is no integer.
+        TypeError: `seed` is not an integer.
 
     Example:
 
