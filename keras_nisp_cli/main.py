@@ -113,9 +113,8 @@ def _errors(console: Console) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, click.Abort) as stop:
-        if isinstance(
-            stop.__cause__, EOFError
-        ):  # click takes it for the end of the keyboard's input
+        # click takes the end of a file for the end of the keyboard's input.
+        if isinstance(stop.__cause__, EOFError):
             _fail(f"A file ends too early: {stop.__cause__}", 2)
         _fail("Interrupted. No half-written file remains.", 130)
     except click.exceptions.Exit as stop:

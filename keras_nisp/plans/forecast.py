@@ -105,7 +105,7 @@ def constant_pull(
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the law depends on; arguments are those of `CentripetalSGD`."""
+    """The settings on which the law depends; arguments are those of `CentripetalSGD`."""
 
     strength: float | str = "auto"
     momentum: float = 0.0
@@ -196,16 +196,16 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Forecast(Shown):
-    """What will become of the deviation inside clusters; `print` it.
+    """The predicted deviation inside clusters; `print` it.
 
     Attributes:
-        settings: the settings.
-        kernels, vectors: the deviation after each step over that at the start, of kernels
+        settings: the settings of the optimizer.
+        kernels, vectors: the deviation after each step, relative to the start: of kernels,
             and of biases, scales and offsets.
-        needed_strength: the least constant strength that reaches the tolerance by the
+        needed_strength: the smallest constant strength that reaches the tolerance by the
             last step, or `None` if none does.
-        largest_strength: strengths from here on are unstable.
-        needed_steps: how many steps the fastest pull takes.
+        largest_strength: the strength from which on training is unstable.
+        needed_steps: number of steps that the fastest pull needs.
     """
 
     settings: Settings

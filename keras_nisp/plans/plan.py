@@ -34,22 +34,22 @@ class Plan(Shown):
 
     Attributes:
         model: name of the model it was made for.
-        fingerprint: of that model's structure.
+        fingerprint: digest of that model's structure.
         recipe: the call that made it: importance or clustering with its settings, and the budget.
         input_shapes: input sizes for which FLOPs are counted.
-        creators: for each layer that creates channels, in the order of the walk.
+        creators: a `CreatorPlan` for each layer that creates channels, in the order of the walk.
         groups: the coupled groups.
         layers: widths and costs of all layers, in the order of the walk.
-        inexact: layers that mix channels which are removed: there the rebuilt model
+        before, after: costs of the whole model.
+        inexact: layers that mix channels of which some are removed: there the rebuilt model
             differs from one in which the removed channels are zero.
-        notes: what costs leave out of account, and which sizes were assumed.
+        notes: sentences about layers that are not counted, and about assumed sizes.
         whole_groups: indices of the calls of grouped convolutions that lose whole groups.
-        variables: the trainable variables in order, if channels are merged: what
-            `CentripetalSGD` works on.
-        block: widths are multiples of it.
-        latency: what the table of a latency budget says.
-        rounds: if widths were chosen by damage, after each round the share of what the budget
-            counts that was left, and the damage until then.
+        variables: if channels are merged, the trainable variables in order, for `CentripetalSGD`.
+        block: number of which widths are multiples.
+        latency: latencies by the table of a latency budget.
+        rounds: if widths were chosen by damage, for each round the share of the cost that was left
+            after it, and the damage up to then.
 
     Example:
 
@@ -130,7 +130,7 @@ class Plan(Shown):
 
     @property
     def budget_text(self) -> str:
-        """The budget in one line, with what came of it: latencies, and multiples of widths."""
+        """The budget in one line, with its results: latencies, and multiples of widths."""
         return plan_text.budget_text(self)
 
     def summary(self, wide: bool = False) -> str:
@@ -171,9 +171,10 @@ class Plan(Shown):
         """Writes the plan as one HTML page that needs nothing else; replaces an existing file.
 
         Args:
-            path: of the page.
-            command: what made the plan, to be shown. By default the call that made it is.
-            outcome: what came of it, by name, to stand at the top:
+            path: path of the page.
+            command: the command to show as the one that made the plan. By default the call that
+                made it.
+            outcome: results to show at the top, by name:
                 `{"accuracy": "0.921 -> 0.915", "surgery": verify(small, model, plan)}`.
 
         Raises:
@@ -243,9 +244,9 @@ class Plan(Shown):
         Args:
             steps: number of optimizer steps.
             learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`.
-            momentum: of the optimizer.
+            momentum: momentum of the optimizer.
             strength: the centripetal strength, or `"auto"`.
-            **settings: the other settings of `CentripetalSGD` that matter: `nesterov`,
+            **settings: other settings of `CentripetalSGD` that have an effect: `nesterov`,
                 `weight_decay`, `vector_strength`, `preset`, `tolerance`, `collapse`.
 
         Returns:
@@ -283,7 +284,7 @@ class Plan(Shown):
         """Writes the plan to a JSON file; an existing file is replaced as a whole.
 
         Args:
-            path: of the file.
+            path: path of the file.
         """
         plan_file.save(self, path)
 

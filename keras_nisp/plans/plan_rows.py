@@ -1,4 +1,4 @@
-"""What a plan says of each layer that creates channels, coupled group, layer and variable."""
+"""Rows of a plan: layers that create channels, coupled groups, layers and variables."""
 
 import dataclasses
 from typing import Annotated
@@ -17,12 +17,12 @@ class CreatorPlan:
 
     Attributes:
         layer: path of the layer.
-        channels: how many it has.
-        removed: indices of those that are gone afterwards, ascending.
-        group: index of its coupled group, or -1 if none of them may be removed.
-        reasons: why channels were kept.
+        channels: number of its channels.
+        removed: indices of the channels that are removed, ascending.
+        group: index of its coupled group, or -1 if none of the channels may be removed.
+        reasons: reasons for which channels were kept.
         clusters: if channels are merged, a partition of all indices: the channels of a
-            cluster become one, at the place of the one that is not removed. Else empty.
+            cluster become one, in the place of the one that is not removed. Otherwise empty.
     """
 
     layer: str
@@ -46,13 +46,13 @@ class GroupPlan:
         creators: layers that create the channels.
         followers: layers that pass them on or join them.
         readers: layers whose kernels read them.
-        units: how many may be removed, each alone.
-        removed: how many are.
-        scores: of each of them, by which it was chosen; `None` where the importance gives
-            none. Empty if channels are merged, and in plans of earlier releases.
-        removed_units: if there are scores, indices of those that are removed.
-        damages: if widths were chosen by damage, pairs of how many units stay, from all of them
-            down, and of the damage until there. The last ones are beyond what is removed.
+        units: number of sets of coupled channels that may be removed, each by itself.
+        removed: number of such sets that are removed.
+        scores: score of each set; `None` where the importance gives none. Empty if channels are
+            merged, and in plans of earlier releases.
+        removed_units: if there are scores, indices of the sets that are removed.
+        damages: if widths were chosen by damage, pairs of a number of sets that stay, from all of
+            them down, and the damage at that width. The last pairs are narrower than the plan.
     """
 
     creators: tuple[str, ...]
@@ -71,9 +71,9 @@ class LayerPlan:
 
     Attributes:
         layer: path of the layer.
-        kind: its class.
-        channels: its channels before and after.
-        before, after: its costs.
+        kind: name of its class.
+        channels: numbers of its channels before and after.
+        before, after: its costs before and after.
     """
 
     layer: str
@@ -88,11 +88,11 @@ class VariablePlan:
     """What C-SGD does to one trainable variable.
 
     Attributes:
-        path: of the variable.
-        shape: its shape.
+        path: path of the variable.
+        shape: shape of the variable.
         is_kernel: whether it is a kernel, not a bias or scale.
-        clusters: for each axis that owns clustered channels the cluster of every
-            position; empty if there is none.
+        clusters: for each axis that owns clustered channels, the cluster of every
+            position; empty if there is no such axis.
     """
 
     path: str

@@ -24,8 +24,8 @@ class ObjectCall:
     """An object as the call that makes it, as far as files can hold that.
 
     Attributes:
-        name: of the class, or of the function that the object is.
-        module: where it is defined; `"keras_nisp"` for what this package has.
+        name: name of the class, or of the function if the object is one.
+        module: module in which it is defined; `"keras_nisp"` for objects of this package.
         arguments: arguments of the constructor that differ from their defaults; `None` for a
             function.
         data: names of the arguments that are data or functions.
@@ -88,16 +88,16 @@ class Recipe:
     """The call that made a plan.
 
     Attributes:
-        function: what was called.
-        importance: what scored the channels; `None` if they are merged.
-        clustering, owners, seed: those of `plan_merging`.
+        function: the function that was called.
+        importance: the importance that scored the channels; `None` if they are merged.
+        clustering, owners, seed: arguments of `plan_merging`.
         calibration: whether the function got calibration data, besides those of the importance.
-        budget: how much was to go. Layers are named by their paths, and `latency` says what the
-            table was. Of a `NISPPruner` the amount is what was reached.
+        budget: the budget, with layers named by their paths. For a `NISPPruner` its amount is the
+            one that was reached.
         latency: the table of a latency budget; `None` for the default.
-        schedule: that of a `NISPPruner`; `None` for the default.
+        schedule: the schedule of a `NISPPruner`; `None` for the default.
         whole_groups: paths of grouped convolutions that lose whole groups.
-        input_shape: of models that leave sizes open, unless they were assumed.
+        input_shape: the argument `input_shape`, for models that leave sizes open.
     """
 
     function: Function
@@ -114,7 +114,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What chose the channels, in a few words."""
+        """The importance or clustering that chose the channels, in a few words."""
         if self.importance is not None:
             return self.importance.name
         if isinstance(self.clustering, ObjectCall):
@@ -158,11 +158,11 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class EarlierRecipe:
-    """What plans of earlier releases say of how they were made: words.
+    """How a plan of an earlier release was made: only text.
 
     Attributes:
-        name: what chose the channels.
-        budget: how much was to go.
+        name: name of the importance or clustering.
+        budget: the budget, as text.
     """
 
     name: str

@@ -35,15 +35,15 @@ class NISPPruner(keras.callbacks.Callback):
 
     At each pruning step of the schedule the channels are scored on the current weights and the
     least important are masked until the end of training, inside the compiled step: kernels read
-    them as zero, and layers that take statistics over channels or add them up leave them out, in
-    `evaluate` and `predict`, too. What is masked stays masked. After `fit`, `pruned_model` is
-    physically smaller and gives what the trained masked model gives. The model itself stays as
-    it was trained: its kernels hold zeros, and such layers still leave removed channels out,
-    until `release`. Files and copies of it know nothing of that: save `pruned_model`.
+    them as zero, and layers that take statistics over channels or add them up leave them out.
+    This holds in `evaluate` and `predict`, too. After `fit`, `pruned_model` is physically smaller
+    and gives what the trained masked model gives. The model itself stays as it was trained: its
+    kernels hold zeros, and such layers keep leaving out removed channels until `release`. A saved
+    file or a copy of the model does not leave them out: save `pruned_model`.
 
-    A run that is killed and restored by `BackupAndRestore` ends as if nothing had happened:
-    what was removed, and how far the schedule is, lies in the model's checkpoints while it is
-    pruned. For files of `ModelCheckpoint` there is `resume`. Several calls of `fit` with the
+    A run that is killed and restored by `BackupAndRestore` ends as if nothing had happened: while
+    the model is pruned, its checkpoints hold the removed channels and the position in the
+    schedule. For files of `ModelCheckpoint` there is `resume`. Several calls of `fit` with the
     same pruner continue where the last one ended; for another model it starts from the beginning.
 
     In a loop of your own, call `set_model(model)`, `on_train_begin()`, `on_train_batch_end(i)`
@@ -54,29 +54,30 @@ class NISPPruner(keras.callbacks.Callback):
 
     Args:
         calibration: samples for the importance, as for `NISP`, unless it was given some.
-        budget: a `Budget`: what to remove in the end. `widths` cannot be reached step by step. The
-            latency of a latency budget is that of its table, which is not compared with the whole
-            model.
+        budget: a `Budget`: how much to remove by the end. `widths` are not possible, since they
+            cannot be reached step by step. A latency budget uses only the latencies of its table;
+            the whole model is not measured.
         schedule: `step -> amount` or `step -> (should_prune, amount)`, such as
             `PolynomialSchedule` or the schedules of
-            `tensorflow_model_optimization.sparsity.keras`. A step is a batch; those that the
-            optimizer has seen before count. Amounts are those of the budget that is given (a
-            share of the channels with `ratio`; the largest one with `ratios`, which keep their
-            proportions), cut at the target. By default the amount grows by a cubic over the first
+            `tensorflow_model_optimization.sparsity.keras`. A step is a batch; batches that the
+            optimizer has seen before count. Amounts have the unit of the budget (a share of the
+            channels with `ratio`; the largest ratio with `ratios`, which keep their proportions),
+            and are limited to the target. By default the amount grows by a cubic over the first
             half of training in ten pruning steps.
-        importance: such as `Magnitude()`, which needs no `calibration`. By default `NISP()`.
+        importance: an `Importance` such as `Magnitude()`, which needs no `calibration`. By default
+            `NISP()`.
         whole_groups, input_shape: as for `plan_pruning`.
         verbose: 1 prints a line at each pruning step.
         **keywords: the arguments of `Budget`, instead of `budget`: `ratio=0.5`,
             `flops_reduction=0.5`, `exclude="stem"` and so on. `allocation="auto"` is `"uniform"`
-            here: each pruning step would take damages again, on weights that are trained on, and
-            kernels are not refitted. `"predicted"` and `"measured"` do so, on `calibration`, and a
-            table of `sensitivity` holds for the network before training.
+            here. `"predicted"` and `"measured"` take damages again at each pruning step, on
+            `calibration` and the current weights, although no kernels are refitted in training. A
+            table of `sensitivity` describes the network before training.
 
     Attributes:
         plan: the `Plan`, after training.
-        pruned_model: the smaller model, after training. It is built of the model's weights when
-            it is first asked for.
+        pruned_model: the smaller model, after training. It is built from the model's weights when
+            it is first used.
 
     Raises:
         ValueError: the arguments are wrong, or the budget cannot be met; at the start
@@ -144,13 +145,13 @@ class NISPPruner(keras.callbacks.Callback):
         self._said: set = set()
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make another pruner of the same settings, as objects."""
+        """The arguments for another pruner with the same settings, as objects."""
         names = ("importance", "budget", "schedule", "whole_groups", "input_shape", "verbose")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "NISPPruner":
-        """A pruner of the settings that `get_config` gave."""
+        """A pruner with the settings that `get_config` returned."""
         return cls(**config)
 
     @property
@@ -178,9 +179,9 @@ class NISPPruner(keras.callbacks.Callback):
     def finish(self) -> keras.Model:
         """Ends pruning: builds `plan` and `pruned_model`.
 
-        At the end of `fit` variables get their own constraints back, and `pruned_model` is built
-        when it is first asked for. After a `fit` that was interrupted, call this. It builds
-        `pruned_model` again from the weights that the model has now.
+        Call it after a `fit` that was interrupted. (At the end of `fit` variables get their own
+        constraints back by themselves, and `pruned_model` is built when it is first used.) It
+        builds `pruned_model` again from the weights that the model has now.
 
         Returns:
             The pruned model.
@@ -193,9 +194,9 @@ class NISPPruner(keras.callbacks.Callback):
         return self.pruned_model
 
     def release(self) -> None:
-        """Lets layers of the pruned model count removed channels in their statistics again.
+        """Makes layers of the model include removed channels in their statistics again.
 
-        For a model that is to be trained further as a whole, without what was removed.
+        Call it to train the whole model further, instead of the smaller one.
         """
         if self._ended is not None:
             self._ended.remove()
@@ -204,12 +205,12 @@ class NISPPruner(keras.callbacks.Callback):
     def resume(self, model: keras.Model, filepath: str | os.PathLike) -> None:
         """Loads a checkpoint of a run that ended early; the next `fit` resumes from there.
 
-        `BackupAndRestore` needs no call of this.
+        It is not needed with `BackupAndRestore`.
 
         Args:
-            model: the model, compiled, of the same structure. Its weights and its optimizer's are
+            model: a compiled model of the same structure. Its weights and its optimizer's are
                 loaded, too.
-            filepath: what `ModelCheckpoint` wrote: `.keras` or `.weights.h5`.
+            filepath: path of a file that `ModelCheckpoint` wrote: `.keras` or `.weights.h5`.
 
         Raises:
             ValueError: the file holds no state of a pruner.

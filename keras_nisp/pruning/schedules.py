@@ -1,4 +1,4 @@
-"""Pruning schedules: how much is to be removed by which step of training."""
+"""Pruning schedules: how much to remove by each step of training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,8 +19,8 @@ class PolynomialSchedule:
         begin_step: first pruning step.
         end_step: last pruning step.
         initial: amount at `begin_step`.
-        power: exponent.
-        frequency: steps from one pruning to the next.
+        power: exponent of the formula.
+        frequency: number of steps from one pruning step to the next.
 
     Raises:
         ValueError: amounts outside [0, 1), or steps out of order.

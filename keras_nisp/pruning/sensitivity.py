@@ -1,4 +1,4 @@
-"""`sensitivity`: what a model loses if one coupled group loses channels, for each of them."""
+"""`sensitivity`: what a model loses if one coupled group loses channels, for each group."""
 
 import dataclasses
 import functools
@@ -43,8 +43,8 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
     """Share of right answers of a classifier with one output.
 
     Args:
-        model: gives `(batch, classes)`.
-        samples: with labels: indices of classes, or one-hot.
+        model: a model with outputs `(batch, classes)`.
+        samples: samples with labels: indices of classes, or one-hot.
 
     Raises:
         ValueError: outputs or labels are of another kind.
@@ -91,32 +91,34 @@ def sensitivity(
     progress: Callable[[int, int], None] | None = None,
     verbose: int = 0,
 ) -> Sensitivity:
-    """Measures what each coupled group is worth: prunes it alone, by several ratios.
+    """Measures how much each coupled group matters: prunes it alone, by several ratios.
 
-    On labelled `data` it measures accuracies of rebuilt models. Of `calibration` alone, which needs
-    no labels, it measures damages: how far the outputs move once what reads the removed channels
-    is refitted. No model is built for that, and such a table can be the `allocation` of a budget.
+    With labeled `data` it measures accuracies of rebuilt models. With `calibration` alone, which
+    needs no labels, it measures damages: how far the outputs move once the kernels that read the
+    removed channels are refitted. No model is built for that, and such a table can be the
+    `allocation` of a budget.
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        importance: such as `Magnitude()`; scores the whole model once. If it looks at data and
-            was given none, it takes `calibration`.
-        data: labelled samples on which accuracy is measured, as `(x, y)` or a dataset.
+        importance: an `Importance` such as `Magnitude()`, which scores the whole model once. If it
+            uses data and was given none, it gets `calibration`.
+        data: labeled samples on which accuracy is measured, as `(x, y)` or a dataset.
         ratios: shares of the channels of a group to remove, in (0, 1); by default 0.25, 0.5 and
             0.75.
         budget: instead of `ratios`, a `Budget` with one `ratio` and its limits (`round_to`,
             `target`, `min_channels`, `exclude`).
-        calibration: samples on which damages are measured, as for `NISP`. Beside `data`, those on
-            which BatchNormalization and biases are repaired first, as
-            `recalibrate(compensate="mean")` does; by default nothing is.
-        metric: `metric(model, samples)` gives the figure for `data`, by default top-1 accuracy.
-        path: JSON file where results are kept after each measurement; a file of the same model,
-            importance, metric, samples and labels is continued. What a metric reads besides its
-            arguments, constants and closure is not known: give it another path when that changes.
-        max_samples: how many samples to measure on at most.
-        seed: for choosing them.
-        progress: called with how many measurements are done, of how many.
-        verbose: 1 shows progress bars, of data that are looked at and of measurements.
+        calibration: samples on which damages are measured, as for `NISP`. If `data` are given,
+            samples for a repair of BatchNormalization and biases before each measurement, as in
+            `recalibrate(compensate="mean")`; by default nothing is repaired then.
+        metric: `metric(model, samples)` returns the figure for `data`; by default top-1 accuracy.
+        path: path of a JSON file to which results are written after each measurement. A file of
+            the same model, importance, metric, samples and labels is continued. If a metric
+            depends on anything besides its arguments, constants and closure, use another path
+            when that changes.
+        max_samples: largest number of samples to measure on.
+        seed: seed for choosing the samples.
+        progress: function that is called with the number of measurements done, and their total.
+        verbose: 1 shows progress bars for reading data and for measurements.
 
     Returns:
         A `Sensitivity`.

@@ -12,23 +12,23 @@ def distiller(
     temperature: float = 4.0,
     student_loss_weight: float = 0.5,
 ) -> keras.distillation.Distiller:
-    """Trains a pruned classifier on the labels and on what the original says.
+    """Makes a `Distiller` that trains a pruned classifier on labels and the original's answers.
 
-    It is `keras.distillation.Distiller` with its pitfalls out of the way: the teacher is a copy,
-    since it gets frozen; what it says enters as probabilities, whether the models end in a softmax
-    or in logits; and the result is built, as `BackupAndRestore` asks for.
+    It is `keras.distillation.Distiller` without its pitfalls: the teacher is a copy, since a
+    `Distiller` freezes it; the teacher's outputs are used as probabilities, whether the models end
+    in a softmax or in logits; and the result is built, as `BackupAndRestore` requires.
 
     Args:
-        small: the pruned model, which is to be trained. Its one output has classes along the last
-            axis, as logits or behind a softmax.
+        small: the pruned model to train. Its one output has classes along the last axis, as logits
+            or after a softmax.
         original: the model before pruning. It is not changed.
-        temperature: by which logits are divided; the higher, the more the teacher's second
-            choices count.
-        student_loss_weight: weight of the labels, in [0, 1]; the rest is the teacher's.
+        temperature: number by which logits are divided; the higher it is, the more the teacher's
+            second choices count.
+        student_loss_weight: weight of the labels, in [0, 1]; the rest is the teacher's weight.
 
     Returns:
-        A `Distiller`: compile it with the optimizer and the loss for the labels, and `fit` it.
-        `small` is trained.
+        A `Distiller`. Compile it with an optimizer and the loss for the labels, and `fit` it; this
+        trains `small`.
 
     Raises:
         TypeError: a model is not functional or Sequential.
@@ -97,8 +97,8 @@ class SoftTargets(keras.distillation.LogitsDistillation):
     """The divergence of softened predictions, times the temperature squared.
 
     Args:
-        temperature: by which logits are divided.
-        probabilities: whether outputs have passed a softmax already.
+        temperature: number by which logits are divided.
+        probabilities: whether the outputs are probabilities already, not logits.
     """
 
     def __init__(self, temperature: float, probabilities: bool):

@@ -1,10 +1,10 @@
-"""Kinds of layers that are known by what they compute, whatever their class.
+"""Kinds of layers that are recognized by what they compute, whatever their class.
 
-`recognised` tries layers with weights of their own by numbers, on tensors of the shapes on which
-they are called: a norm over the last axis, whose scale and offset are vectors, or a layer in which
-each channel is alone (a scale, a table that is added by position). Users may say so of a class:
-`register_rule(MyNorm)(ChannelNorm)`. A layer without weights that gives in inference what it is
-given (a drop of paths, say) is idle.
+`recognised` runs layers with weights of their own on random tensors of the shapes on which they are
+called. It knows two kinds: a norm over the last axis, whose scale and offset are vectors, and a
+layer that treats each channel alone (a scale, a table that is added by position). Users may
+register a class as one of them: `register_rule(MyNorm)(ChannelNorm)`. A layer without weights that
+returns its input unchanged in inference (stochastic depth, say) is idle.
 """
 
 import contextlib
@@ -52,8 +52,8 @@ class ChannelWise(_LastAxis):
     """The rule of layers that treat each channel of the last axis alone, with weights along it.
 
     A scale and an offset, say, or a table that is added by position. Importance is multiplied by
-    the size of what the layer multiplies by. Layers that do so are recognised by numbers; this
-    says so of a class.
+    the absolute values of the layer's factors. Most such layers are recognized by running them on
+    random values; register this rule for a class that is not.
 
     Example:
 
@@ -74,9 +74,10 @@ class ChannelWise(_LastAxis):
 class ChannelNorm(_LastAxis):
     """The rule of norms over the last axis, times a vector, perhaps with an offset.
 
-    Each position is divided by its deviation or by its root mean square. Statistics are taken over
-    the channels that are kept; importance is multiplied by the size of the vector. Layers that do
-    so are recognised by numbers; this says so of a class.
+    Each position is divided by its standard deviation or by its root mean square. Statistics are
+    taken over the channels that are kept; importance is multiplied by the absolute values of the
+    vector. Most such layers are recognized by running them on random values; register this rule
+    for a class that is not.
 
     Example:
 
@@ -100,7 +101,7 @@ class ChannelNorm(_LastAxis):
         return x * np.abs(scale).astype("float32")
 
     def masked(self, call: Call, keep: list[tf.Tensor], x: tf.Tensor, **settings: Any) -> tf.Tensor:
-        """The layer itself, of what has the same statistics over all channels."""
+        """Runs the layer on a tensor with the same statistics, but over all channels."""
         centred = _norm(call.layer)[0]
         dtype, x = x.dtype, tf.cast(x, tf.float32)
         kept = tf.cast(keep[0], tf.float32) * tf.ones_like(x[:1])

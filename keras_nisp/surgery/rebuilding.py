@@ -31,31 +31,30 @@ def rebuild(
 ) -> keras.Model:
     """Builds the smaller model that a plan describes.
 
-    Channels that the plan removes are dropped. Those that it merges become one: of
-    what the channels own (filters, biases, BatchNormalization) the mean is kept, of what later
-    layers read from them the sum.
+    Channels that the plan removes are dropped. Channels that it merges become one: for
+    values that the channels own (filters, biases, BatchNormalization) the mean is kept, for
+    weights by which later layers read them the sum.
 
     Args:
         model: the model the plan was made for, or one of the same structure. It is not
             changed.
-        plan: from `plan_pruning`, `plan_merging` or `Plan.load`.
-        optimizer_state: carry the optimizer's slots (momentum, moments) and iterations
-            over, so that training continues without a jump. Otherwise the optimizer
-            starts afresh.
-        force: merge clusters that are not identical, too.
+        plan: a plan from `plan_pruning`, `plan_merging` or `Plan.load`.
+        optimizer_state: whether to carry over the optimizer's slots (momentum, moments) and
+            iterations, so that training continues without a jump. Otherwise the optimizer
+            starts fresh.
+        force: whether to merge clusters that are not identical, too.
         verbose: 1 prints one line about a merge: the deviation inside clusters, and the
             change of the outputs on a random sample.
 
     Returns:
         A plain Keras model of the same class, with the same inputs, outputs, layer names
-        and compile configuration; only widths differ. It needs this package for
-        nothing.
+        and compile configuration; only widths differ. It does not depend on this package.
 
     Raises:
         TypeError: the model is not functional or Sequential.
         PlanMismatchError: the plan is for a model of another structure.
         NotCollapsedError: merging would change the outputs: clusters are not identical yet.
-        ValueError: the rebuilt model could not be loaded after it was saved, but `model` can.
+        ValueError: the rebuilt model could not be loaded after saving, although `model` can.
 
     Example:
 

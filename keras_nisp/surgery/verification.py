@@ -37,15 +37,16 @@ class Verification(Shown):
     Attributes:
         difference: largest absolute difference of any output.
         scale: largest absolute value of that output.
-        tolerance: for `difference / scale`.
-        inexact: layers that mix channels of which some are removed; they were given the
+        tolerance: largest allowed `difference / scale`.
+        inexact: layers that mix channels of which some are removed; they were compared with the
             statistics of the kept channels.
-        reference: what the model was compared with.
-        layer: the layer that differs most over its own tolerance, each on what the original's
-            layers before it give, or `None` if outputs alone were compared.
-        silent: layers that gave nothing to compare: whatever came in, their outputs did not depend
-            on their weights.
-        undefined: what was not a number in the original, as text; empty if all were.
+        reference: description of what the model was compared with.
+        layer: the layer whose difference is largest relative to its own tolerance. Each layer was
+            run on the outputs of the original's earlier layers. `None` if only the model's outputs
+            were compared.
+        silent: layers that could not be compared, because their outputs did not depend on their
+            weights for any inputs that were tried.
+        undefined: outputs that are not finite in the original, as text; empty if there are none.
     """
 
     difference: float
@@ -121,29 +122,29 @@ def verify(
     """Compares a rebuilt model with its oracle, layer by layer and as a whole.
 
     The oracle is the original model with every kernel slice that reads a removed channel
-    set to zero, and what belongs to merged channels at the mean of its cluster; layers that mix
-    channels take their statistics over the kept ones. Each layer of the rebuilt model gets what the
-    oracle's layers before it gave, and must give what the oracle's gives; layers with weights
-    are tried on random values, too. So an error shows wherever it is, even if the outputs hardly
-    depend on it (behind a saturated softmax, in a network that was never trained).
+    set to zero, and the values of merged channels set to the mean of their cluster; layers that mix
+    channels take their statistics over the kept ones. Each layer of the rebuilt model is run on the
+    outputs of the oracle's earlier layers, and must give what the oracle's layer gives. Layers with
+    weights are also run on random values. So an error is found wherever it is, even if the outputs
+    hardly depend on it (behind a saturated softmax, or in a network that was never trained).
 
     Args:
-        small: from `rebuild(original, plan)`, not trained since.
+        small: the model from `rebuild(original, plan)`, not trained since.
         original: the model before surgery.
         plan: the plan.
-        calibration: samples to compare on, of which two are taken; random ones by default.
-        tolerance: allowed difference over the scale of the outputs, and of those of each layer.
-            Defaults to 1e-4 for outputs and 1e-5 for layers, 0.05 for half precision; where
-            rounding errors are amplified, to ten times what a change of the inputs by 1e-6 does
-            to the outputs, up to 0.05.
+        calibration: samples to compare on, of which two are used; random ones by default.
+        tolerance: largest allowed difference, relative to the scale of the outputs of the model or
+            of the layer. Defaults to 1e-4 for the model and 1e-5 for layers, 0.05 for half
+            precision. If rounding errors are amplified, it defaults to ten times what a change of
+            the inputs by 1e-6 does to the outputs, up to 0.05.
         verbose: 1 shows a progress bar of the layers.
 
     Returns:
         A `Verification`; `verification.check()` raises if it failed.
 
     Raises:
-        PlanMismatchError: the plan is for a model of another structure, or `small` consists of
-            other layers.
+        PlanMismatchError: the plan is for a model of another structure, or `small` has other
+            layers.
 
     Example:
 

@@ -37,17 +37,17 @@ def widen(
 
     Args:
         model: a functional or Sequential model. It is not changed.
-        factor: by what to multiply the channels of every coupled group, at least 1, or a
-            dict of layer name or pattern: factor; other layers stay. Widths are rounded up.
+        factor: factor for the number of channels of every coupled group, at least 1; or a dict
+            of factors by layer name or pattern, and other layers stay. Widths are rounded up.
         init: `"fresh"` draws new weights from the layers' initializers. `"preserve"` copies
-            channels and divides what reads them, so that the wide model gives the same
+            channels and divides the weights that read them, so that the wide model gives the same
             outputs.
         noise: with `"preserve"`, how unevenly the weights that read a channel are divided among
-            its copies: the standard deviation of a copy's share, over the share. The
+            its copies: the standard deviation of a copy's share, relative to the share. The
             outputs stay the same. Without noise (0), copies get the same gradients and
             remain equal.
-        exclude: names, patterns or layer objects whose channels stay as many.
-        seed: which channels get a copy more than others, and the noise.
+        exclude: names, patterns or layer objects whose number of channels stays.
+        seed: seed for choosing the channels that get one copy more, and for the noise.
 
     Returns:
         A plain Keras model of the same class and compile configuration, with the
@@ -55,8 +55,8 @@ def widen(
 
     Raises:
         TypeError: the model is not functional or Sequential.
-        ValueError: an argument is wrong, or `"preserve"` meets a layer that takes
-            statistics over channels, of which some would count more often than others.
+        ValueError: an argument is wrong, or with `"preserve"` a layer takes statistics over
+            channels, some of which would get more copies than others.
 
     Example:
 

@@ -45,33 +45,34 @@ def check_rule(
 ) -> None:
     """Proves the rule that is registered for a layer.
 
-    Small models are built around the layer: layers before it that create the channels which enter,
-    along each axis in turn, and layers behind it that read what it gives. By numbers, independent
-    of the rule, it is then tried what depends on what:
+    Small models are built around the layer: layers before it create the channels that enter it,
+    along each axis in turn, and layers after it read its outputs. Runs on numbers, independent
+    of the rule, then show which outputs depend on which inputs:
 
-    * each variable is bound, and along the axes that hold the channels they are bound to;
+    * each variable is bound, along the axes that really hold its channels;
     * each channel of the output depends on no other channel than its name says;
     * FLOPs are those that TensorFlow computes, where products can be counted;
-    * `absolute` is linear, and positive for what is positive;
-    * for random plans, the rebuilt model is what `verify` computes, and it can be saved and loaded.
+    * `absolute` is linear, and positive for positive inputs;
+    * for random plans, `verify` accepts the rebuilt model, and it can be saved and loaded.
 
     Args:
-        layer: the layer, or `keras.ops` operation. It is not changed: a copy is tried, with random
-            weights.
+        layer: the layer, or `keras.ops` operation. It is not changed: a copy with random weights is
+            used.
         input_shape: shape of one sample, `(16, 16, 8)`; several inputs as a list of shapes for a
             layer that takes a list of tensors, or as a dict by argument of its `call`,
-            `{"query": (5, 8), "value": (7, 8)}`. At least some 4 channels: few can be removed of
-            fewer.
+            `{"query": (5, 8), "value": (7, 8)}`. Use at least 4 channels or so, since few can be
+            removed from fewer.
         call_kwargs: other keyword arguments of the call.
-        dtype: of the inputs. Integers (indices) come in as they are; nothing is removed of them.
-        plans: how many plans are tried where the rule follows channels; the second is made by
-            `NISP`, the others at random.
-        seed: of random weights, inputs and plans.
+        dtype: dtype of the inputs. Integers (indices) are passed as they are; nothing is removed
+            from them.
+        plans: number of plans to try if the rule follows channels; the second is made by `NISP`,
+            the others at random.
+        seed: seed of random weights, inputs and plans.
 
     Raises:
-        RuleError: the rule is wrong; the message names layer and rule, and says what to mend.
-        TypeError: `layer` is none.
-        ValueError: an argument is wrong, or Keras does not take the layer.
+        RuleError: the rule is wrong. The message names layer and rule, and says what to correct.
+        TypeError: `layer` is not a layer or operation.
+        ValueError: an argument is wrong, or Keras refuses the call of the layer.
 
     Example:
 
