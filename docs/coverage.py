@@ -6,6 +6,7 @@ python docs/coverage.py
 import inspect
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import keras
@@ -30,7 +31,7 @@ it true.
   or **fixes** them: then they stay, and `plan.explain` says why.
 * **exact**: whether the rebuilt model gives what the original gives with the removed channels at
   zero. Where statistics are taken over channels, they are taken over those that are kept.
-* Where a remark does not say how NISP's importance passes, it does with the absolute weights.
+* If a remark does not say how NISP's importance passes, it passes with the absolute weights.
 """
 
 
@@ -44,7 +45,7 @@ def layer_rows() -> list[tuple]:
     for cls, known in names.items():
         title = ", ".join(sorted(known, key=lambda name: name != cls.__name__))
         if cls in WRAPPED:
-            rows.append((title, "as inside", "as inside", "Taken apart into what it wraps."))
+            rows.append((title, "as inside", "as inside", "Walked as calls of what it wraps."))
         elif cls.__name__ in CELLS:
             rows.append((title, "creates", "yes", "Inside `RNN`."))
         else:
@@ -71,11 +72,22 @@ def describe(cls: type) -> tuple[str, str, str]:
     if rule is None:
         return "NO RULE", "", ""
     if isinstance(rule, Barrier):
-        return rule.does, "", rule.reason
+        return rule.does, "", sentence(rule.reason)
     own = "" if type(rule) is PassThrough else type(rule).__doc__ or ""
     remark = own.strip().replace("|", "\\|")
     exact = "over those kept" if rule.mixes_channels else "yes"
     return rule.does, exact, " ".join(remark.split())
+
+
+def sentence(reason: str) -> str:
+    """The reason of a barrier, which goes on from the name of a layer, as a sentence."""
+    text = re.sub("^which ", "", re.sub("^whose ", "its ", reason))
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def shortened(text: str, width: int) -> str:
+    """Text for a cell of a table, cut off between words."""
+    return textwrap.shorten(text.replace("|", " "), width, placeholder=" ...")
 
 
 def families() -> str:
@@ -84,21 +96,21 @@ def families() -> str:
         "\n## Text, audio and multimodal models of keras-hub\n\n"
         "Tiny random backbones (two layers of width 32, four heads) with a Dense head, converted "
         "by `as_functional`, pruned by `Magnitude` at `ratio=0.5` and verified; from "
-        "`python benchmarks/keras_hub_language.py`. Difference: of the outputs from those of the "
-        "original with the removed channels at zero, over their scale. A layer that stays holds "
-        "what enters and leaves it. Where more than half of the parameters are left, the table "
-        "says what holds the most channels.\n\n"
+        "`python benchmarks/keras_hub_language.py`. The difference is that of the outputs from the "
+        "original's with the removed channels at zero, relative to their scale. A layer that stays "
+        "holds the channels that enter and leave it. If more than half of the parameters are left, "
+        "the table says what holds the most channels.\n\n"
         "| model | parameters left | difference | layers that stay |\n|---|---|---|---|\n"
     ]
     for row in json.loads(FAMILIES.read_text())["rows"]:
         stays = []
         for line in row.get("kept", ()):
             kind, why = re.search(r"\((\w+)\): (.*)", line).groups()
-            stays.append(f"`{kind}`: {why.split(', which belong')[0][:90].replace('|', ' ')}")
+            stays.append(f"`{kind}`: {shortened(why.split(', which belong')[0], 160)}")
         if row.get("left", 1) > MUCH and row.get("held"):
             stays.append(f"held: {row['held'][0].replace('|', ' ')}")
         if "error" in row:
-            stays.append(row["error"].partition(": ")[2][:160].replace("|", " "))
+            stays.append(shortened(row["error"].partition(": ")[2], 160))
         left = f"{row['left']:.0%}" if "left" in row else "none removed"
         difference = f"{row['difference']:.1e}" if "left" in row else ""
         lines.append(f"| {row['model']} | {left} | {difference} | {'; '.join(stays)} |\n")

@@ -374,7 +374,7 @@ def test_a_layer_without_a_rule():
 
     with pytest.raises(kn.RuleError, match=r"has no rule.*register_rule\(Unknown\)"):
         check_rule(Unknown(), (5, 6))
-    with pytest.raises(kn.RuleError, match="on purpose: which works on the colours"):
+    with pytest.raises(kn.RuleError, match="on purpose: which works on the colors"):
         check_rule(layers.RandomContrast(0.1), (5, 6, 3))
     with pytest.raises(TypeError, match=r"as in `check_rule\(MyLayer\(8\), \(4,\)\)`"):
         check_rule(Unknown, (5, 6))

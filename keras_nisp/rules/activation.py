@@ -166,7 +166,7 @@ class Activation(Activated, PassThrough):
     keras_layers.StochasticDepth,
 )
 class Idle(PassThrough):
-    """Gives in inference what it gets."""
+    """Returns its input unchanged in inference."""
 
     idle = elementwise = True
 
@@ -214,7 +214,7 @@ class ReLU(Nonlinear):
     "threshold",
 )
 class Elementwise(PassThrough):
-    """Element by element, with settings that are the same for all of them."""
+    """Element by element, with the same settings for all elements."""
 
     elementwise = True
 
@@ -230,7 +230,7 @@ class Elementwise(PassThrough):
 
 @register_operations("zeros_like", "ones_like", "full_like", "empty_like")
 class Constant(Elementwise):
-    """Numbers that do not depend on the tensor: no importance passes."""
+    """The result does not depend on the values of the tensor: no importance passes."""
 
     def absolute(self, call, x, *settings, **others):
         return tf.ones_like(x)
@@ -238,7 +238,7 @@ class Constant(Elementwise):
 
 @register_operations("relu", "relu6")
 class Clamp(Elementwise):
-    """Cuts values off."""
+    """Clips values."""
 
     def clamps(self, layer):
         return True

@@ -1,7 +1,7 @@
 """Channels that are chosen by their values: experts of a mixture, to which tokens are sent.
 
-What chooses gives indices, which point at channels (`Traced.points_at`). Where channels are gone,
-those that are kept are chosen among, and indices count these alone.
+A choice returns indices, which point at channels (`Traced.points_at`). After a removal it is made
+among the kept channels, and indices count only these.
 """
 
 import dataclasses
@@ -65,8 +65,7 @@ class _Choice(Rule):
 
 @register_operations("top_k")
 class TopK(_Choice):
-    """The largest of the channels that are kept: at least as many must stay. Indices pass no
-    importance on."""
+    """The k largest of the kept channels; at least k must stay. Indices pass no importance on."""
 
     moves_batch = True
 
@@ -76,7 +75,7 @@ class TopK(_Choice):
         if x.points_at is not None:
             return call.fix_all(COMPARED)
         if x.batch_axis and x.names.shape[last] > 1:
-            return call.fix_all("whose movement of channels depends on values")
+            return call.fix_all("which moves channels depending on values")
         call.points_at = [None, self.choose(call, x, last, call.layer.k)]
         names = self.others(call, x, last, keepdims=True)
         return [names, names]
@@ -94,7 +93,7 @@ class TopK(_Choice):
 
 @register_operations("argmax", "argmin")
 class Best(_Choice):
-    """The best of the channels that are kept, as an index, which passes no importance on."""
+    """The index of the best of the kept channels. Indices pass no importance on."""
 
     moves_batch = True
 
@@ -120,7 +119,7 @@ class Best(_Choice):
 
 @register_operations("one_hot")
 class OneHot(Rule):
-    """A channel for each that indices point at. They pass no importance on."""
+    """One channel for each channel that the indices point at. Indices pass no importance on."""
 
     does = "moves"
 
@@ -145,8 +144,8 @@ class OneHot(Rule):
 
 @register_operations("take_along_axis")
 class TakeAlongAxis(Rule):
-    """The values at those positions, or of those channels, that indices point at; importance
-    spreads evenly."""
+    """The values at the positions, or of the channels, that indices point at. Importance spreads
+    evenly."""
 
     does = "moves"
     moves_batch = True
@@ -164,7 +163,7 @@ class TakeAlongAxis(Rule):
         if isinstance(indices, Traced) and indices.points_at is not None and not lines:
             return self._chosen(call, along, x, indices)
         if not lines:
-            return call.fix_all("whose movement of channels depends on values")
+            return call.fix_all("which moves channels depending on values")
         call.fix(along, f"may each be taken by '{call.path}'")
         others = call.tracer.traced(call.grid(lines), x.shape)
         others.batch_axis = x.batch_axis

@@ -310,7 +310,7 @@ class PairedDirections(Rule):
 @register_rule(layers.Concatenate)
 @register_operations("concatenate")
 class Concatenate(Rule):
-    """Names side by side. Constants that stand among the tensors stay whole."""
+    """Names are concatenated as the values are. Constants among the tensors keep their size."""
 
     does = "moves"
 

@@ -127,8 +127,9 @@ def _without_kernel_gradient(forward, backward, x, kernel, settings):
 
 @register_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 class Convolution(_Convolution):
-    """Groups keep their number: what is removed from one is removed from each. With
-    `whole_groups`, or one input channel in each group (a depthwise convolution), whole groups go.
+    """The number of groups stays: every group loses channels at the same positions. With
+    `whole_groups`, or with one input channel in each group (a depthwise convolution), whole groups
+    are removed.
     """
 
     def outputs(self, call, inputs, x, applied):
@@ -203,7 +204,7 @@ class DepthwiseConvolution(_Convolution):
 
 @register_rule(layers.SeparableConv1D, layers.SeparableConv2D)
 class SeparableConvolution(_Convolution):
-    """A depthwise convolution, then a pointwise one that reads what it gives."""
+    """A depthwise convolution, then a pointwise one that reads its output."""
 
     def outputs(self, call, inputs, x, applied):
         layer = call.layer

@@ -13,9 +13,9 @@ from keras_nisp.rules.products import parse
 
 @register_rule(layers.Dense)
 class Dense(Activated):
-    """Reads the last axis and creates a new one, at every position of the others.
+    """Reads the last axis and creates a new one, at every position of the other axes.
 
-    These may hold channels, too: each is read alone, as where a mixer works along its tokens.
+    These may hold channels, too: the kernel is applied to each of them, as in an MLP-Mixer.
     """
 
     does = "creates"

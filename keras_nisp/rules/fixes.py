@@ -3,7 +3,7 @@
 from keras_nisp.channels.registry import fix_deliberately, named_layers, operations
 
 fix_deliberately(
-    "which works on the colours of an image",
+    "which works on the colors of an image",
     *named_layers("AugMix", "AutoContrast", "Equalization", "Solarization"),
     *named_layers("ContrastLimitedAdaptiveHistogramEqualization"),
     *named_layers("RandAugment"),
@@ -34,7 +34,7 @@ fix_deliberately(
     warns=True,
 )
 fix_deliberately(
-    "which runs a function",
+    "which runs a function that it is given",
     *operations("associative_scan", "cond", "fori_loop", "jvp", "map", "scan", "switch"),
     *operations("vectorized_map", "while_loop"),
 )
@@ -59,7 +59,7 @@ fix_deliberately(
     *operations("dot", "inner", "outer", "tensordot", "vdot"),
 )
 fix_deliberately(
-    "whose movement depends on values",
+    "which moves values depending on other values",
     *operations("argpartition", "scatter", "scatter_update", "select", "slice_update", "unique"),
     *operations("ctc_decode", "image.map_coordinates", "image.scale_and_translate"),
 )
@@ -68,7 +68,7 @@ fix_deliberately(
     *operations("segment_max", "segment_min", "segment_prod", "segment_sum"),
 )
 fix_deliberately(
-    "whose movement is not followed",
+    "which moves values in a way that is not followed",
     *operations("diag", "diagflat", "diagonal", "dsplit", "fold", "hsplit", "slice"),
     *operations(
         "image.extract_patches",

@@ -20,7 +20,7 @@ from keras_nisp.rules.pooling import _Pooling
     *("depth_to_space", "space_to_depth"),
 )
 class Movement(Rule):
-    """The operation itself is run on the array of names."""
+    """Names move like the values: the operation itself is run on the array of names."""
 
     does = "moves"
     moves_batch = True
@@ -133,7 +133,7 @@ def varies(x: Traced, axis: int) -> bool:
 
 @register_operations("repeat")
 class Repeat(Movement):
-    """As often for each channel."""
+    """Every channel is repeated equally often."""
 
     def trace(self, call, x):
         if np.size(call.layer.repeats) > 1:
@@ -143,7 +143,7 @@ class Repeat(Movement):
 
 @register_operations("stack")
 class Stack(Movement):
-    """What is stacked has the same channels, so that the new axis holds none."""
+    """The stacked tensors have the same channels, so the new axis holds none."""
 
     moves_batch = False
 
@@ -163,7 +163,7 @@ class Stack(Movement):
 @register_rule(layers.Reshape)
 @register_operations("reshape", "broadcast_to")
 class Reshape(Movement):
-    """The new target shape is measured: along axes on which names vary, what is kept."""
+    """The new target shape is counted: axes with channels get the number of kept channels."""
 
     moves_batch = False
 
@@ -179,7 +179,7 @@ class Reshape(Movement):
 
 @register_operations("split", "array_split")
 class Split(Movement):
-    """Where channels are split, the new indices are given one by one."""
+    """If channels are split, the split points are counted again and given one by one."""
 
     def resize(self, call, config, width):
         x, axis = call.inputs[0], config["axis"]
@@ -191,7 +191,7 @@ class Split(Movement):
 
 @register_operations("unstack")
 class Unstack(Movement):
-    """Along an axis without channels, or one of several with them, which then stay."""
+    """Along an axis without channels, or one of several axes with channels; those then stay."""
 
     def trace(self, call, x):
         if (names := channels_along(x, call.layer.axis)) is not None:
@@ -203,7 +203,7 @@ class Unstack(Movement):
 
 @register_operations("roll")
 class Roll(Movement):
-    """Along axes without channels."""
+    """Only along axes without channels."""
 
     moves_batch = False
 
@@ -216,7 +216,7 @@ class Roll(Movement):
 
 @register_operations("take")
 class Take(Movement):
-    """Channels at constant indices: the new indices are counted."""
+    """Takes channels at constant indices, which are counted again."""
 
     def trace(self, call, x, indices):
         if not isinstance(x, Traced) or isinstance(indices, Traced) or call.layer.axis is None:
@@ -240,8 +240,8 @@ class Take(Movement):
 
 @register_operations("get_item")
 class GetItem(Movement):
-    """`x[..., a:b]`: where channels are sliced, the new bounds are counted. `x[..., ::2]` makes one
-    channel of two."""
+    """`x[..., a:b]`: if channels are sliced, the bounds are counted again. `x[..., ::2]` couples
+    neighboring channels in pairs."""
 
     def trace(self, call, x, key):
         for axis, entry in _entries(key, x.rank + 1):
@@ -304,7 +304,7 @@ def _entries(key, rank: int) -> list[tuple]:
 
 @register_operations("pad")
 class Pad(Movement):
-    """Zero channels hold nothing: they go with the channels that they meet."""
+    """Channels of zeros hold nothing: they are removed with the channels that they meet."""
 
     moves_batch = False
 

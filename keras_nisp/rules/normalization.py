@@ -115,7 +115,7 @@ class LayerNormalization(_Statistics):
 
 @register_rule(layers.RMSNormalization)
 class RMSNormalization(_Statistics):
-    """The root mean square over the channels that are kept; importance times |scale|."""
+    """Root mean square over the channels that are kept; importance is multiplied by |scale|."""
 
     def vectors(self, layer):
         return layer.scale, None
@@ -162,7 +162,7 @@ class GroupNormalization(_Statistics):
 
 @register_rule(layers.UnitNormalization)
 class UnitNormalization(PassThrough):
-    """The norm of what is kept is that of all with zeros."""
+    """A norm over the kept channels equals that of all channels with zeros."""
 
     mixes_channels = sums_channels = True
 
@@ -174,7 +174,7 @@ class UnitNormalization(PassThrough):
 
 @register_rule(layers.SpectralNormalization)
 class SpectralNormalization(Rule):
-    """In inference it is the layer that it wraps. Its vector lies along that one's outputs."""
+    """In inference it equals the layer that it wraps. Its vector lies along that layer's output."""
 
     does = "creates"
 
@@ -216,7 +216,7 @@ class SpectralNormalization(Rule):
 
 @register_rule(layers.Normalization)
 class Normalization(PassThrough):
-    """Standardises model inputs, whose channels stay anyway."""
+    """Standardizes model inputs, whose channels stay anyway."""
 
     does = "fixes"
     rescales = True

@@ -65,7 +65,7 @@ class AdaptiveAveragePooling(_Pooling):
 @register_rule(*named_layers(*(f"AdaptiveMaxPooling{n}D" for n in (1, 2, 3))))
 @register_operations("adaptive_max_pool")
 class AdaptiveMaxPooling(_Pooling):
-    """Every output gets the mean over all positions, times their number over its own."""
+    """Scores are averaged over all positions, which is an approximation."""
 
     def absolute(self, call, x):
         mean = tf.reduce_mean(x, _spatial(call.layer, x), keepdims=True)

@@ -139,7 +139,7 @@ class Matmul(_Product):
 
 @register_rule(layers.Dot)
 class Dot(_Product):
-    """Along one axis of each tensor. (The norm of what is kept is that of all with zeros.)"""
+    """Along one axis of each tensor. A norm over the kept channels equals that with zeros."""
 
     def trace(self, call, tensors):
         names = super().trace(call, *tensors)
@@ -183,8 +183,8 @@ def attend(query, key, value):
 
 @register_operations("dot_product_attention")
 class DotProductAttention(Rule):
-    """Heads go with those that they meet. Queries and keys lose the same channels if the scale is
-    given."""
+    """Heads are joined with those that they meet. Queries and keys lose the same channels if the
+    scale is given."""
 
     does = "joins"
     sums_channels = True

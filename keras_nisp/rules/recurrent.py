@@ -30,10 +30,10 @@ GATES = {
     layers.ConvLSTM3D,
 )
 class Recurrent(Rule):
-    """All gates of a unit, and what reads it a step later, go together.
+    """All gates of a unit, and the recurrent weights that read it, are removed together.
 
-    In the absolute network the state is what all gates read of the mean over time, and what they
-    read of that through the recurrent kernel: one step back in time.
+    In the absolute network the state is the mean of the inputs over time as all gates read it, plus
+    that state read through the recurrent kernel once: one step back in time.
     """
 
     does = "creates"

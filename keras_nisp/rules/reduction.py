@@ -84,7 +84,7 @@ class Sum(_Reduction):
 
 @register_operations("mean", "nanmean")
 class Mean(_Reduction):
-    """Over channels the mean is taken over those that are kept."""
+    """Over channels the mean is taken over the kept ones."""
 
     mixes_channels = True
 
@@ -109,7 +109,7 @@ def extreme(x: tf.Tensor, sign: int) -> tf.Tensor:
 
 @register_operations("max", "amax", "nanmax", "min", "amin", "nanmin")
 class Extreme(_Reduction):
-    """Over channels the extreme of those that are kept."""
+    """Over channels it is the extreme of the kept ones."""
 
     mixes_channels = True
 
@@ -130,7 +130,7 @@ class Extreme(_Reduction):
     *("quantile", "nanquantile", "percentile", "nanpercentile", "average"),
 )
 class PositionsOnly(_Reduction):
-    """Reductions that must not run over channels."""
+    """Passes over positions; over channels, it fixes them."""
 
     def trace(self, call, x, *others):
         if not isinstance(x, Traced) or any(isinstance(other, Traced) for other in others):
@@ -158,7 +158,7 @@ class Moments(PositionsOnly):
 @register_rule(layers.Softmax)
 @register_operations("softmax")
 class Softmax(Rule):
-    """Over positions names pass; over channels it is taken over those that are kept."""
+    """Over positions names pass; over channels it is taken over the kept ones."""
 
     mixes_channels = moves_batch = True
 
@@ -185,7 +185,7 @@ class Softmax(Rule):
 @register_operations("log_softmax", "sparsemax", "cumsum", "cumprod", "nancumsum", "nancumprod")
 @register_operations("sort", "argsort", "normalize", "diff")
 class AlongAxis(PassThrough):
-    """Passes where the axis holds no channels."""
+    """Passes if the axis holds no channels; otherwise it fixes them."""
 
     def trace(self, call, x):
         axes = reduced_axes(call, x)
