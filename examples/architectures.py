@@ -8,7 +8,7 @@ from keras import layers, ops
 def vision_transformer(
     input_shape=(32, 32, 3), classes=10, patch=4, width=64, heads=4, mlp=128, blocks=4
 ):
-    """ViT with learnt positions, and a mean over all tokens in place of a class token.
+    """ViT with learned positions, and a mean over all tokens in place of a class token.
 
     Args:
         input_shape: of an image; height and width are multiples of `patch`.

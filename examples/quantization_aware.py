@@ -4,7 +4,7 @@
     python examples/quantization_aware.py --dataset fashion_mnist --data-dir DIR
 
 Trains a small residual CNN, prunes it to half its FLOPs with NISP, fine-tunes it, converts it to
-tf_keras and continues with TFMOT's quantisation-aware training. Prints accuracy and file size of
+tf_keras and continues with TFMOT's quantization-aware training. Prints accuracy and file size of
 each stage, measured in the TFLite interpreter, and those of post-training int8 beside them.
 """
 
@@ -27,7 +27,7 @@ from rich.table import Table
 import keras_nisp as kn
 from keras_nisp.export.tflite import convert
 
-# Of training, fine-tuning, and quantisation-aware training. TFMOT's ranges of activations begin
+# Of training, fine-tuning, and quantization-aware training. TFMOT's ranges of activations begin
 # at -6..6 and move by a thousandth of the way at each step: the last takes its time.
 EPOCHS = {
     "digits": (30, 10, 40),
@@ -38,7 +38,7 @@ EPOCHS = {
 
 
 def train_quantized(small, data, args, epochs):
-    """The pruned model after quantisation-aware training, which happens in tf_keras."""
+    """The pruned model after quantization-aware training, which happens in tf_keras."""
     import tf_keras
 
     (x, y), _ = data
@@ -54,7 +54,7 @@ def train_quantized(small, data, args, epochs):
 
 
 def convert_trained(model) -> bytes:
-    """Content of the int8 TFLite file of a model that was trained quantisation-aware."""
+    """Content of the int8 TFLite file of a model that was trained quantization-aware."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -103,7 +103,7 @@ def main():
         "original, float32": (model, convert(model)),
         "pruned and fine-tuned, float32": (small, convert(small)),
         "  int8 after training": (small, convert(small, "int8", representative)),
-        "  int8, trained quantisation-aware": (trained, convert_trained(trained)),
+        "  int8, trained quantization-aware": (trained, convert_trained(trained)),
     }
     for name, (net, content) in rows.items():
         values = (accuracy(net, *test), tflite_accuracy(content, *test))

@@ -280,7 +280,7 @@ def test_tables_that_do_not_fit(small, table, model, data):
         kn.plan_pruning(model, kn.Magnitude(), allocation=labelled, **limits)
     with pytest.raises(ValueError, match=r"'measured', or a Sensitivity. Received: \['x'\]"):
         kn.Budget(**limits, allocation=["x"])
-    with pytest.raises(ValueError, match="labelled `data`, for accuracies, or `calibration`"):
+    with pytest.raises(ValueError, match="labeled `data`, for accuracies, or `calibration`"):
         kn.sensitivity(small[0], kn.Magnitude())
     with pytest.raises(ValueError, match="`data` for `metric`"):
         kn.sensitivity(small[0], kn.Magnitude(), calibration=small[1], metric=_loss)

@@ -7,7 +7,7 @@ from keras import layers
 def alexnet(grouped=True, input_shape=(227, 227, 3), classes=1000):
     """AlexNet in the form of Caffe: five convolutions and three Dense layers.
 
-    The local response normalisation behind the first two convolutions is left out: Keras has no
+    The local response normalization behind the first two convolutions is left out: Keras has no
     such layer, and it has neither parameters nor multiply-adds of a convolution.
 
     Args:

@@ -15,7 +15,7 @@ def conv_bn(x, width, kernel=3, strides=1, name=None, activation="relu"):
         name: beginning of the layers' names.
         activation: name of the activation, or None.
     """
-    if strides > 1 and kernel > 1:  # centred on every second pixel, as in other frameworks
+    if strides > 1 and kernel > 1:  # centered on every second pixel, as in other frameworks
         x = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
     x = layers.Conv2D(
         width,

@@ -53,7 +53,7 @@ SHORTCUTS = {"projection": projection, "padded": _padded}
 
 
 def preprocess_cifar(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1], standardised by channel as the published weights expect them."""
+    """Images in [0, 1], standardized by channel as the published weights expect them."""
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return ((images - mean) / deviation).astype("float32")
 

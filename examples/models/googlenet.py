@@ -23,7 +23,7 @@ def googlenet(input_shape=(224, 224, 3), classes=1000):
     """GoogLeNet (Inception v1): nine modules of four branches.
 
     Without the auxiliary classifiers, which serve training only, and without local response
-    normalisation, which Keras does not have. Patterns select kinds of convolutions in the
+    normalization, which Keras does not have. Patterns select kinds of convolutions in the
     modules: `inception*_reduce` the 1x1 reductions, `inception*_1x1` the plain 1x1 branches.
 
     Args:

@@ -16,7 +16,7 @@ OWNERS = ("all", "pacesetter")
 
 
 def even(count: int, clusters: int) -> np.ndarray:
-    """Labels of neighbours; the first clusters get one more if they cannot be equal."""
+    """Labels of neighbors; the first clusters get one more if they cannot be equal."""
     return np.repeat(np.arange(clusters), [len(p) for p in np.array_split(range(count), clusters)])
 
 

@@ -48,7 +48,7 @@ def plan_merging(
         budget: a `Budget`: how many channels to remove. A layer gets as many clusters as it keeps
             channels. With `calibration`, reductions are allocated by damage.
         clustering: `"kmeans"` on the kernels, `"activations"` (k-means on responses to
-            `calibration`), `"even"` (neighbours; needs no trained weights), `"imbalanced"`
+            `calibration`), `"even"` (neighbors; needs no trained weights), `"imbalanced"`
             (one large cluster, for comparison), or `f(features, clusters) -> labels`.
         owners: whose kernels k-means uses in a coupled group: `"all"` for those of all layers side
             by side, `"pacesetter"` for those of the first layer only, as in the paper.

@@ -20,7 +20,7 @@ Width = Callable[[np.ndarray], int]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Normalisation:
-    """How a layer normalises each channel in inference, and by which variables.
+    """How a layer normalizes each channel in inference, and by which variables.
 
     Attributes:
         mean, variance: statistics of the layer's inputs in training, a value for each channel.
@@ -220,7 +220,7 @@ class Rule:
     # Facts about the layer, for repair, latency, scores and random inputs. ------------------
 
     def normalisation(self, layer: keras.Operation) -> Normalisation | None:
-        """How the layer normalises each channel by statistics from training; `None` if it does
+        """How the layer normalizes each channel by statistics from training; `None` if it does
         not. `recalibrate` renews these statistics."""
         return None
 

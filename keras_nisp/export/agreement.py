@@ -155,7 +155,7 @@ def _run_as_graph(function: Callable, inputs: list, name: str) -> dict:
         raise ExportError(
             f"Model '{name}' does not run on the samples as a graph, as in `predict`: {cause}. "
             "Nothing was written. Pass other `check_data`. If the model runs when it is called on "
-            "these, TensorFlow's optimiser of graphs breaks it; switch that off: "
+            "these, TensorFlow's optimizer of graphs breaks it; switch that off: "
             'tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False}).'
         ) from error
 

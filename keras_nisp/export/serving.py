@@ -251,7 +251,7 @@ def _names(function) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _warmup_requests(
     name: str, model: keras.Model, data: Any, batch_size: int | None
 ) -> list[bytes]:
-    """One serialised request for each sample, or for each batch of a fixed size."""
+    """One serialized request for each sample, or for each batch of a fixed size."""
     with from_extra("serving", "Warm-up requests need"):
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
     samples, signature = whole_batches(collect(data, model, WARMUP), batch_size), Signature(model)

@@ -174,7 +174,7 @@ def checked_scores(scores: Any, channel_map: ChannelMap, name: str) -> np.ndarra
 
 
 def _check_scored(scores: np.ndarray, channel_map: ChannelMap, name: str) -> None:
-    """Raises where scores are NaN although nothing tells channels apart from their neighbours."""
+    """Raises where scores are NaN although nothing tells channels apart from their neighbors."""
     unknown = np.isnan(scores)
     for group in channel_map.groups:
         for units in channel_map.blocks(group):

@@ -224,7 +224,7 @@ def _along_outputs(binding: Binding, scale: np.ndarray | None) -> np.ndarray | f
 
 
 def _takes_constant(call: Call, binding: Binding, scale: np.ndarray | None) -> bool:
-    """Whether a bias or a normalisation makes up for a constant."""
+    """Whether a bias or a normalization makes up for a constant."""
     plain = rule_of(call.layer).plain_kernels(call.layer)
     biased = any(p.kernel is binding.variable and p.bias is not None for p in plain)
     return scale is not None or biased

@@ -81,7 +81,7 @@ def is_linear(call: Call) -> bool:
 
 
 def absorbed(channel_map: ChannelMap) -> set[Traced]:
-    """Tensors whose missing constant the next normalisation absorbs."""
+    """Tensors whose missing constant the next normalization absorbs."""
     linear = {t for call in channel_map.calls if is_linear(call) for t in call.outputs}
     normalised = {
         tensor

@@ -1,4 +1,4 @@
-"""What a layer computes at given widths: enough to build that layer alone, and to recognise it."""
+"""What a layer computes at given widths: enough to build that layer alone, and to recognize it."""
 
 import dataclasses
 import functools
@@ -171,7 +171,7 @@ def _title(value: Any) -> str:
 
 
 def _fused_calls(channel_map: ChannelMap, rows: list[tuple[Call, list[Traced]]]) -> set[Call]:
-    """Calls that the runtime computes inside of their neighbours."""
+    """Calls that the runtime computes inside of their neighbors."""
     kernels = {b.layer for b in channel_map.bindings.values() if b.positions}
     makers = {id(tensor): call for call, _ in rows for tensor in call.outputs}
     readers: dict[int, list[Call]] = {}

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 LARGEST = 1e300  # of a score in a figure: differences of larger ones overflow
 DWARF = 20  # times what three quarters of the layers do not exceed
-COLOURS = 6  # of coupled groups; the number in the mark tells groups of one colour apart
+COLOURS = 6  # of coupled groups; the number in the mark tells groups of one color apart
 
 
 def colours(plan: "Plan") -> dict[int, int]:
-    """A colour for each group that couples layers, by the index of the group."""
+    """A color for each group that couples layers, by the index of the group."""
     coupled = [index for index, group in enumerate(plan.groups) if len(group.creators) > 1]
     return {index: place % COLOURS for place, index in enumerate(coupled)}
 
@@ -52,7 +52,7 @@ class Drawing:
         layers: these layers.
         height: in pixels.
         panels: widths and costs.
-        strip: at the bottom, colours of coupled groups, each with its first column and how many.
+        strip: at the bottom, colors of coupled groups, each with its first column and how many.
     """
 
     layers: "list[LayerPlan]"

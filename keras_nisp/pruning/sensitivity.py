@@ -213,7 +213,7 @@ def _result(channel_map, importance: str, baseline: float | None, ratios, measur
 def _check_data(data: Any, calibration: Any, metric: Callable) -> None:
     if data is None and calibration is None:
         raise ValueError(
-            "Expected labelled `data`, for accuracies, or `calibration` data, for damages to the "
+            "Expected labeled `data`, for accuracies, or `calibration` data, for damages to the "
             "outputs, which need no labels. Received neither."
         )
     if data is None and metric is not accuracy:

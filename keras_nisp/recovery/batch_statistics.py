@@ -1,4 +1,4 @@
-"""The statistics of layers that normalise by them, taken over many batches."""
+"""The statistics of layers that normalize by them, taken over many batches."""
 
 import keras
 import numpy as np
@@ -10,17 +10,17 @@ from keras_nisp.kernels.patches import positions_first
 from keras_nisp.recovery.assigning import assign_finite
 from keras_nisp.recovery.pair import Pair
 
-LEAST_SPREAD = 1e-3  # of a variance by which a layer normalises
+LEAST_SPREAD = 1e-3  # of a variance by which a layer normalizes
 
 
 class BatchStatistics:
-    """Means and variances of what enters one layer that normalises by them.
+    """Means and variances of what enters one layer that normalizes by them.
 
     Masked time steps do not count, as in training.
 
     Args:
         layer: whose statistics they are.
-        normalisation: how it normalises, by its rule.
+        normalisation: how it normalizes, by its rule.
         most: how many positions of a sample are looked at; they are drawn, the same ones for
             another layer on the same samples. By default all of them are.
     """
@@ -107,7 +107,7 @@ def keep_ratio(large: BatchStatistics, small: BatchStatistics, pair: Pair) -> No
     """Changes moving statistics as those of the same samples changed from one model to the other.
 
     What the samples have in common cancels out: that they are few, or that a layer deliberately
-    normalises by something else than what it takes in.
+    normalizes by something else than what it takes in.
 
     Args:
         large, small: of the original and of the smaller model, on the same samples.

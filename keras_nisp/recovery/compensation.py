@@ -69,7 +69,7 @@ def compensate_for_removed(
         pair: the original and the pruned model.
         samples: on which both run.
         linearly: whether kernels make up for removed channels, or biases alone, for their mean.
-        ridge: strength of the regularisation over the variance of each feature; by default
+        ridge: strength of the regularization over the variance of each feature; by default
             chosen for each layer.
         verbose: 1 shows a progress bar of the layers.
     """

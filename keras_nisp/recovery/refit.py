@@ -22,7 +22,7 @@ AT_ONCE = 2  # rows for each feature, of which products are taken together
 class Refit:
     """Regression of what a kernel gives in the original on what its twin reads.
 
-    Each tap of the kernel gets weights of its own, so that what neighbours know of a removed
+    Each tap of the kernel gets weights of its own, so that what neighbors know of a removed
     channel counts. Where there are too few rows or too many weights for that, all taps share one
     map: the original's channels are regressed on the kept ones.
 
@@ -31,7 +31,7 @@ class Refit:
         positions: how many of all samples it is applied to; 0 if its rule does not say.
         constant: whether a constant can be added after the kernel.
         linearly: whether the kernel changes, or the bias alone.
-        ridge: strength of the regularisation; by default chosen on held-out samples.
+        ridge: strength of the regularization; by default chosen on held-out samples.
     """
 
     def __init__(

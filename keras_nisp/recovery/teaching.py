@@ -90,7 +90,7 @@ def teach(
             inputs = [tf.convert_to_tensor(array[chosen]) for array in samples.inputs]
             check_finite(
                 learn(_augmented(small, inputs, augment)),
-                f"What step {step} of teaching minimises is",
+                f"What step {step} of teaching minimizes is",
             )
             progress.update(step + 1)
     for weight in small.trainable_variables:
@@ -113,7 +113,7 @@ def _augmented(model: keras.Model, inputs: list[tf.Tensor], augment: Callable | 
 
 
 def _learner(pair: Pair, distance: Distance, steps: int) -> Callable:
-    """A step of training, compiled: it takes inputs, and gives what it minimises."""
+    """A step of training, compiled: it takes inputs, and gives what it minimizes."""
     warmup = round(WARMUP * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
         LEARNING_RATE / (warmup + 1),

@@ -260,7 +260,7 @@ class Arithmetic(Operator):
 
 @register_rule(keras_layers.LayerScale)
 class LayerScale(Rule):
-    """One learnt factor for each channel, in ConvNeXt."""
+    """One learned factor for each channel, in ConvNeXt."""
 
     def trace(self, call, x):
         call.bind(call.layer.gamma, own={0: call.along(x, -1)})

@@ -231,7 +231,7 @@ class _Trial:
         return True
 
     def is_norm(self) -> bool:
-        """Whether it gives a multiple of what is normalised that depends on its size alone."""
+        """Whether it gives a multiple of what is normalized that depends on its size alone."""
         centred, scale, offset = _norm(self.layer)
         if np.abs(scale).max() == 0:
             return False

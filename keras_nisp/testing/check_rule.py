@@ -216,7 +216,7 @@ class _Proof:
         return any(self.map.free[units].any() for units in made)
 
     def _merging(self) -> Plan | None:
-        """A plan that merges neighbours, if there is something that may be merged."""
+        """A plan that merges neighbors, if there is something that may be merged."""
         try:
             return plan_merging(self.model, ratio=0.5, clustering="even")
         except ValueError:  # of channels that are added up, say
