@@ -77,7 +77,7 @@ def deviation(model: keras.Model, plan: Plan) -> Deviation:
 
     Args:
         model: the model that the plan was made for, or one of the same structure.
-        plan: from `plan_merging`.
+        plan: a plan from `plan_merging`.
 
     Returns:
         A `Deviation`.

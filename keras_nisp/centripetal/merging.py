@@ -50,8 +50,8 @@ def plan_merging(
         clustering: `"kmeans"` on the kernels, `"activations"` (k-means on responses to
             `calibration`), `"even"` (neighbors; needs no trained weights), `"imbalanced"`
             (one large cluster, for comparison), or `f(features, clusters) -> labels`.
-        owners: whose kernels k-means uses in a coupled group: `"all"` for those of all layers side
-            by side, `"pacesetter"` for those of the first layer only, as in the paper.
+        owners: layers of a coupled group whose kernels k-means uses: `"all"` layers side by side,
+            or only the first one, the `"pacesetter"`, as in the paper.
         calibration: samples for `"activations"` and for `allocation`, as for `NISP`.
         seed: seed for k-means and for sampling.
         whole_groups, input_shape: as for `plan_pruning`.

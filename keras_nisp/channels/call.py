@@ -30,7 +30,7 @@ class Call:
 
     Attributes:
         layer: the layer or operation that is called.
-        path: its name, after the names of the models that hold it: `"backbone/conv1"`.
+        path: name of the layer, after the names of the models that hold it: `"backbone/conv1"`.
         rule: the rule for this layer.
         inputs: a `Traced` for each tensor among the arguments, flat.
         output_shapes: shapes of the outputs without their batch axis, flat.

@@ -204,7 +204,7 @@ class Rule:
         Args:
             call: the first `Call` of the layer.
             variable: the original variable.
-            value: its value at the new size.
+            value: the variable's value at the new size.
             width: as for `resize`.
 
         Returns:

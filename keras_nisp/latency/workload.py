@@ -29,13 +29,13 @@ class Workload:
     """One call of one layer at given widths.
 
     Attributes:
-        path: of the layer; not a part of `key`.
-        kind: its class.
-        settings: its config, without names, initializers and what else takes no time.
-        inputs: shapes of the tensors that it takes, with the batch axis.
-        elements: how many numbers it gives.
-        flops: its multiply-adds.
-        build: gives a function of the input tensors that computes this, with new weights.
+        path: path of the layer; not a part of `key`.
+        kind: name of the layer's class.
+        settings: config of the layer, without entries that do not affect time, such as names.
+        inputs: shapes of the input tensors, with the batch axis.
+        elements: number of output values.
+        flops: number of multiply-adds.
+        build: returns a function of the input tensors that computes the layer, with new weights.
     """
 
     path: str
@@ -48,7 +48,7 @@ class Workload:
 
     @functools.cached_property
     def key(self) -> str:
-        """The same for what takes the same time, in any model."""
+        """A text that is equal for workloads that take the same time, in any model."""
         settings = json.dumps(self.settings, sort_keys=True, default=_title)
         return f"{self.kind} {' '.join(map(str, self.inputs))} {settings}"
 

@@ -73,7 +73,7 @@ class LayerPlan:
         layer: path of the layer.
         kind: name of its class.
         channels: numbers of its channels before and after.
-        before, after: its costs before and after.
+        before, after: costs before and after.
     """
 
     layer: str
