@@ -1,13 +1,17 @@
 """Errors and warnings of this package, all of them also the usual built-in kinds."""
 
 import contextlib
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-HOME = str(Path(__file__).parent)
+import numpy as np
+
+HOME = f"{Path(__file__).parent}{os.sep}"
 LONGEST_REASON = 300
 
 
@@ -65,6 +69,12 @@ def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(HOME):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises unless an argument is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"Expected `{name}` to be an integer of at least 1. Received: {value!r}")
 
 
 def several(names: Iterable[str], most: int = 4, what: str = "", between: str = ", ") -> str:

@@ -87,6 +87,7 @@ def _outputs(first, second, samples) -> dict:
     import numpy as np
 
     from keras_nisp.data.samples import outputs_of
+    from keras_nisp.pruning.sensitivity import known_accuracies
 
     rows = []
     for network in (first, second):
@@ -105,9 +106,8 @@ def _outputs(first, second, samples) -> dict:
     a, b = pairs[0]
     if a.ndim == 2 and a.shape[-1] > 1:
         result["top1_agreement"] = float((a.argmax(-1) == b.argmax(-1)).mean())
-        labels = samples.labels
-        if isinstance(labels, np.ndarray) and labels.ndim == 1:
-            result["accuracy"] = [float((v.argmax(-1) == labels).mean()) for v in (a, b)]
+    if accuracies := known_accuracies((first, second), samples):
+        result["accuracy"] = accuracies
     return result
 
 

@@ -217,8 +217,4 @@ def _by_layer(text: str, option: str, number) -> dict[str, float]:
 
 def limits(options: dict) -> dict:
     """Arguments of `Budget` from `limit_options`."""
-    least = options["min_channels"]
-    least = int(least) if least >= 1 else least
-    return {name: options[name] for name in ("round_to", "target", "exclude")} | {
-        "min_channels": least
-    }
+    return {name: options[name] for name in ("round_to", "min_channels", "target", "exclude")}

@@ -221,6 +221,29 @@ def test_pruners_cannot_reach_widths_step_by_step():
         kn.NISPPruner(importance=kn.Magnitude(), widths={"a": 4})
 
 
+@pytest.mark.parametrize("value", [-1, 0, 2.5, "a", True])
+@pytest.mark.parametrize("name", ["batch_size", "max_samples"])
+def test_counts_are_whole_numbers(name, value):
+    model, x = dense(), np.ones((8, 4), "float32")
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be an integer of at least 1"):
+        kn.recalibrate(model, x, **{name: value})
+    if name == "max_samples":
+        with pytest.raises(ValueError, match="Expected `max_samples` to be an integer"):
+            kn.NISP(x, max_samples=value)
+
+
+def test_what_is_no_plan_is_told():
+    model, x = dense(), np.ones((8, 4), "float32")
+    for call in (
+        lambda: kn.rebuild(model, None),
+        lambda: kn.verify(model, x, None),
+        lambda: kn.verify(model, model, x),
+        lambda: kn.recalibrate(model, x, model, "plan.json"),
+    ):
+        with pytest.raises(TypeError, match=r"Expected `plan` to be a keras_nisp\.Plan"):
+            call()
+
+
 def test_ranking_is_the_old_name_of_allocation():
     new = kn.Budget(ratio=0.5, allocation="global")
     with pytest.warns(DeprecationWarning, match="is now `allocation='global'`") as said:

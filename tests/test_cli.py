@@ -280,6 +280,16 @@ def test_diff_compares_widths_outputs_and_accuracy(files, run):
     assert facts["outputs"]["largest_difference"] == pytest.approx(np.abs(a - b).max(), rel=1e-3)
     right = [(v.argmax(-1) == loaded["y"]).mean() for v in (a, b)]
     assert facts["outputs"]["accuracy"] == pytest.approx(right)
+    for y in (loaded["y"][:, None], np.eye(int(loaded["y"].max()) + 1)[loaded["y"]]):
+        np.savez(files / "other_labels.npz", x=loaded["x"], y=y)
+        _, out, _ = run("diff", model, small, "--data", files / "other_labels.npz", "--json")
+        assert json.loads(out)["outputs"]["accuracy"] == pytest.approx(right)
+
+
+def test_a_share_of_channels_that_is_no_share(files, run):
+    budget = ("--importance", "magnitude", "--ratio", "0.5", "--min-channels", "2.5")
+    code, _, error = run("prune", files / "model.keras", *budget, "-o", files / "small.keras")
+    assert (code, "Expected `min_channels`" in error) == (2, True), error
 
 
 def test_diff_of_models_bound_to_a_batch(tmp_path, run):

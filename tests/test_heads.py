@@ -260,6 +260,42 @@ def test_products_of_attention_count_as_flops():
     assert kn.profile(keras.Model(inputs, x)).total.flops == wanted
 
 
+def product(name):
+    """A product whose channels stay, with the multiply-adds that it takes for a sample."""
+    x, y = keras.Input((4, 3, 5)), keras.Input((1, 5, 2))
+    if name == "broadcast":
+        return [x, y], keras.ops.matmul(x, y), 4 * 3 * 5 * 2
+    if name == "diagonal":
+        return [x], keras.ops.einsum("abcd,ed->abce", x, np.ones((7, 5))), 4 * 3 * 5 * 7
+    if name == "without an arrow":
+        return [x], keras.ops.einsum("abcd,de", x, np.ones((5, 7))), 4 * 3 * 5 * 7
+    query, keys = keras.Input((4, 2, 5)), np.ones((1, 6, 2, 5), "float32")
+    return [query], keras.ops.dot_product_attention(query, keys, keys), 2 * 4 * 6 * 2 * 5
+
+
+@pytest.mark.parametrize("name", ["broadcast", "diagonal", "without an arrow", "attention"])
+def test_products_whose_channels_stay_count_as_flops(name):
+    inputs, output, wanted = product(name)
+    assert kn.profile(keras.Model(inputs, output)).total.flops == wanted
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: keras.ops.conv(x, np.ones((3, 3, 3, 4), "float32")),
+        lambda x: keras.ops.tensordot(x, np.ones((3, 2), "float32"), 1),
+        lambda x: keras.ops.dot(x, np.ones((3, 2), "float32")),
+    ],
+    ids=["conv", "tensordot", "dot"],
+)
+def test_operations_whose_products_are_not_counted_are_named(function):
+    inputs = keras.Input((8, 8, 3))
+    x = function(inputs)
+    (note,) = kn.profile(keras.Model(inputs, x)).notes
+    assert note.startswith("FLOPs do not count what these compute: '")
+    assert "parameters" not in note
+
+
 def test_attention_along_some_axes_counts_those():
     inputs = keras.Input((6, 5, 8))
     flops = {}

@@ -147,6 +147,8 @@ def test_groups_without_a_score_stay():
 
 def test_random_depends_on_its_seed():
     channel_map = kn.trace(plain())
+    with pytest.raises(TypeError, match="an integer"):
+        kn.Random(None)
     assert (kn.Random(1)(channel_map) == kn.Random(1)(channel_map)).all()
     assert (kn.Random(1)(channel_map) != kn.Random(2)(channel_map)).any()
 

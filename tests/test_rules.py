@@ -8,6 +8,7 @@ from keras import layers
 from nets import randomise
 
 import keras_nisp as kn
+from keras_nisp.channels import registry
 from keras_nisp.channels.rule import Normalisation, PlainKernel
 from keras_nisp.testing import check_rule
 
@@ -287,3 +288,26 @@ def test_the_old_name_of_fix_all_warns():
     assert all(
         channel_map.reasons[unit] == ["enters 'old', which is not followed"] for unit in units
     )
+
+
+def test_recognised_kinds_fill_no_cache():
+    @keras.saving.register_keras_serializable("test_rules")
+    class Scale(keras.layers.Layer):
+        def build(self, shape):
+            self.factor = self.add_weight(shape=shape[-1:], initializer="ones")
+
+        def call(self, x):
+            return x * self.factor
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(6), Scale(), layers.Dense(2)])
+    assert kn.plan_pruning(model, kn.Magnitude(), ratio=0.5).creators[0].kept == 3
+    sizes = []
+    for _ in range(3):
+        kn.profile(model)
+        sizes.append(registry._signature.cache_info().currsize)
+    assert len(set(sizes)) == 1
+
+
+def test_no_class_gets_two_reasons():
+    with pytest.raises(ValueError, match="Dense has a rule already"):
+        registry.fix_deliberately("which is a trial", keras.layers.Dense)

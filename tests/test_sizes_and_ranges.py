@@ -114,7 +114,7 @@ def test_what_is_not_counted_is_said(capsys):
     plan = kn.plan_pruning(model, kn.Magnitude(), ratio=0.5)
     kn.prune(model, kn.Magnitude(), ratio=0.5)
     printed = capsys.readouterr().out
-    note = "'mine' (Products), which hold 1,024 of 1,132 parameters"
+    note = "'mine' (Products). They hold 1,024 of 1,132 parameters."
     for text in (plan.summary(), str(plan), str(kn.profile(model)), printed):
         assert note in text
     known = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.ReLU(), layers.Dense(2)])
@@ -191,7 +191,14 @@ RIGHT = {
         keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dense(2)]),
         200 * UNIT[:, 0, 0],
     ),
+    "an image beside a table": lambda: (image_and_table(), [UNIT, 200 + 0 * UNIT[:, 0, 0]]),
 }
+
+
+def image_and_table():
+    inputs = [keras.Input(UNIT.shape[1:]), keras.Input((3,))]
+    image = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs[0]))
+    return keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([image, inputs[1]])))
 
 
 @pytest.mark.parametrize("kind", RIGHT)

@@ -11,7 +11,7 @@ from keras_nisp.centripetal.cluster_mean import ClusteredVariables
 from keras_nisp.errors import warn
 from keras_nisp.keras_graph import keras_training
 from keras_nisp.plans.forecast import Forecast, Settings, forecast, learning_rates
-from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.plan import Plan, check_is_plan
 
 # Steps over which a schedule is looked at when their number is not given.
 ASSUMED_STEPS = 100_000
@@ -101,8 +101,7 @@ class ClusteredOptimizer(keras.optimizers.Optimizer):
 
 def check_settings(plan: Any, settings: Settings, learning_rate) -> None:
     """Raises unless the plan merges and a fixed strength is stable."""
-    if not isinstance(plan, Plan):
-        raise TypeError(f"Expected `plan` to be a Plan from `plan_merging`. Received: {plan!r}")
+    check_is_plan(plan)
     plan.check_merges()
     if not settings.automatic:
         settings.check_stable(learning_rates(learning_rate, settings.steps or ASSUMED_STEPS))

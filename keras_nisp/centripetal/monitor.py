@@ -12,7 +12,7 @@ from keras_nisp.keras_graph import keras_training
 from keras_nisp.keras_graph.keras_models import student_of
 from keras_nisp.keras_graph.replicas import check_fit
 from keras_nisp.plans.forecast import Forecast
-from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.plan import Plan, check_is_plan
 
 # float32 keeps about so much of a deviation from the mean, and no less.
 ROUNDING = 1e-7
@@ -64,8 +64,7 @@ class CentripetalMonitor(keras.callbacks.Callback):
         self, plan: Plan, per_layer: bool = False, stop_when_collapsed: bool = False
     ) -> None:
         super().__init__()
-        if not isinstance(plan, Plan):
-            raise TypeError(f"Expected `plan` to be a Plan. Received: {plan!r}")
+        check_is_plan(plan)
         plan.check_merges()
         self.plan = plan
         self.per_layer = per_layer

@@ -212,10 +212,8 @@ def notes(channel_map: ChannelMap) -> list[str]:
     if names := uncounted(channel_map):
         rows = several((f"'{path}' ({kind})" for path, (kind, _) in names.items()), MOST_NAMED)
         held, total = sum(count for _, count in names.values()), channel_map.model.count_params()
-        found.append(
-            f"FLOPs do not count what layers without a rule compute: {rows}, "
-            f"which hold {held:,} of {total:,} parameters."
-        )
+        share = f" They hold {held:,} of {total:,} parameters." if held else ""
+        found.append(f"FLOPs do not count what these compute: {rows}.{share}")
     if channel_map.assumed:
         found.append(
             f"Sizes are assumed: {', '.join(channel_map.assumed)}. Pass `input_shape=` for others."
@@ -224,12 +222,13 @@ def notes(channel_map: ChannelMap) -> list[str]:
 
 
 def uncounted(channel_map: ChannelMap) -> dict[str, tuple[str, int]]:
-    """Class and number of parameters of each layer whose products no rule counts, by path."""
+    """Class and number of parameters of each layer or operation whose products no rule counts, by
+    path."""
     found = {}
     for call in channel_map.calls:
         free = [w for w in call.weights if id(w) not in channel_map.bindings]
         kernels = any(len(weight.shape) > 1 for weight in free)
-        if getattr(call.rule, "warns", False) or kernels:
+        if getattr(call.rule, "multiplies", False) or kernels:
             held = sum(int(np.prod(weight.shape)) for weight in free)
             found[call.path] = (type(call.layer).__name__, held)
     return found

@@ -56,7 +56,7 @@ def register_rule(*classes: type) -> Callable[[RuleClass], RuleClass]:
 def operations(*names: str) -> list[Any]:
     """The classes behind functions of `keras.ops`; those that this Keras lacks are left out."""
     classes = (keras_layers.operation_class(name) for name in names)
-    return [cls for cls in classes if cls is not None]
+    return list(dict.fromkeys(cls for cls in classes if cls is not None))  # two may share one
 
 
 def named_layers(*names: str) -> list[type]:
@@ -69,10 +69,19 @@ def register_operations(*names: str):
     return register_rule(*operations(*names))
 
 
-def fix_deliberately(reason: str, *classes: type, warns: bool = False) -> None:
-    """Registers a barrier, with a reason, for classes through which channels cannot be followed."""
+def fix_deliberately(
+    reason: str, *classes: type, warns: bool = False, multiplies: bool = False
+) -> None:
+    """Registers a barrier with a reason for what channels cannot be followed through.
+
+    Args:
+        reason, warns, multiplies: as for `Barrier`.
+        *classes: classes of layers or operations.
+    """
     for cls in classes:
-        _RULES[cls] = Barrier(reason, warns)
+        if cls in _RULES:
+            raise ValueError(f"{cls.__name__} has a rule already, and would get another.")
+        _RULES[cls] = Barrier(reason, warns, multiplies)
 
 
 def registered(cls: type) -> Rule | None:
@@ -150,12 +159,12 @@ def rule_for(operation: keras.Operation, args: tuple = (), kwargs: dict | None =
     """
     rule = rule_of(operation)
     try:
-        _signature(rule).bind(None, *args, **(kwargs or {}))
+        _signature(type(rule).trace).bind(rule, None, *args, **(kwargs or {}))
     except TypeError:
         return BARRIER
     return rule
 
 
 @functools.cache
-def _signature(rule: Rule) -> inspect.Signature:
-    return inspect.signature(rule.trace)
+def _signature(trace: Callable) -> inspect.Signature:
+    return inspect.signature(trace)

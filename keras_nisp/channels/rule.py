@@ -297,13 +297,20 @@ class PassThrough(Rule):
 
 
 class Barrier(Rule):
-    """For layers without a rule, or fixed on purpose: all channels that enter or leave stay."""
+    """For layers without a rule, or fixed on purpose: all channels that enter or leave stay.
+
+    Args:
+        reason: why.
+        warns: whether users are told that channels stay for want of a rule.
+        multiplies: whether it makes products that FLOPs do not count.
+    """
 
     does = "fixes"
 
-    def __init__(self, reason: str = WITHOUT_RULE, warns: bool = False) -> None:
-        self.reason = reason
-        self.warns = warns
+    def __init__(
+        self, reason: str = WITHOUT_RULE, warns: bool = False, multiplies: bool = False
+    ) -> None:
+        self.reason, self.warns, self.multiplies = reason, warns, multiplies or warns
 
     def trace(self, call: "Call", *args: Any, **kwargs: Any) -> list[np.ndarray]:
         reason = f", {self.reason}" if self.reason != WITHOUT_RULE else ""

@@ -7,6 +7,7 @@ import keras
 from keras_nisp.data.collecting import collect, fits
 from keras_nisp.data.samples import Samples
 from keras_nisp.data.value_range import warn_of_range
+from keras_nisp.errors import check_count
 from keras_nisp.keras_graph import keras_models
 
 
@@ -22,6 +23,7 @@ class Calibration:
     """
 
     def __init__(self, data: Any, limit: int, seed: int, labels: bool = False, verbose: int = 0):
+        check_count("max_samples", limit)
         self.data = data
         self.limit = limit
         self._settings: dict[str, Any] = {

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.data.samples import MAX_SAMPLES, Samples, map_labels
+from keras_nisp.errors import check_count
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import keras_models
 
@@ -44,8 +45,7 @@ def collect(
         ValueError: there are no data, shapes do not fit, or values are not finite.
         TypeError: the data are of an unknown kind, or labels are needed and missing.
     """
-    if limit < 1:
-        raise ValueError(f"Expected at least 1 calibration sample. Received: {limit}")
+    check_count("max_samples", limit)
     if isinstance(data, Samples):
         samples = data.first(limit)
     else:

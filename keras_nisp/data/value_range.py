@@ -92,32 +92,39 @@ def check_range(model: keras.Model, samples: Samples) -> OddRange | None:
     numbers = [array[:CHECKED] for array in samples.inputs if array.dtype.kind not in "USO"]
     if not numbers:
         return None
-    low = min(float(array.min()) for array in numbers)
-    high = max(float(array.max()) for array in numbers)
-    found = f"values from {low:g} to {high:g}"
     beginning = _Beginning(model, samples)
     if beginning.ratio is not None:
         ratio = beginning.ratio
         if ratio > LARGEST_RATIO or ratio < 1 / LARGEST_RATIO:
+            low, high = _range(numbers)
             change = f"divided by {ratio:.3g}" if ratio > 1 else f"times {1 / ratio:.3g}"
             return OddRange(
-                f"{found} seem to be in another range than the model was trained on: what enters "
-                f"its first BatchNormalization is {ratio:.3g} times as large as in training.",
+                f"values from {low:g} to {high:g} seem to be in another range than the model was "
+                f"trained on: what enters its first BatchNormalization is {ratio:.3g} times as "
+                "large as in training.",
                 f"Pass samples as they were in training, {change}, say.",
                 ratio,
             )
         return None
-    images = any(
-        array.ndim == 4 and array.shape[-1] in (1, 3, 4) and array.dtype.kind == "f"
-        for array in numbers
-    )
-    if images and low >= 0 and 100 < high <= 255 and not beginning.rescales:
-        return OddRange(
-            f"{found} look like pixels, but nothing in the model rescales them.",
-            "If it was trained on values from 0 to 1, pass samples divided by 255.",
-            255,
-        )
+    if beginning.rescales:
+        return None
+    for low, high in (_range([array]) for array in numbers if _is_image(array)):
+        if low >= 0 and 100 < high <= 255:
+            return OddRange(
+                f"values from {low:g} to {high:g} look like pixels, but nothing in the model "
+                "rescales them.",
+                "If it was trained on values from 0 to 1, pass samples divided by 255.",
+                255,
+            )
     return None
+
+
+def _range(arrays: list[np.ndarray]) -> tuple[float, float]:
+    return min(float(x.min()) for x in arrays), max(float(x.max()) for x in arrays)
+
+
+def _is_image(array: np.ndarray) -> bool:
+    return array.ndim == 4 and array.shape[-1] in (1, 3, 4) and array.dtype.kind == "f"
 
 
 class _Found(Exception):  # noqa: N818

@@ -6,7 +6,6 @@ that of samples alone. So each call of the traced graph becomes one of the same 
 tensors: weights get a row for each sample, and axes among the settings are counted again.
 """
 
-import string
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +31,7 @@ from keras_nisp.functional.moved_batch import (
 )
 from keras_nisp.keras_graph import copying, symbolic
 from keras_nisp.keras_graph.keras_layers import operation_class, title
-from keras_nisp.rules.products import parse
+from keras_nisp.rules.products import matmul_equation, parse
 
 EINSUM, MATMUL = operation_class("einsum"), operation_class("matmul")
 RESHAPE, BROADCAST = operation_class("reshape"), operation_class("broadcast_to")
@@ -126,7 +125,8 @@ class BatchFirst:
 
     @_handles("matmul")
     def _matrix_product(self, node, *args: Any) -> Any:
-        return self.weights.product(args, *_matmul(args))
+        ranks = list(map(rank_of, args))
+        return self.weights.product(args, *parse(matmul_equation(ranks), ranks))
 
     @_handles("cast", "convert_to_tensor")
     def _cast(self, node, x: Any) -> Any:
@@ -389,13 +389,3 @@ def keeps(node) -> bool:
     if not isinstance(node.operation, COPIES):
         return False
     return node.outputs[0].dtype == node.input_tensors[0].dtype
-
-
-def _matmul(operands: tuple) -> tuple[list[str], str]:
-    """The letters of a product of matrices."""
-    ranks = [rank_of(x) for x in operands]
-    lead = string.ascii_lowercase[: max(max(ranks) - 2, 0)]
-    first = "k" if ranks[0] == 1 else lead[len(lead) - ranks[0] + 2 :] + "yk"
-    second = "k" if ranks[1] == 1 else lead[len(lead) - ranks[1] + 2 :] + "kz"
-    output = lead + "y" * (ranks[0] > 1) + "z" * (ranks[1] > 1)
-    return [first, second], output

@@ -138,8 +138,7 @@ class Random(Importance):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        if seed is not None:
-            check_setting("seed", seed, numbers.Integral, "an integer")
+        check_setting("seed", seed, numbers.Integral, "an integer")
         self.seed = seed
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from keras_nisp._renaming import renamed
 from keras_nisp.channels.tracing import InputShape
 from keras_nisp.data.random_samples import random_samples
+from keras_nisp.errors import check_count
 from keras_nisp.export.agreement import ASSUMED_SIZE
 from keras_nisp.export.interpreter import is_tflite, load_interpreter, runtime_name
 from keras_nisp.export.tflite import convert
@@ -203,10 +204,8 @@ def measured(
     """`benchmark` without printing anything but its progress bar."""
     counts = {"batch_size": batch_size, "threads": threads, "rounds": rounds, "repeats": repeats}
     for name, count in counts.items():
-        if name == "batch_size" and count is None:
-            continue
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"Expected `{name}` to be an integer of at least 1. Received: {count}")
+        if name != "batch_size" or count is not None:
+            check_count(name, count)
     models = [model] if against is None else [model, against]
     names = _names(models)
     contents = [_content(m, quantization, calibration, input_shape) for m in models]

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_nisp.channels.channel_map import ChannelMap
-from keras_nisp.errors import ExportError
+from keras_nisp.errors import ExportError, several
 from keras_nisp.io.progress import Progress
 from keras_nisp.io.shown import Shown
 from keras_nisp.latency.cache import LatencyCache
@@ -45,7 +45,7 @@ class LatencyChange(Shown):
 
     def __str__(self) -> str:
         text = f"{1e3 * self.before:.3g} -> {1e3 * self.after:.3g} ms, {self.device}"
-        return text + (f", estimated: {', '.join(self.estimated[:4])}" if self.estimated else "")
+        return text + (f", estimated: {several(self.estimated)}" if self.estimated else "")
 
 
 class LatencyTable:

@@ -297,3 +297,12 @@ class Plan(Shown):
             PlanFileError: the file is not a plan, or is damaged.
         """
         return plan_file.load(cls, path)
+
+
+def check_is_plan(plan: Any) -> None:
+    """Raises unless an argument is a `Plan`."""
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            "Expected `plan` to be a keras_nisp.Plan, as `plan_pruning`, `plan_merging` and "
+            f"`Plan.load` give it. Received: {plan!r}"
+        )

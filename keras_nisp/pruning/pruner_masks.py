@@ -8,7 +8,7 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.errors import several, warn
-from keras_nisp.keras_graph import keras_models, keras_training
+from keras_nisp.keras_graph import keras_models, keras_training, rounding
 from keras_nisp.surgery.masked_calls import MaskedCalls, plain_calls
 from keras_nisp.surgery.oracle import Oracle, read_mask
 
@@ -91,10 +91,7 @@ class Masks:
         oracle = Oracle(self.map, UnitMap.removing(removed))
         with plain_calls():
             expected = keras.tree.flatten(self.map.walk(inputs, oracle.run))
-        return max(
-            float(np.abs(np.asarray(want) - np.asarray(got)).max() / np.abs(want).max())
-            for want, got in zip(expected, received, strict=True)
-        )
+        return rounding.relative_difference(expected, received)
 
     def say_what_is_not_held(self, removed: np.ndarray, verbose: int) -> None:
         """Warns of layers in which removed channels still count, and by how much; prints a line

@@ -13,8 +13,9 @@ from keras_nisp.data.collecting import collect
 from keras_nisp.data.enough import warn_of_kind
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
 from keras_nisp.data.value_range import warn_of_range
+from keras_nisp.errors import check_count
 from keras_nisp.keras_graph import calling, keras_models, walking
-from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.plan import Plan, check_is_plan
 from keras_nisp.recovery.assigning import all_or_nothing
 from keras_nisp.recovery.batch_statistics import BatchStatistics
 from keras_nisp.recovery.compensation import check_compensation, compensate_for_removed
@@ -119,6 +120,8 @@ def recalibrate(
     map of the input channels.
     """
     _check(original, plan, compensate, ridge)
+    check_count("max_samples", max_samples)
+    check_count("batch_size", batch_size)
     check_teaching(teach_steps, original is not None, "`original` and `plan`")
     keras_models.check_model(small)
     samples = collect(calibration, small, max_samples, seed=seed, verbose=verbose)
@@ -171,6 +174,8 @@ def _check(original, plan, compensate, ridge) -> None:
             "Expected `original` and `plan` together: the model before pruning, and what was "
             "removed from it. Received only one of them."
         )
+    if plan is not None:
+        check_is_plan(plan)
     check_compensation(compensate, original is not None, "`original` and `plan`")
     if ridge is not None and not (isinstance(ridge, Real) and 0 < float(ridge) < math.inf):
         raise ValueError(

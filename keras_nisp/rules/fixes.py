@@ -27,6 +27,7 @@ fix_deliberately(
     "which turns signals into spectra",
     *named_layers("MelSpectrogram", "STFTSpectrogram"),
     *operations("fft", "fft2", "ifft2", "irfft", "istft", "rfft", "stft", "extract_sequences"),
+    multiplies=True,
 )
 fix_deliberately(
     "a layer that runs code of its own",
@@ -37,11 +38,16 @@ fix_deliberately(
     "which runs a function that it is given",
     *operations("associative_scan", "cond", "fori_loop", "jvp", "map", "scan", "switch"),
     *operations("vectorized_map", "while_loop"),
+    multiplies=True,
 )
 fix_deliberately(
     "whose weights belong to no layer",
-    *operations("batch_normalization", "conv", "conv_transpose", "depthwise_conv"),
-    *operations("layer_normalization", "rms_normalization", "separable_conv"),
+    *operations("conv", "conv_transpose", "depthwise_conv", "separable_conv"),
+    multiplies=True,
+)
+fix_deliberately(
+    "whose weights belong to no layer",
+    *operations("batch_normalization", "layer_normalization", "rms_normalization"),
 )
 fix_deliberately(
     "which mixes channels by linear algebra",
@@ -49,6 +55,7 @@ fix_deliberately(
     *operations("det", "matrix_power"),
     *operations("eig", "eigh", "inv", "kron", "logdet", "lstsq", "lu_factor", "matrix_rank"),
     *operations("pinv", "qr", "slogdet", "solve", "solve_triangular", "svd"),
+    multiplies=True,
 )
 fix_deliberately(
     "whose kernel is rounded by the mean of all its entries",
@@ -57,6 +64,7 @@ fix_deliberately(
 fix_deliberately(
     "whose product is not followed (use matmul or einsum)",
     *operations("dot", "inner", "outer", "tensordot", "vdot"),
+    multiplies=True,
 )
 fix_deliberately(
     "which moves values depending on other values",

@@ -41,15 +41,16 @@ def trace_product(call, operands, equation: str):
     tensors = [(x, t) for x, t in zip(operands, terms, strict=True) if isinstance(x, Traced)]
     call.letters = [term for _, term in tensors], output
     cache_attention(call)
-    if any(term[:1] != output[:1] or len(set(term)) < len(term) for _, term in tensors):
-        return call.fix_all("which sums over samples or takes a diagonal")
     sizes: dict[str, set] = {}
     for x, term in zip(operands, terms, strict=True):
-        shape = (None, *x.shape) if isinstance(x, Traced) else np.shape(x)
+        shape = (1, *x.shape) if isinstance(x, Traced) else np.shape(x)
         for letter, size in zip(term, shape, strict=True):
             sizes.setdefault(letter, set()).add(size)
-    if any(len(found) > 1 for letter, found in sizes.items() if letter != output[0]):
-        return call.fix_all("which repeats entries in a product")
+    multiplied = [max(found) for found in sizes.values()] if len(operands) > 1 else [0]
+    if reason := _not_followed(equation, tensors, output, sizes):
+        names = call.fix_all(reason)
+        call.multiply(multiplied)
+        return names
     lines = _join_letters(call, tensors)
     varying = set(lines)
     for letter, names in lines.items():
@@ -59,13 +60,22 @@ def trace_product(call, operands, equation: str):
         held = {term.index(c): lines[c] for c in varying if c in term}
         if held and not isinstance(x, Traced):
             call.bind_constant(position, x, held)
-    if len(operands) > 1:
-        found = [max(each) for letter, each in sizes.items() if letter != output[0]]
-        call.multiply(found, lines.values())
+    call.multiply(multiplied, lines.values())
     summed = [c for c in varying if c not in output]
     call.sums_channels = call.reads = bool(summed)
     through = {output.index(c) - 1: lines[c] for c in output if c in varying}
     return call.grid(through) if through else call.single(f"comes from a product, '{call.path}'")
+
+
+def _not_followed(equation: str, tensors: list, output: str, sizes: dict[str, set]) -> str:
+    """Why channels cannot be followed through an einsum; empty where they can."""
+    if "->" not in equation:  # Keras takes the result to have another shape than it has
+        return "whose equation does not say what its result is"
+    if any(term[:1] != output[:1] or len(set(term)) < len(term) for _, term in tensors):
+        return "which sums over samples or takes a diagonal"
+    if any(len(found) > 1 for letter, found in sizes.items() if letter != output[0]):
+        return "which repeats entries in a product"
+    return ""
 
 
 def _join_letters(call, tensors) -> dict[str, np.ndarray]:
@@ -91,8 +101,8 @@ class _Product(Rule):
     does = "joins"
     sums_channels = True
 
-    def equation(self, call, ranks: list[int]) -> str | None:
-        """What the operation does as an einsum equation; `None` for what is none.
+    def equation(self, call, ranks: list[int]) -> str:
+        """What the operation does as an einsum equation.
 
         Args:
             ranks: of the operands, batch axis counted.
@@ -101,10 +111,7 @@ class _Product(Rule):
 
     def trace(self, call, *operands):
         ranks = [x.rank + 1 if isinstance(x, Traced) else np.ndim(x) for x in operands]
-        equation = self.equation(call, ranks)
-        if equation is None:
-            return call.fix_all("which is no product over one axis")
-        return trace_product(call, operands, equation)
+        return trace_product(call, operands, self.equation(call, ranks))
 
     def absolute(self, call, *operands):
         equation = self.equation(call, [np.ndim(x) for x in operands])
@@ -120,8 +127,20 @@ class _Product(Rule):
 @register_operations("einsum")
 class Einsum(_Product):
     def equation(self, call, ranks):
-        # Without an arrow Keras takes the result to have another shape than it has.
-        return call.layer.subscripts if "->" in call.layer.subscripts else None
+        return call.layer.subscripts
+
+
+def matmul_equation(ranks: list[int]) -> str:
+    """A product of matrices, or of vectors with them, as an einsum equation.
+
+    Args:
+        ranks: of both operands, batch axis counted.
+    """
+    first, second = ranks
+    lead = string.ascii_lowercase[: max(max(ranks) - 2, 0)]
+    one = "k" if first == 1 else lead[len(lead) - first + 2 :] + "yk"
+    other = "k" if second == 1 else lead[len(lead) - second + 2 :] + "kz"
+    return f"{one},{other}->{lead}{'y' * (first > 1)}{'z' * (second > 1)}"
 
 
 @register_operations("matmul")
@@ -129,12 +148,7 @@ class Matmul(_Product):
     """Batches of matrices, or a matrix that is a constant."""
 
     def equation(self, call, ranks):
-        first, second = ranks
-        lead = string.ascii_lowercase[: first - 2]
-        if first == second and first > 2:
-            return f"{lead}xy,{lead}yz->{lead}xz"
-        lead = string.ascii_lowercase[: first - 1]
-        return f"{lead}y,yz->{lead}z" if second == 2 else None
+        return matmul_equation(ranks)
 
 
 @register_rule(layers.Dot)
@@ -191,11 +205,18 @@ class DotProductAttention(Rule):
 
     def trace(self, call, query, key, value, bias=None, mask=None, scale=None, **settings):
         tensors = [query, key, value]
+        # Products of queries and keys, and of what comes of them and values.
+        positions = key.shape[0] if isinstance(key, Traced) else np.shape(key)[1]
+        multiplied = (2, *call.output_shape, positions)
         if not all(isinstance(x, Traced) and x.rank == 3 for x in tensors):
-            return call.fix_all("whose operands are no feature maps of heads")
+            names = call.fix_all("whose operands are no feature maps of heads")
+            call.multiply(multiplied)
+            return names
         cache_tensors(call, (key, 0), (value, 0))
         if any(x.names.shape[0] > 1 for x in tensors):
-            return call.fix_all("whose positions are channels")
+            names = call.fix_all("whose positions are channels")
+            call.multiply(multiplied)
+            return names
         lines = {}
         for axis in (1, 2):  # Keras takes all three to be equally wide
             held = [_heads(x, axis, query.shape) for x in tensors if x.names.shape[axis] > 1]
@@ -211,8 +232,7 @@ class DotProductAttention(Rule):
                 meet(call, x, lines[1], axis=0, rank=3)
         if scale is None and getattr(call.layer, "scale", None) is None and 2 in lines:
             call.fix(lines[2], f"'{call.path}' scales by the number of these channels")
-        # Products of queries and keys, and of what comes of them and values.
-        call.multiply((2, *query.shape, key.shape[0]), lines.values())
+        call.multiply(multiplied, lines.values())
         call.sums_channels, call.reads = 2 in lines, bool(lines)
         return call.grid(lines) if lines else call.single(f"comes from a product, '{call.path}'")
 

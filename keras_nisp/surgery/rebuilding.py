@@ -16,7 +16,7 @@ from keras_nisp.keras_graph import copying, keras_models, layer_state
 from keras_nisp.keras_graph.loading import loading_fault, warn_of_names
 from keras_nisp.keras_graph.penalties import initializers_of_one_size
 from keras_nisp.keras_graph.wrappers import WRAPPED, is_wrapper, rewrap
-from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.plan import Plan, check_is_plan
 from keras_nisp.surgery.compiling import compile_alike
 from keras_nisp.surgery.verification import LOSSLESS, output_change
 
@@ -67,6 +67,7 @@ def rebuild(
     >>> small.layers[0].units
     4
     """
+    check_is_plan(plan)
     channel_map = plan.trace(model)
     unit_map = plan.unit_map(channel_map)
     if not plan.merges:

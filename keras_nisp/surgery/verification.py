@@ -17,7 +17,7 @@ from keras_nisp.errors import VerificationError, several
 from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling
 from keras_nisp.keras_graph.rounding import Difference, allowed, default_tolerance, difference
-from keras_nisp.plans.plan import Plan
+from keras_nisp.plans.plan import Plan, check_is_plan
 from keras_nisp.plans.planning import inexact_layers
 from keras_nisp.surgery.layerwise import LayerDifference, Layerwise
 from keras_nisp.surgery.masked_calls import plain_calls
@@ -157,6 +157,7 @@ def verify(
     >>> verify(rebuild(model, plan), model, plan).ok
     True
     """
+    check_is_plan(plan)
     channel_map = plan.trace(original)
     samples = None if calibration is None else collect(calibration, original, limit=SAMPLES)
     unit_map = plan.unit_map(channel_map)
