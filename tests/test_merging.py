@@ -459,7 +459,7 @@ def test_frozen_layers():
         ({"tolerance": 2}, ValueError, "`tolerance`"),
         ({"collapse": 0.0}, ValueError, "`collapse`"),
         ({"learning_rate": keras.optimizers.Adam}, TypeError, "use `Centripetal"),
-        ({"plan": "plan.json"}, TypeError, "`plan` to be a Plan"),
+        ({"plan": "plan.json"}, TypeError, r"`plan` to be a keras_nisp.Plan"),
     ],
 )
 def test_wrong_arguments(arguments, error, match):

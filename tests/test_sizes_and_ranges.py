@@ -151,6 +151,8 @@ def test_data_in_another_range_are_noticed():
         lambda: kn.plan_pruning(model, kn.Taylor((wrong, np.zeros((48, 2))), "mse"), ratio=0.5),
         lambda: kn.prune(model, kn.NISP(wrong), ratio=0.5, calibration=wrong, verbose=0),
         lambda: kn.recalibrate(fitted(trained(), UNIT), wrong),
+        lambda: kn.sensitivity(model, kn.Magnitude(), calibration=wrong, ratios=[0.5]),
+        lambda: kn.plan_merging(model, ratio=0.5, calibration=wrong),
     ):
         with pytest.warns(
             kn.DataRangeWarning, match=r"25\d times as large.*divided by 25\d"

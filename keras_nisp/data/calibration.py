@@ -1,14 +1,38 @@
-"""Calibration data of an importance: read once, and looked at once."""
+"""Calibration data: read once, and looked at once."""
 
 from typing import Any
 
 import keras
 
 from keras_nisp.data.collecting import collect, fits
-from keras_nisp.data.samples import Samples
+from keras_nisp.data.enough import warn_of_kind
+from keras_nisp.data.samples import MAX_SAMPLES, Samples
 from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.errors import check_count
 from keras_nisp.keras_graph import keras_models
+
+
+def calibration_samples(
+    data: Any,
+    model: keras.Model,
+    limit: int = MAX_SAMPLES,
+    seed: int = 0,
+    labels: bool = False,
+    verbose: int = 0,
+    trained: keras.Model | None = None,
+) -> Samples:
+    """`collect`, with warnings of data in another range than the model was trained on, or too few,
+    or of one kind alone.
+
+    Args:
+        data, model, limit, seed, labels, verbose: as for `collect`.
+        trained: the model that knows the range, if that is another.
+    """
+    samples = collect(data, model, limit, seed, labels, verbose)
+    if not isinstance(data, Samples):  # else they were looked at where they were read
+        warn_of_range(trained or model, samples)
+        warn_of_kind(samples)
+    return samples
 
 
 class Calibration:
@@ -50,9 +74,7 @@ class Calibration:
         samples = self.known(model)
         if samples is None:
             _check_given(self.data)
-            samples = collect(self.data, model, **self._settings)
-            if not isinstance(self.data, Samples):  # else it was looked at where it was read
-                warn_of_range(model, samples)
+            samples = calibration_samples(self.data, model, **self._settings)
             self._read.append((_signature(model), samples))
         return samples
 

@@ -12,10 +12,8 @@ from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import AddedDamages, Sensitivity
-from keras_nisp.data.collecting import collect
-from keras_nisp.data.enough import warn_of_kind
+from keras_nisp.data.calibration import calibration_samples
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
-from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.importance.base import (
     Importance,
     as_importance,
@@ -112,10 +110,7 @@ def with_samples(
     if calibration is not None:
         waiting = without_data(importance).values()
         limit = max([MAX_SAMPLES, *(value.limit for value in waiting)])
-        samples = collect(calibration, model, limit, verbose=verbose)
-        if not isinstance(calibration, Samples):
-            warn_of_range(model, samples)
-            warn_of_kind(samples)
+        samples = calibration_samples(calibration, model, limit, verbose=verbose)
     return supplied(importance, samples, verbose), samples
 
 

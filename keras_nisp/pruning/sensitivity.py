@@ -19,8 +19,7 @@ from keras_nisp.channels.tracing import trace
 from keras_nisp.damage.distance import kind_of
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import Sensitivity, layers_of
-from keras_nisp.data.collecting import collect
-from keras_nisp.data.enough import warn_of_kind
+from keras_nisp.data.calibration import calibration_samples
 from keras_nisp.data.samples import MAX_SAMPLES, Samples, class_labels, outputs_of
 from keras_nisp.errors import PlanFileError
 from keras_nisp.importance.base import Custom, Importance, as_importance, supplied
@@ -152,14 +151,12 @@ def sensitivity(
         check_writable(path)
     keras_models.check_model(model)
     how: dict[str, Any] = {"limit": max_samples, "seed": seed, "verbose": verbose}
-    unlabelled = None if calibration is None else collect(calibration, model, **how)
-    if unlabelled is not None and data is None:
-        warn_of_kind(unlabelled)
+    unlabelled = None if calibration is None else calibration_samples(calibration, model, **how)
     importance = supplied(importance, unlabelled, verbose)
     channel_map = trace(model, importance.input_shapes(model))
     channel_map.check_groups()
     channel_map.check_weights()
-    labelled = None if data is None else collect(data, model, labels=True, **how)
+    labelled = None if data is None else calibration_samples(data, model, labels=True, **how)
     known = _Results(path, _settings(model, importance, metric, labelled, unlabelled))
     if labelled is None:
         figure = _damage(channel_map, unlabelled, verbose)

@@ -9,10 +9,8 @@ import keras
 
 from keras_nisp._renaming import renamed
 from keras_nisp.channels.registry import rule_of
-from keras_nisp.data.collecting import collect
-from keras_nisp.data.enough import warn_of_kind
+from keras_nisp.data.calibration import calibration_samples
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
-from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.errors import check_count
 from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.plans.plan import Plan, check_is_plan
@@ -124,10 +122,9 @@ def recalibrate(
     check_count("batch_size", batch_size)
     check_teaching(teach_steps, original is not None, "`original` and `plan`")
     keras_models.check_model(small)
-    samples = collect(calibration, small, max_samples, seed=seed, verbose=verbose)
-    if not isinstance(calibration, Samples):
-        warn_of_range(original or small, samples)
-        warn_of_kind(samples)
+    samples = calibration_samples(
+        calibration, small, max_samples, seed, verbose=verbose, trained=original
+    )
     pair = None
     if original is not None and plan is not None and (compensate is not None or teach_steps):
         channel_map = plan.trace(original)
