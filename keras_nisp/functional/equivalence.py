@@ -18,6 +18,7 @@ from keras_nisp.functional.call_graphs import same
 from keras_nisp.functional.moved_batch import NotAGraphError, shape_batch_first, with_batch_at
 from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.keras_graph.masks import mask_of, set_mask, with_own_mask
+from keras_nisp.keras_graph.rounding import difference
 
 TOLERANCE = 1e-4
 COUNT = 2  # samples, where the batch size is open
@@ -230,7 +231,7 @@ def _compare(expected: _Outcome, received: _Outcome, when: str) -> None:
                 f"{several(map(str, shapes[0]))}, and {several(map(str, shapes[1]))} there{when}"
             )
         differences = [np.inf if len(pairs[0]) != len(pairs[1]) else 0.0]
-        differences += map(_difference, *pairs)
+        differences += [difference(*pair).relative for pair in zip(*pairs, strict=False)]
         if max(differences) > TOLERANCE:
             named = what if what != "updates" else "changes of its weights"
             raise NotAGraphError(
@@ -243,19 +244,3 @@ def _compare(expected: _Outcome, received: _Outcome, when: str) -> None:
 
 def _masks_differ(want, got) -> bool:
     return (want is None) != (got is None) or (want is not None and not np.array_equal(want, got))
-
-
-def _difference(want: Any, got: Any) -> float:
-    """The largest difference, relative to the largest value; what is not finite must be equal."""
-    want, got = np.asarray(want), np.asarray(got)
-    if want.shape != got.shape:
-        return np.inf
-    if want.dtype == object or want.dtype.kind in "USO":
-        return 0.0 if np.array_equal(want, got) else np.inf
-    want, got = want.astype(np.float64), got.astype(np.float64)
-    equal = (want == got) | (np.isnan(want) & np.isnan(got))
-    if not (np.isfinite(want) & np.isfinite(got) | equal).all():
-        return np.inf
-    finite = np.isfinite(want) & np.isfinite(got)
-    want, got = want[finite], got[finite]
-    return float(np.abs(want - got).max(initial=0) / max(np.abs(want).max(initial=0), 1e-9))

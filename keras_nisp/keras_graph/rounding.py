@@ -48,13 +48,19 @@ def difference(expected: Any, received: Any) -> Difference:
     return Difference(float(np.nan_to_num(distance, nan=np.inf).max(initial=0)), float(scale))
 
 
+def largest_difference(expected: Any, received: Any) -> Difference:
+    """The difference of the output that differs most over its scale."""
+    pairs = zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True)
+    found = (difference(*pair) for pair in pairs)
+    return max(found, key=lambda each: each.relative, default=Difference(0.0, 1.0))
+
+
 def relative_difference(expected: Any, received: Any) -> float:
     """The largest difference of any output over the scale of that output; NaN where one that is
     expected is."""
-    pairs = list(zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True))
-    if any(np.isnan(np.asarray(want, np.float64)).any() for want, _ in pairs):
+    if any(np.isnan(np.asarray(x, np.float64)).any() for x in keras.tree.flatten(expected)):
         return np.nan
-    return max((difference(*pair).relative for pair in pairs), default=0.0)
+    return largest_difference(expected, received).relative
 
 
 def allowed(model: keras.Model, inputs: list, least: float) -> float:

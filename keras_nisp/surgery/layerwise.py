@@ -14,7 +14,12 @@ from keras_nisp.errors import PlanMismatchError, RuleError, first_line
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph.masks import carry_mask, mask_of, take_off_alike, with_own_mask
 from keras_nisp.keras_graph.recording import Step, Token, recorded
-from keras_nisp.keras_graph.rounding import LARGEST_TOLERANCE, Difference, difference
+from keras_nisp.keras_graph.rounding import (
+    LARGEST_TOLERANCE,
+    Difference,
+    difference,
+    largest_difference,
+)
 from keras_nisp.surgery.oracle import Oracle
 
 LAYER_TOLERANCE = 1e-5
@@ -246,10 +251,10 @@ def _has_nan(value: Any) -> bool:
 
 
 def _largest(wanted: list, outputs: list) -> Difference:
-    """The difference of the output that differs most over its scale."""
+    """The difference of the tensor that differs most over its scale."""
     pairs = zip(wanted, outputs, strict=True)
-    found = [difference(*pair) for pair in pairs if isinstance(pair[0], tf.Tensor)]
-    return max(found, key=lambda d: d.relative, default=Difference(0.0, 1.0))
+    tensors = [pair for pair in pairs if isinstance(pair[0], tf.Tensor)]
+    return largest_difference(*zip(*tensors, strict=True)) if tensors else Difference(0.0, 1.0)
 
 
 def _other_shapes(wanted: list, outputs: list) -> str:

@@ -16,7 +16,12 @@ from keras_nisp.data.samples import Samples
 from keras_nisp.errors import VerificationError, several
 from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling
-from keras_nisp.keras_graph.rounding import Difference, allowed, default_tolerance, difference
+from keras_nisp.keras_graph.rounding import (
+    Difference,
+    allowed,
+    default_tolerance,
+    largest_difference,
+)
 from keras_nisp.plans.plan import Plan, check_is_plan
 from keras_nisp.plans.planning import inexact_layers
 from keras_nisp.surgery.layerwise import LayerDifference, Layerwise
@@ -169,7 +174,7 @@ def output_change(channel_map: ChannelMap, small: keras.Model, samples: Samples)
     inputs = _first(samples)
     expected = channel_map.walk(inputs, Oracle(channel_map, _unchanged(channel_map)).run)
     limit = max(LOSSLESS, default_tolerance(channel_map.model))
-    worst = _largest(expected, calling.answer(small, inputs))
+    worst = largest_difference(expected, calling.answer(small, inputs))
     if worst.relative > limit:
         limit = allowed(small, inputs, limit)
     return Verification(worst.absolute, worst.scale, limit, ())
@@ -180,7 +185,7 @@ def check_layers(oracle: Oracle, other: keras.Model, samples: Samples) -> None:
     oracle says."""
     inputs = _first(samples)
     layers = Layerwise(oracle, other)
-    worst = _largest(layers.run(inputs), calling.answer(other, inputs))
+    worst = largest_difference(layers.run(inputs), calling.answer(other, inputs))
     limit = max(LOSSLESS, default_tolerance(oracle.map.model))
     if limit < worst.relative < np.inf:
         limit = allowed(other, inputs, limit)
@@ -208,7 +213,7 @@ def verify_traced(
     layers = Layerwise(Oracle(channel_map, unit_map), small, tolerance, verbose)
     expected = layers.run(inputs)
     try:
-        worst = _largest(expected, calling.answer(small, inputs))
+        worst = largest_difference(expected, calling.answer(small, inputs))
     except (ValueError, tf.errors.OpError):
         if layers.worst.ok:
             raise
@@ -232,12 +237,6 @@ def _first(samples: Samples) -> list[tf.Tensor]:
     """The first samples as inputs of a model."""
     inputs, _ = next(samples.first(SAMPLES).batches())
     return inputs
-
-
-def _largest(expected: Any, received: Any) -> Difference:
-    """The difference of the output that differs most over its scale."""
-    pairs = zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True)
-    return max((difference(*pair) for pair in pairs), key=lambda found: found.relative)
 
 
 def _undefined(channel_map: ChannelMap, path: str | None, random: bool) -> str:

@@ -12,6 +12,7 @@ from keras_nisp.channels.channel_map import Binding, ChannelMap
 from keras_nisp.channels.rule import meaningful
 from keras_nisp.errors import RuleError
 from keras_nisp.keras_graph import calling
+from keras_nisp.keras_graph.rounding import largest_difference
 from keras_nisp.testing.multiplications import kernel_multiplications
 
 SAME = 1e-5  # of numbers that should be equal, over their scale
@@ -203,7 +204,7 @@ class Trials:
                 "absolute", "gives something for an input of zeros. Leave out biases and offsets."
             )
         doubled = self._absolute([2 * x for x in inputs])
-        if _difference(doubled, [2 * output for output in outputs]) > LINEAR:
+        if largest_difference([2 * y for y in outputs], doubled).relative > LINEAR:
             factor = self._size(doubled) / self._size(outputs)
             raise self.error(
                 "absolute",
@@ -237,7 +238,7 @@ class Trials:
             other = [self._positive(x.shape) for x in inputs]
             both = self._absolute([x + y for x, y in zip(inputs, other, strict=True)])
             apart = zip(outputs, self._absolute(other), strict=True)
-            if _difference(both, [x + y for x, y in apart]) > LINEAR:
+            if largest_difference([x + y for x, y in apart], both).relative > LINEAR:
                 raise self.error(
                     "absolute",
                     "is not linear: of a sum of two inputs it does not give the sum of what it "
@@ -316,13 +317,6 @@ class Trials:
     @staticmethod
     def _size(outputs: list) -> float:
         return max((float(tf.reduce_max(tf.abs(output))) for output in outputs), default=0.0)
-
-
-def _difference(first: list, second: list) -> float:
-    """The largest difference, over the scale of the second."""
-    scale = max(float(tf.reduce_max(tf.abs(y))) for y in second) or 1.0
-    pairs = zip(first, second, strict=True)
-    return max(float(tf.reduce_max(tf.abs(x - y))) for x, y in pairs) / scale
 
 
 def _number(names: np.ndarray, unit: int) -> int:
