@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from keras_nisp.channels.named_tensor import compact
+from keras_nisp.channels.named_tensor import compact, varying
 
 INSIDE = "lies inside of what goes as a whole"
 SEVERAL_WAYS = "is laid out in several ways that do not fit each other"
@@ -58,11 +58,10 @@ class Grids:
         columns = self._columns(names)
         if columns is None or (len(columns) < 2 and not split):
             return None
-        varying = [axis for axis, size in enumerate(names.shape) if size > 1]
-        parts: dict[int, list[np.ndarray]] = {axis: [] for axis in varying}
+        parts: dict[int, list[np.ndarray]] = {axis: [] for axis in varying(names)}
         while columns:
             column = compact(columns.pop(0))
-            axes = [axis for axis in varying if column.shape[axis] > 1]
+            axes = [axis for axis in parts if column.shape[axis] > 1]
             if len(axes) > 1:
                 columns = self._split(column, axes) + columns
             elif axes:

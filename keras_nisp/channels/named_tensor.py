@@ -50,13 +50,22 @@ class Traced:
         self.names = compact(units[self.names])
         if self.points_at is not None:
             self.points_at = units[self.points_at]
-        varying = [axis for axis, size in enumerate(self.names.shape) if size > 1]
-        self.lines = {axis: units[self.lines[axis]] for axis in varying if axis in self.lines}
+        held = {axis: self.lines[axis] for axis in varying(self.names) if axis in self.lines}
+        self.lines = {axis: units[line] for axis, line in held.items()}
 
     @property
     def rank(self) -> int:
         """The number of axes, the batch axis not counted."""
         return len(self.shape)
+
+    @property
+    def varying(self) -> list[int]:
+        """The axes along which channels lie."""
+        return varying(self.names)
+
+    def varies(self, axis: int) -> bool:
+        """Whether channels lie along an axis, the batch axis not counted."""
+        return self.names.shape[axis] > 1
 
     def axis_in_tensor(self, axis: int) -> int:
         """The position in the tensor itself, the batch axis counted, of an axis of `shape`."""
@@ -88,6 +97,11 @@ class Traced:
             return self.lines[axis]
         names = np.moveaxis(self.names, axis, -1)
         return np.broadcast_to(rows(names)[0], (self.shape[axis],))
+
+
+def varying(names: np.ndarray) -> list[int]:
+    """The axes along which names vary."""
+    return [axis for axis, size in enumerate(names.shape) if size > 1]
 
 
 def compact(names: np.ndarray) -> np.ndarray:

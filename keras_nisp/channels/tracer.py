@@ -9,7 +9,7 @@ import numpy as np
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Binding
 from keras_nisp.channels.grids import Grids, Solution
-from keras_nisp.channels.named_tensor import Traced, compact
+from keras_nisp.channels.named_tensor import Traced, compact, varying
 from keras_nisp.channels.registry import is_registered, rule_for
 from keras_nisp.channels.rule import Barrier, meaningful
 from keras_nisp.errors import RuleError
@@ -99,20 +99,20 @@ class Tracer:
         of these axes become one channel, unless they are to be told apart at this `place`.
         """
         names = compact(names)
-        varying = [axis for axis, size in enumerate(names.shape) if size > 1]
-        if not varying:
+        axes = varying(names)
+        if not axes:
             return Traced(names, shape, batch)
-        split = len(varying) > 1 and place in self.split
+        split = len(axes) > 1 and place in self.split
         if (lines := self.grids.laid_out(names, split)) is not None:
             if place is not None and split:
-                self.outer[place] = [lines[axis] for axis in varying[:-1]]
+                self.outer[place] = [lines[axis] for axis in axes[:-1]]
             return Traced(names, shape, batch, lines)
-        if len(varying) < 2:
+        if len(axes) < 2:
             return Traced(names, shape, batch)
         if place is not None:
             self.joined.append(place)
-        rows = np.moveaxis(names, varying[-1], -1)
-        laid = [-1 if axis == varying[-1] else 1 for axis in range(names.ndim)]
+        rows = np.moveaxis(names, axes[-1], -1)
+        laid = [-1 if axis == axes[-1] else 1 for axis in range(names.ndim)]
         rows = rows.reshape(-1, rows.shape[-1])
         self.join(rows[:1], rows[1:])
         return Traced(rows[0].reshape(laid), shape, batch)
@@ -223,7 +223,7 @@ class Tracer:
              tensor.line(axis))
             for penalty in penalties.of_outputs(call.layer)
             for tensor in call.outputs
-            for axis, size in enumerate(tensor.names.shape) if size > 1
+            for axis in tensor.varying
         ]  # fmt: skip
         for weight in call.weights:
             if (binding := self.bindings.get(id(weight))) is not None:

@@ -223,7 +223,7 @@ class KernelEdge:
         output = self.call.outputs[0]
         if self.plain.window is not None:
             return channel_axis(self.call.layer, output.rank) - output.rank
-        axes = [axis for axis, size in enumerate(output.names.shape) if size > 1]
+        axes = output.varying
         return axes[0] - output.rank if axes else -1
 
     def gradients(self, x: tf.Tensor, gradients: list, change: Change) -> list:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.channel_map import Binding, ChannelMap
-from keras_nisp.channels.named_tensor import Traced
+from keras_nisp.channels.named_tensor import Traced, varying
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.unit_map import occurrences
 from keras_nisp.data.calibration import Calibration
@@ -287,10 +287,10 @@ class _Moments:
 
 def _positions_first(tensor: tf.Tensor, names: np.ndarray) -> tf.Tensor:
     """Values as `(positions, names)`."""
-    varying = [axis for axis, size in enumerate(names.shape, 1) if size > 1]
-    others = [axis for axis in range(len(names.shape) + 1) if axis not in varying]
-    if varying and varying != list(range(len(others), len(names.shape) + 1)):
-        tensor = tf.transpose(tensor, others + varying)
+    axes = [axis + 1 for axis in varying(names)]
+    others = [axis for axis in range(len(names.shape) + 1) if axis not in axes]
+    if axes and axes != list(range(len(others), len(names.shape) + 1)):
+        tensor = tf.transpose(tensor, others + axes)
     return tf.reshape(tensor, (-1, names.size))
 
 

@@ -66,7 +66,7 @@ def input_axis(call: Call, plain: PlainKernel, rank: int) -> int | None:
     if plain.window is not None:
         return channel_axis(call.layer, tensor.rank) + 1
     # From the end, since the ranks differ in axes that the kernel does not see.
-    axes = [axis - tensor.rank for axis, size in enumerate(tensor.names.shape) if size > 1]
+    axes = [axis - tensor.rank for axis in tensor.varying]
     return axes[0] % rank if axes else None
 
 

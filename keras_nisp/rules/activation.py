@@ -293,7 +293,7 @@ class PReLU(Rule):
 
     def trace(self, call, x):
         alpha = call.layer.alpha
-        axes = [i for i in range(x.rank) if alpha.shape[i] > 1 and x.names.shape[i] > 1]
+        axes = [i for i in range(x.rank) if alpha.shape[i] > 1 and x.varies(i)]
         call.bind(alpha, own={axis: call.along(x, axis) for axis in axes})
         return x.names
 

@@ -30,7 +30,7 @@ def cache_tensors(call: Call, *operands: Operand) -> None:
             continue
         call.tracer.cached[id(single)] = single
         positions = axis if single is x else None  # else no channels are known to lie there
-        along = [i for i, size in enumerate(single.names.shape) if size > 1 and i != positions]
+        along = [axis for axis in single.varying if axis != positions]
         count = math.prod(single.shape) // max(x.shape[axis], 1)
         call.cache([count], [single.line(i) for i in along], single.dtype)
 

@@ -13,7 +13,7 @@ from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations
 from keras_nisp.channels.rule import Rule
 from keras_nisp.keras_graph.keras_layers import operation_class
-from keras_nisp.rules.combining import join_tensors, varying_axes
+from keras_nisp.rules.combining import join_tensors
 from keras_nisp.rules.reduction import extreme
 
 ARGMAX = operation_class("argmax")
@@ -31,7 +31,7 @@ class _Choice(Rule):
         Returns:
             Their names; `None` if the axis holds none.
         """
-        call.mixes_channels = call.sums_channels = x.names.shape[axis] > 1
+        call.mixes_channels = call.sums_channels = x.varies(axis)
         if not call.mixes_channels:
             return None
         call.tracer.rivals(call, x.line(axis), count)
@@ -57,7 +57,7 @@ class _Choice(Rule):
         """The names of what comes out: those along the axes that are not chosen along."""
         if x.names.shape[axis] == 1:
             return x.names if keepdims else np.squeeze(x.names, axis)
-        lines = {i: x.line(i) for i in varying_axes(x) if i != axis}
+        lines = {i: x.line(i) for i in x.varying if i != axis}
         if not keepdims:
             lines = {i - (i > axis): line for i, line in lines.items()}
         return call.grid(lines) if lines else call.single(f"is chosen by '{call.path}'")
@@ -74,7 +74,7 @@ class TopK(_Choice):
             return call.fix_all("which runs along the batch axis")
         if x.points_at is not None:
             return call.fix_all(COMPARED)
-        if x.batch_axis and x.names.shape[last] > 1:
+        if x.batch_axis and x.varies(last):
             return call.fix_all("which moves channels depending on values")
         call.points_at = [None, self.choose(call, x, last, call.layer.k)]
         names = self.others(call, x, last, keepdims=True)
@@ -102,7 +102,7 @@ class Best(_Choice):
             return call.fix_all("which reduces the batch axis")
         if x.points_at is not None:
             return call.fix_all(COMPARED)
-        if x.batch_axis and x.names.shape[own] > 1:
+        if x.batch_axis and x.varies(own):
             return call.fix_all("which reduces channels")
         call.points_at = [self.choose(call, x, own)]
         return self.others(call, x, own, call.layer.keepdims)
@@ -132,7 +132,7 @@ class OneHot(Rule):
         if (at := layer.axis % (x.rank + 2) - 1) < 0:
             return call.fix_all("which puts channels before the batch axis")
         call.points_at = [None]
-        lines = {i + (i >= at): x.line(i) for i in varying_axes(x)}
+        lines = {i + (i >= at): x.line(i) for i in x.varying}
         return call.grid({**lines, at: x.points_at})
 
     def resize(self, call, config, width):
@@ -156,7 +156,7 @@ class TakeAlongAxis(Rule):
         axis = None if call.layer.axis is None else x.own_axis(call.layer.axis)
         if axis is None:
             return call.fix_all("which runs along the batch axis")
-        lines = {i: x.line(i) for i in varying_axes(x)}
+        lines = {i: x.line(i) for i in x.varying}
         along = lines.pop(axis, None)
         if along is None:
             return self._positions(call, x, indices, axis)
@@ -171,7 +171,7 @@ class TakeAlongAxis(Rule):
 
     def _chosen(self, call, along, x, indices):
         """Of channels those that indices point at."""
-        if varying_axes(indices) or x.batch_axis or indices.batch_axis:
+        if indices.varying or x.batch_axis or indices.batch_axis:
             return call.fix_all("whose indices hold channels")
         call.join(along, indices.points_at)
         call.points_at = [None]
@@ -180,12 +180,12 @@ class TakeAlongAxis(Rule):
     def _positions(self, call, x, indices, axis: int):
         """All channels of those positions that indices say."""
         if not isinstance(indices, Traced):
-            places = [x.axis_in_tensor(i) for i in varying_axes(x)]
+            places = [x.axis_in_tensor(i) for i in x.varying]
             if any(np.shape(indices)[place] > 1 for place in places):
                 return call.fix_all("which looks channels up by an array")
             return x.names
         alike = (indices.rank, indices.batch_axis) == (x.rank, x.batch_axis)
-        if not alike or indices.names.shape[axis] > 1:
+        if not alike or indices.varies(axis):
             return call.fix_all("which is told what to move by a tensor of other axes")
         # One place stands for all along the axis, of which the two have different numbers.
         shapes = [(*t.shape[:axis], 1, *t.shape[axis + 1 :]) for t in (x, indices)]

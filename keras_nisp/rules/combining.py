@@ -51,7 +51,7 @@ def join_tensors(call, tensors):
         # It may serve heads, and have entries for the channels inside of them.
         if not serves or any(tensor.shape[axis] > 1 for axis in held):
             joined.append(tensor)
-    axes = {axis for tensor in joined for axis in varying_axes(tensor)}
+    axes = {axis for tensor in joined for axis in tensor.varying}
     if len(axes) > 1 or (len(joined) > 1 and any(tensor.lines for tensor in joined)):
         lines = _join_lines(call, joined, range(len(shape)))
         meet = f"meets in '{call.path}' what holds no channels"
@@ -62,17 +62,12 @@ def join_tensors(call, tensors):
     return (np.broadcast_arrays(*names)[0] if joined else tensors[0].names), shape
 
 
-def varying_axes(tensor) -> list[int]:
-    """The axes of a tensor along which channels lie."""
-    return [axis for axis, size in enumerate(tensor.names.shape) if size > 1]
-
-
 def _join_lines(call, tensors, axes) -> dict[int, np.ndarray]:
     """The common names of tensors that meet, along each of these axes where all have some."""
     lines = {}
     for axis in axes:
         full = [t for t in tensors if t.shape[axis] > 1]
-        held = [t.line(axis) for t in full if t.names.shape[axis] > 1]
+        held = [t.line(axis) for t in full if t.varies(axis)]
         if held:
             lines[axis] = held[0]
             for line in held[1:]:
@@ -110,7 +105,7 @@ def meet(call, x, names: np.ndarray, axis: int, rank: int) -> None:
     place = axis - rank  # from the end, as it is broadcast
     if len(shape) < -place or shape[place] == 1:
         return
-    if isinstance(x, Traced) and x.names.shape[place] > 1:
+    if isinstance(x, Traced) and x.varies(place):
         call.join(names, x.line(place))
     else:
         call.fix(names, f"meets in '{call.path}' what holds no channels")
@@ -130,7 +125,7 @@ def _constant_axes(call, shape, tensor) -> dict[int, np.ndarray] | None:
         if tensor.shape[axis + offset] == 1:
             if tensor.names.size == 1:
                 call.fix(tensor.names, f"serves many channels in '{call.path}'")
-        elif tensor.names.shape[axis + offset] > 1:
+        elif tensor.varies(axis + offset):
             axes[axis] = tensor.line(axis + offset)
     return axes
 
@@ -320,7 +315,7 @@ class Concatenate(Rule):
         axis = call.layer.axis % (rank + 1) - 1
         if axis < 0:
             return call.fix_all("which joins samples")
-        if len({i for tensor in tensors for i in varying_axes(tensor)}) > 1:
+        if len({i for tensor in tensors for i in tensor.varying}) > 1:
             return call.grid(self.lines(call, tensors, axis))
         extents = [list(tensor.names.shape) for tensor in tensors]
         for extent, tensor in zip(extents, tensors, strict=True):
@@ -335,12 +330,12 @@ class Concatenate(Rule):
     def lines(self, call, tensors, axis) -> dict[int, np.ndarray]:
         """What lies along each axis, if channels lie along several."""
         lines = _join_lines(call, tensors, [i for i in range(tensors[0].rank) if i != axis])
-        if any(tensor.names.shape[axis] > 1 for tensor in tensors):
+        if any(tensor.varies(axis) for tensor in tensors):
             reason = f"holds no channels in '{call.path}'"
             lines[axis] = np.concatenate(
                 [
                     t.line(axis)
-                    if t.names.shape[axis] > 1
+                    if t.varies(axis)
                     else np.repeat(call.fix(call.tracer.fresh(1), reason), t.shape[axis])
                     for t in tensors
                 ]

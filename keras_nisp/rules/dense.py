@@ -22,9 +22,9 @@ class Dense(Activated):
 
     def trace(self, call, x):
         layer = call.layer
-        others = [i for i, size in enumerate(x.names.shape[:-1]) if size > 1]
+        others = [axis for axis in x.varying if axis < x.rank - 1]
         lines = {i: x.line(i) for i in others if not call.tracer.is_fixed(x.line(i))}
-        holds = x.names.shape[-1] > 1 or not lines
+        holds = x.varies(-1) or not lines
         read = {0: x.line(-1) if lines else call.along(x, -1)} if holds else {}
         outputs = call.create(layer.units)
         applied = positions(call.output_shape, -1)
@@ -59,7 +59,7 @@ class EinsumDense(Activated):
         layer = call.layer
         (tensor, kernel), output = parse(layer.equation, [x.rank + 1, len(layer.kernel.shape)])
         made = [letter for letter in output if letter in kernel and letter not in tensor]
-        held = {c: x.line(i) for i, c in enumerate(tensor[1:]) if x.names.shape[i] > 1}
+        held = {c: x.line(i) for i, c in enumerate(tensor[1:]) if x.varies(i)}
         if not made or tensor[0] != output[0] or tensor[0] in kernel:
             return call.fix_all("whose equation creates no channels")
         if any(c not in kernel and c not in output for c in held):
@@ -85,9 +85,9 @@ class EinsumDense(Activated):
     def resize(self, call, config, width):
         output = call.outputs[0]
         shape = list(call.layer.partial_output_shape)
-        for axis, size in enumerate(output.names.shape):
+        for axis in output.varying:
             entry = len(shape) - output.rank + axis  # the shape may begin at a later axis
-            if size > 1 and entry >= 0 and shape[entry] is not None:
+            if entry >= 0 and shape[entry] is not None:
                 shape[entry] = width(output.line(axis))
         return {**config, "output_shape": tuple(shape)}
 

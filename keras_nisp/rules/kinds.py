@@ -34,7 +34,7 @@ class _LastAxis(Rule):
     def trace(self, call: Call, x: Traced, **settings: Any) -> list[np.ndarray] | np.ndarray:
         if any(isinstance(value, Traced) for value in keras.tree.flatten(settings)):
             return call.fix_all("which is called with several tensors")
-        held = x.names.shape[-1] > 1
+        held = x.varies(-1)
         if any(len(variable.shape) > 1 for variable in call.weights):
             call.along(x, -1)  # in tables positions are no channels
         for variable in call.weights:
@@ -44,7 +44,7 @@ class _LastAxis(Rule):
 
     def resize(self, call: Call, config: dict, width: Width) -> dict:
         x = call.inputs[0]
-        key = _width_key(call.layer) if x.names.shape[-1] > 1 else None
+        key = _width_key(call.layer) if x.varies(-1) else None
         return {**config, key: width(x.line(-1))} if key else config
 
 
@@ -92,7 +92,7 @@ class ChannelNorm(_LastAxis):
     mixes_channels = True
 
     def trace(self, call: Call, x: Traced, **settings: Any) -> list[np.ndarray] | np.ndarray:
-        call.mixes_channels = x.names.shape[-1] > 1
+        call.mixes_channels = x.varies(-1)
         _norm(call.layer)  # while numbers can be looked at
         return super().trace(call, x, **settings)
 

@@ -9,7 +9,6 @@ from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import PassThrough, Rule
 from keras_nisp.keras_graph import wrappers
-from keras_nisp.rules.combining import varying_axes
 from keras_nisp.rules.pooling import _Pooling
 
 
@@ -171,8 +170,8 @@ class Reshape(Movement):
         (key,) = {"target_shape", "newshape", "shape"} & set(config)
         output, target = call.outputs[0], list(config[key])
         batch = len(target) - output.rank  # operations count the batch axis
-        for axis, size in enumerate(output.names.shape):
-            if size > 1 and target[axis + batch] not in (-1, None):
+        for axis in output.varying:
+            if target[axis + batch] not in (-1, None):
                 target[axis + batch] = width(output.line(axis))
         return {**config, key: tuple(target)}
 
@@ -309,7 +308,7 @@ class Pad(Movement):
     moves_batch = False
 
     def trace(self, call, x, constant_values=None):
-        lines = {i: x.line(i) for i in varying_axes(x)}
+        lines = {i: x.line(i) for i in x.varying}
         for axis, (before, after) in enumerate(_pad_widths(call.layer.pad_width, x.rank + 1)):
             if (before or after) and axis == 0:
                 return call.fix_all("which pads the batch axis")

@@ -48,7 +48,7 @@ class _Statistics(Rule):
     def trace(self, call, x):
         axes = self.axes(call, x.rank)
         call.mixes_channels = holds_channels(x, axes)
-        held = {i: axis for i, axis in enumerate(axes) if x.names.shape[axis] > 1}
+        held = {i: axis for i, axis in enumerate(axes) if x.varies(axis)}
         for variable in self.vectors(call.layer):
             call.bind(variable, own={i: x.line(axis) for i, axis in held.items()})
         return x.names
@@ -133,7 +133,7 @@ class GroupNormalization(_Statistics):
         axis, groups = self.axes(call, x.rank)[0], call.layer.groups
         names = call.along(x, axis)
         alone = groups == len(names)
-        call.mixes_channels = not alone and x.names.shape[axis] > 1
+        call.mixes_channels = not alone and x.varies(axis)
         if not alone:
             rows = names.reshape(groups, -1)
             call.join(rows[:1], rows[1:])

@@ -213,13 +213,13 @@ class DotProductAttention(Rule):
             call.multiply(multiplied)
             return names
         cache_tensors(call, (key, 0), (value, 0))
-        if any(x.names.shape[0] > 1 for x in tensors):
+        if any(x.varies(0) for x in tensors):
             names = call.fix_all("whose positions are channels")
             call.multiply(multiplied)
             return names
         lines = {}
         for axis in (1, 2):  # Keras takes all three to be equally wide
-            held = [_heads(x, axis, query.shape) for x in tensors if x.names.shape[axis] > 1]
+            held = [_heads(x, axis, query.shape) for x in tensors if x.varies(axis)]
             for line in held[1:]:
                 call.join(held[0], line)
             if held:

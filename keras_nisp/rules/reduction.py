@@ -9,7 +9,7 @@ from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.registry import register_operations, register_rule
 from keras_nisp.channels.rule import PassThrough, Rule
 from keras_nisp.rules.activation import left_out
-from keras_nisp.rules.combining import meet, varying_axes
+from keras_nisp.rules.combining import meet
 
 
 def reduced_axes(call, x) -> list[int] | None:
@@ -26,7 +26,7 @@ def _axis(layer):
 
 def holds_channels(x, axes) -> bool:
     """Whether the names of a tensor vary along any of these axes."""
-    return any(x.names.shape[axis] > 1 for axis in axes)
+    return any(x.varies(axis) for axis in axes)
 
 
 class _Reduction(Rule):
@@ -67,7 +67,7 @@ def _left(call, x, axes) -> dict[int, np.ndarray]:
     """What lies along the axes that are not reduced."""
     left = [i for i in range(x.rank) if i not in axes]
     kept = getattr(call.layer, "keepdims", False)
-    return {i if kept else n: x.line(i) for n, i in enumerate(left) if x.names.shape[i] > 1}
+    return {i if kept else n: x.line(i) for n, i in enumerate(left) if x.varies(i)}
 
 
 def _listed(axis):
@@ -170,7 +170,7 @@ class Softmax(Rule):
         call.mixes_channels = call.sums_channels = holds_channels(x, axes)
         if x.batch_axis and call.mixes_channels:
             return call.fix_all("which mixes channels")
-        for axis in varying_axes(x):
+        for axis in x.varying:
             meet(call, mask, x.line(axis), axis, x.rank)
         return x.names
 

@@ -59,15 +59,14 @@ class Oracle:
         these."""
         kept = [
             (traced.axis_in_tensor(axis), self.units.keep[traced.line(axis)])
-            for axis, size in enumerate(traced.names.shape)
-            if size > 1
+            for axis in traced.varying
         ]
         return [(axis, np.flatnonzero(keep)) for axis, keep in kept if not keep.all()]
 
     def possible(self, value: tf.Tensor, traced: Traced) -> tf.Tensor:
         """A tensor of any values with merged channels equal."""
-        for axis, size in enumerate(traced.names.shape):
-            if size > 1 and self.units.merged[traced.line(axis)].any():
+        for axis in traced.varying:
+            if self.units.merged[traced.line(axis)].any():
                 at = traced.axis_in_tensor(axis)
                 return self.units.level(value, at, traced.line(axis))
         return value

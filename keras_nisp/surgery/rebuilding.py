@@ -206,9 +206,8 @@ class Surgeon:
             keras_models.body(model).inputs, self.map.model_inputs[id(model)], strict=True
         ):
             shape = list(tensor.shape)
-            for axis, size in enumerate(traced.names.shape):
-                if size > 1:
-                    shape[traced.axis_in_tensor(axis)] = self.width(traced.line(axis))
+            for axis in traced.varying:
+                shape[traced.axis_in_tensor(axis)] = self.width(traced.line(axis))
             shapes.append(tuple(shape))
         return shapes
 

@@ -201,7 +201,7 @@ class _Copied(Oracle):
         wide = self.wide.get(id(traced), traced)
         if wide is traced or (self.copies[traced.names] == 1).all():
             return []  # Of units between layers without a rule no source is known, either.
-        axis = next(i for i, size in enumerate(traced.names.shape) if size > 1)
+        axis = traced.varying[0]
         positions = _positions(traced.line(axis), wide.line(axis), self.source, "a tensor")
         return [(traced.axis_in_tensor(axis), positions)]
 
