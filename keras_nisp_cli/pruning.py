@@ -218,20 +218,26 @@ def importance_named(name: str, network, samples, seed: int):
 
 
 def _loss(network, samples):
-    """Cross-entropy for the labels that there are: indices or one-hot, for logits or not."""
+    """The cross-entropy for the labels, unless the model was saved with its loss: then `None`."""
     import keras
 
-    from keras_nisp.keras_graph import keras_models
+    from keras_nisp.data.samples import class_labels
+    from keras_nisp.keras_graph import keras_models, keras_training
 
-    if len(keras_models.output_names(network)) != 1 or getattr(samples.labels, "ndim", 0) not in (
-        1,
-        2,
-    ):
+    outputs = keras_models.body(network).outputs
+    if keras_training.loss_of(network, 0) is not None:
+        return None
+    if len(outputs) != 1 or class_labels(samples) is None:
         raise click.UsageError(
-            "--importance taylor needs a classifier with one output and one label for each sample."
+            "--importance taylor needs a classifier with one output and one label for each sample, "
+            "or a model that was saved with its loss."
         )
-    losses = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
-    return losses[samples.labels.ndim - 1](from_logits=keras_models.ending(network) != "softmax")
+    logits = keras_models.ending(network) is None
+    if outputs[0].shape[-1] == 1:
+        return keras.losses.BinaryCrossentropy(from_logits=logits)
+    indices = samples.labels.ndim == 1 or samples.labels.shape[1:] == (1,)
+    losses = keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy
+    return losses[indices](from_logits=logits)
 
 
 def _finish(console, path: Path, result, samples, options: dict, repairs: bool = True) -> None:

@@ -318,3 +318,35 @@ def test_bad_schedules(arguments):
         kn.PolynomialSchedule(*arguments)
     with pytest.raises(ValueError, match="amounts in"):
         amounts(lambda step: 1.5)
+
+
+# After training ------------------------------------------------------------------------
+
+
+def test_a_checkpoint_loaded_after_training_does_not_change_the_plan(tmp_path):
+    """What `ModelCheckpoint` and `load_weights` do: the best epoch may be a less pruned one."""
+    model = compiled(randomise(plain()))
+    x, y = labelled(model)
+    pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5, verbose=0)
+    early = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
+    model.fit(x, y, epochs=4, verbose=0, callbacks=[early, pruner])
+    wanted = [creator.kept for creator in pruner.plan.creators]
+    model.load_weights(tmp_path / "1.weights.h5")
+    with pytest.warns(UserWarning, match="not those that pruning left"):
+        small = pruner.pruned_model
+    assert [creator.kept for creator in pruner.plan.creators] == wanted
+    assert [len(c.units) for c in kn.trace(small).creators] == wanted
+    assert kn.verify(small, model, pruner.plan).ok
+
+
+def test_another_optimizer_does_not_turn_steps_back():
+    model = compiled(randomise(plain()))
+    x, y = labelled(model)
+    schedule = kn.PolynomialSchedule(final=0.5, begin_step=0, end_step=15)
+    pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5, schedule=schedule, verbose=0)
+    with pytest.warns(UserWarning, match="was not reached"):
+        model.fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[pruner])
+    compiled(model)
+    model.fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[pruner])
+    assert pruner._state.step == 18
+    assert pruner._state.reached == 0.5

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from marked import first_is_fast, slow
-from nets import NETS, example_inputs, randomise, residual
+from nets import NETS, example_inputs, plain, randomise, residual
 
 import keras_nisp as kn
 from keras_nisp.centripetal.cluster_mean import ClusterMean
@@ -364,3 +364,64 @@ def test_merging_collapsed_clusters_changes_nothing(net):
     for a, b in zip(*map(keras.tree.flatten, (model(x), small(x))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
     assert small.count_params() == plan.after.parameters
+
+
+# Wrapped optimizers that scale, exclude and accumulate ------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.SGD(0.1, loss_scale_factor=1000.0),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+    ],
+    ids=["factor", "optimizer"],
+)
+def test_a_wrapped_optimizer_scales_its_loss(make):
+    moved = []
+    for scaled in (False, True):
+        keras.utils.set_random_seed(0)  # of dropout
+        model = randomise(plain())
+        plan = kn.plan_merging(model, ratio=0.5)
+        before = model.weights[-1].numpy()  # of the last layer, which has no clusters
+        inner = make() if scaled else keras.optimizers.SGD(0.1)
+        fit(model, kn.Centripetal(inner, plan, steps=100), 1)
+        moved.append(model.weights[-1].numpy() - before)
+    np.testing.assert_allclose(moved[1], moved[0], rtol=1e-4)
+    assert np.abs(moved[0]).max() > 0
+
+
+def test_a_wrapped_optimizer_decays_what_it_is_told():
+    model = randomise(plain())
+    plan = kn.plan_merging(model, ratio=0.5)
+    optimizer = kn.Centripetal(keras.optimizers.AdamW(0.1, weight_decay=0.5), plan, steps=100)
+    optimizer.exclude_from_weight_decay(var_list=[model.weights[-1]])
+    optimizer.build(model.trainable_variables)
+    before = [w.numpy() for w in model.trainable_variables]
+    optimizer.apply([tf.zeros_like(w) for w in model.trainable_variables])
+    np.testing.assert_array_equal(model.trainable_variables[-1], before[-1])
+    assert np.abs(model.trainable_variables[-2].numpy() - before[-2]).max() > 0
+
+
+def test_a_schedule_counts_batches_of_which_several_make_a_pull():
+    model = randomise(plain())
+    plan = kn.plan_merging(model, ratio=0.5)
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.05, 40, 0.5)
+    settings = {"strength": 4.0, "gradient_accumulation_steps": 4}
+    monitor = kn.CentripetalMonitor(plan)
+    optimizer = kn.CentripetalSGD(schedule, plan=plan, **settings)
+    with pytest.warns(UserWarning, match="do NOT collapse"):  # before it trains in vain
+        fit(model, optimizer, 160, callbacks=[monitor])
+    last = monitor.history[-1]
+    assert last["deviation"].relative == pytest.approx(last["predicted"], rel=0.01)
+
+
+def test_frozen_after_the_collapse():
+    model = randomise(plain())
+    plan = kn.plan_merging(model, ratio=0.5)
+    level(model, plan)
+    small = kn.rebuild(model, plan, verbose=0)
+    model.trainable = False
+    frozen = kn.rebuild(model, plan, verbose=0)
+    for one, other in zip(small.weights, frozen.weights, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -314,6 +314,28 @@ def test_every_importance_has_a_name(importance, files, run):
     assert (code, out, err) == (0, "", "")
 
 
+@pytest.mark.parametrize("compiles", [True, False])
+@pytest.mark.parametrize("column", [True, False])
+def test_taylor_of_one_sigmoid(column, compiles, tmp_path, run):
+    """By the loss in the file, or by that of the outputs: no softmax over one class."""
+    head = keras.layers.Dense(1, activation="sigmoid")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu", name="a"), head])
+    if compiles:
+        model.compile("sgd", "binary_crossentropy", jit_compile=False)
+    model.save(tmp_path / "model.keras")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(96, 4)).astype("float32"), rng.integers(0, 2, (96, 1))
+    np.savez(tmp_path / "data.npz", x=x, y=y if column else y[:, 0])
+    made = ("--calibration", tmp_path / "data.npz", "-o", tmp_path / "small.keras")
+    plan = ("--plan", tmp_path / "plan.json", "--compensate", "none")
+    budget = ("--importance", "taylor", "--ratio", "0.5", "--allocation", "uniform")
+    code, _, error = run("prune", tmp_path / "model.keras", *budget, *made, *plan, "-q")
+    assert (code, error) == (0, "")
+    taylor = kn.Taylor((x, y.astype("float32")), "binary_crossentropy")
+    wanted = kn.plan_pruning(model, taylor, ratio=0.5, allocation="uniform")
+    assert kn.Plan.load(tmp_path / "plan.json").creators == wanted.creators
+
+
 @pytest.mark.slow
 def test_latency_is_measured(tmp_path, run, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no table of this machine's user

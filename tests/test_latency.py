@@ -20,7 +20,7 @@ from keras_nisp.latency.cache import LatencyCache, default_path, machine
 from keras_nisp.latency.table import MULTIPLES, LatencyTable
 from keras_nisp.latency.workload import Workloads
 from keras_nisp.plans.budget import Budget
-from keras_nisp.plans.solver import Solver
+from keras_nisp.plans.solver import Solver, Steps
 from keras_nisp.pruning import latency_budget
 from keras_nisp.pruning.pruning import pruned
 
@@ -269,7 +269,7 @@ def test_the_estimate_meets_the_budget(net, amount, block, noise, allocation):
     budget = Budget(latency_reduction=amount, latency=table, round_to=block, allocation=allocation)
     solver, scores = Solver(channel_map, budget), kn.Random(0)(channel_map)
     try:
-        removed = solver.select(scores)
+        removed = solver.select(scores).removed
     except kn.BudgetError:
         return
     target = (1 - amount) * table.model(channel_map)
@@ -277,7 +277,7 @@ def test_the_estimate_meets_the_budget(net, amount, block, noise, allocation):
     for group in channel_map.groups:
         width = len(group.units) - np.count_nonzero(removed[group.units])
         assert width == len(group.units) or width % block == 0
-    steps = solver._steps(scores).by_priority()
+    steps = Steps.joined(solver.group_steps(scores, block)).by_priority()
     taken = np.cumsum([0, *steps.sizes]).tolist().index(int(removed.sum()))
     fewer = channel_map.seen(steps.of(np.arange(len(steps.sizes)) < taken - 1))
     assert table.model(channel_map, ~fewer) > target

@@ -110,6 +110,7 @@ def test_model_that_is_not_compiled():
         slow(lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)),
         slow(lambda: keras.optimizers.Adam(0.01)),
         lambda: keras.optimizers.AdamW(0.01, use_ema=True),
+        lambda: keras.optimizers.Nadam(0.01),
         training(
             lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, gradient_accumulation_steps=2)
         ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -41,9 +42,9 @@ class ClusteredOptimizer(keras.optimizers.Optimizer):
         steps = steps or self.steps
         if not steps:
             raise ValueError(f"Expected `steps`, the number of training steps. Received: {steps}")
-        return forecast(
-            self.settings, keras_training.learning_rate_of(self._stepper()), steps, start
-        )
+        rate = keras_training.learning_rate_of(self._stepper())
+        rate = rate_of_pulls(rate, self._batches_per_pull())
+        return forecast(self.settings, rate, steps, start)
 
     def pulls(self, batches: int) -> int:
         """How many steps move clusters in a number of batches."""
@@ -97,6 +98,14 @@ class ClusteredOptimizer(keras.optimizers.Optimizer):
         self.plan = saved
         if self.built:
             self._clustered = ClusteredVariables(saved, self._trainable_variables)
+
+
+def rate_of_pulls(learning_rate: float | Callable, batches: int) -> float | Callable:
+    """The learning rate by the number of the pull: a schedule counts batches, of which several may
+    make one pull."""
+    if batches == 1 or not callable(learning_rate):
+        return learning_rate
+    return lambda pull: learning_rate(pull * batches + batches - 1)
 
 
 def check_settings(plan: Any, settings: Settings, learning_rate) -> None:

@@ -92,9 +92,10 @@ def deviation(model: keras.Model, plan: Plan) -> Deviation:
     True
     """
     plan.check_merges()
-    return deviation_of(
-        model.trainable_variables, ClusteredVariables(plan, model.trainable_variables)
-    )
+    variables = model.trainable_variables
+    if len(variables) < len(plan.variables):  # some were frozen since
+        variables = model.weights
+    return deviation_of(variables, ClusteredVariables(plan, variables))
 
 
 def deviation_of(variables: list[keras.Variable], clustered: ClusteredVariables) -> Deviation:

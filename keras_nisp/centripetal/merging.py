@@ -17,9 +17,10 @@ from keras_nisp.importance.weights import Magnitude
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import keras_models
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
+from keras_nisp.plans.describing import describe
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.plan_rows import owned_axes, variable_rows
-from keras_nisp.plans.planning import allocated, describe
+from keras_nisp.plans.planning import allocated
 from keras_nisp.plans.recipe import recipe
 from keras_nisp.plans.solver import Solver
 
@@ -97,19 +98,19 @@ def plan_merging(
     channel_map.check_groups()
     channel_map.check_weights()
     obstacles = _obstacles(channel_map)
-    solver = Solver(channel_map, budget)
-    _check_mergeable(channel_map, solver, obstacles)
+    _check_mergeable(channel_map, Solver(channel_map, budget), obstacles)
     clusters = Clustering(channel_map, clustering, owners, calibration, seed)
-    solver.excluded[list(obstacles)] = True
     samples = None if calibration is None else calibration.samples(model)
-    solver.budget, solver.allocation = allocated(channel_map, budget, samples, verbose)
-    gone = solver.select(_scores(channel_map, solver.allocation))
-    unit_map = _merge(channel_map, gone, clusters, solver.excluded, verbose)
+    budget, allocation = allocated(channel_map, budget, samples, verbose)
+    stays = channel_map.seen(np.array(list(obstacles), int))
+    solver = Solver(channel_map, budget, allocation=allocation, stays=stays)
+    selection = solver.select(_scores(channel_map, allocation))
+    unit_map = _merge(channel_map, selection.removed, clusters, solver.excluded, verbose)
     settings = {"clustering": clustering, "owners": owners, "seed": seed}
     settings["calibration"] = samples is not None
-    made = recipe("plan_merging", channel_map, solver.budget, **settings)
+    made = recipe("plan_merging", channel_map, budget, **settings)
     variables = variable_rows(channel_map, unit_map)
-    plan = describe(channel_map, unit_map, made, solver, None, variables)
+    plan = describe(channel_map, unit_map, made, selection, None, variables)
     return _with_reasons(plan, channel_map, obstacles)
 
 

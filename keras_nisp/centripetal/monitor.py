@@ -155,5 +155,5 @@ class CentripetalMonitor(keras.callbacks.Callback):
             warn(
                 f"The {measured} is more than the {predicted:.1e} that the law of C-SGD predicts: "
                 "something else moves the weights apart (a constraint, an average of weights, "
-                "another callback)."
+                "another callback), or the learning rate is another than at the start."
             )

@@ -7,7 +7,12 @@ import keras
 import tensorflow as tf
 
 from keras_nisp.centripetal.cluster_mean import ClusteredVariables
-from keras_nisp.centripetal.clustered_optimizer import ClusteredOptimizer, check_settings, plan_from
+from keras_nisp.centripetal.clustered_optimizer import (
+    ClusteredOptimizer,
+    check_settings,
+    plan_from,
+    rate_of_pulls,
+)
 from keras_nisp.keras_graph import keras_training
 from keras_nisp.plans.forecast import COLLAPSE, TOLERANCE, Settings
 from keras_nisp.plans.plan import Plan
@@ -107,7 +112,8 @@ class CentripetalSGD(ClusteredOptimizer, keras.optimizers.SGD):
             steps,
             collapse,
         )
-        check_settings(plan, settings, learning_rate)
+        batches = kwargs.get("gradient_accumulation_steps") or 1
+        check_settings(plan, settings, rate_of_pulls(learning_rate, batches))
         super().__init__(learning_rate, momentum, nesterov, weight_decay, name=name, **kwargs)
         self.plan, self.settings = plan, settings
 
@@ -320,6 +326,17 @@ class Centripetal(ClusteredOptimizer):
 
     def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        return self.inner_optimizer.scale_loss(loss)  # which takes the scale out again
+
+    def exclude_from_weight_decay(
+        self,
+        var_list: list[keras.Variable] | None = None,
+        var_names: list[str] | None = None,
+    ) -> None:
+        unscaled = keras_training.unscaled(self.inner_optimizer)
+        unscaled.exclude_from_weight_decay(var_list, var_names)
 
     def plain(self) -> keras.optimizers.Optimizer:
         """A new plain optimizer for the merged model."""

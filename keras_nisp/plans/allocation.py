@@ -8,7 +8,7 @@ from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import AddedDamages
 from keras_nisp.io.progress import Progress
 from keras_nisp.plans.course import Course
-from keras_nisp.plans.solver import Solver
+from keras_nisp.plans.solver import Solver, Steps
 
 ROUNDS = 8  # damages are taken again around what was reached so far
 PARTS = 16  # into which a group is divided: a round removes some of them
@@ -40,16 +40,16 @@ class Allocation:
         self.network, self.measured, self.verbose = network, measured, verbose
         self.course: Course | None = None
 
-    def __call__(self, solver: Solver, scores: np.ndarray, cost: Callable, target: float):
+    def __call__(self, solver: Solver, steps: list[Steps], cost: Callable, target: float):
         """The units to remove, as indices.
 
         Args:
-            solver: knows in which steps groups may lose channels.
-            scores: of all units.
+            solver: knows what is removed already.
+            steps: in which each group may lose channels.
             cost: of the network without the units of a boolean array.
             target: what it may be at most; it can be reached.
         """
-        search = _Search(self, solver, scores, cost, target)
+        search = _Search(self, solver, steps, cost, target)
         progress, first = Progress(100, self.verbose, "Choosing widths", "percent"), search.cost_now
         while search.cost_now > target:
             search.round(max(ROUNDS - search.rounds, 1))
@@ -63,10 +63,10 @@ class Allocation:
 class _Search:
     """One run of the allocation: how much of each group is gone."""
 
-    def __init__(self, allocation: Allocation, solver, scores, cost: Callable, target: float):
+    def __init__(self, allocation: Allocation, solver, steps, cost: Callable, target: float):
         self.network, self.measured = allocation.network, allocation.measured
         self.cost, self.target = cost, target
-        self.steps = solver.group_steps(scores)
+        self.steps = steps
         self.channel_map = solver.channel_map
         self.units = [len(group.units) for group in solver.channel_map.groups]
         self.done = [int(np.sum(steps.priority == -np.inf)) for steps in self.steps]

@@ -36,6 +36,12 @@ class Steps:
     priority: np.ndarray
     groups: np.ndarray
 
+    @classmethod
+    def joined(cls, parts: list["Steps"]) -> "Steps":
+        """The steps of several groups."""
+        arrays = ([getattr(p, field.name) for p in parts] for field in dataclasses.fields(cls))
+        return cls(*map(np.concatenate, arrays))
+
     def of(self, chosen: np.ndarray) -> np.ndarray:
         """Units of the chosen steps (a boolean for each)."""
         return self.units[np.repeat(chosen, self.sizes)]
@@ -49,6 +55,21 @@ class Steps:
         return Steps(units, self.sizes[order], self.priority[order], self.groups[order])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """What a solver removes.
+
+    Attributes:
+        solver: the solver.
+        removed: boolean per unit.
+        multiple: widths are multiples of it; see `Budget.multiples`.
+    """
+
+    solver: "Solver"
+    removed: np.ndarray
+    multiple: int
+
+
 class Solver:
     """Finds what to remove from a traced model under a budget.
 
@@ -56,24 +77,30 @@ class Solver:
         channel_map: the traced model.
         budget: the budget. Its names are checked here.
         removed: boolean per unit: removed already, always to stay so.
+        allocation: chooses steps by damage; by default shares or scores do.
+        stays: boolean per unit: not to be removed, whatever the budget says.
 
     Attributes:
-        allocation: chooses steps by damage; by default shares or scores do.
-        multiple: widths are multiples of it; see `Budget.multiples`.
+        excluded: boolean per unit: whether it stays because of `exclude`, or as `stays` says.
         spared: boolean per unit: whether it stays because its removal saves nothing that counts.
         is_local: whether shares decide, and scores within a block alone.
     """
 
-    allocation: "Allocation | None" = None
-
-    def __init__(self, channel_map: ChannelMap, budget: Budget, removed: np.ndarray | None = None):
-        self.channel_map = channel_map
-        self.budget = budget
-        self.multiple = budget.multiples[0]
+    def __init__(
+        self,
+        channel_map: ChannelMap,
+        budget: Budget,
+        removed: np.ndarray | None = None,
+        allocation: "Allocation | None" = None,
+        stays: np.ndarray | None = None,
+    ) -> None:
+        self.channel_map, self.budget, self.allocation = channel_map, budget, allocation
         self.is_local = budget.allocation != "global" or budget.kind == "ratios"
         self.costs = CostModel(channel_map)
         self.removed = np.zeros(channel_map.count, bool) if removed is None else removed
         self.excluded = excluded_units(channel_map, budget.exclude)
+        if stays is not None:
+            self.excluded |= stays
         self.spared = np.zeros(channel_map.count, bool)
         if budget.kind == "cache_reduction":
             self.spared = self._outside_cache()
@@ -98,33 +125,36 @@ class Solver:
             )
         return ~self.costs.in_cache
 
-    def select(self, scores: np.ndarray) -> np.ndarray:
-        """The units to remove, as a boolean array.
+    def select(self, scores: np.ndarray) -> Selection:
+        """The units to remove.
 
         Raises:
             BudgetError: the reduction cannot be reached; the message says what can.
         """
         *wider, narrowest = self.budget.multiples
         for multiple in wider:
-            self.multiple = multiple
             with contextlib.suppress(BudgetError):
-                return self.channel_map.removing(self._chosen(scores))
-        self.multiple = narrowest
-        return self.channel_map.removing(self._chosen(scores))
+                return self._selected(scores, multiple)
+        return self._selected(scores, narrowest)
 
-    def _chosen(self, scores: np.ndarray) -> np.ndarray:
-        """The units to remove, with widths in multiples of `multiple`."""
+    def _selected(self, scores: np.ndarray, multiple: int) -> Selection:
+        removed = self.channel_map.removing(self._chosen(scores, multiple))
+        return Selection(self, removed, multiple)
+
+    def _chosen(self, scores: np.ndarray, multiple: int) -> np.ndarray:
+        """The units to remove, with widths in multiples of a number."""
         budget = self.budget
         if budget.kind == "widths":
             return self._reach_widths(scores)
-        steps = self._steps(scores)
+        by_group = self.group_steps(scores, multiple)
+        steps = Steps.joined(by_group)
         if budget.kind == "ratios":
             return steps.of(steps.priority < self.group_ratios[steps.groups])
         if budget.kind == "ratio" and self.is_local and self.allocation is None:
             return steps.of(steps.priority < budget.ratio)
         if self.allocation is not None:
             measure, _, target = self._reachable(steps, scores)
-            return self.allocation(self, scores, measure, target)
+            return self.allocation(self, by_group, measure, target)
         return self._fewest(steps.by_priority(), scores)
 
     def _held(self, scores: np.ndarray) -> np.ndarray:
@@ -189,20 +219,15 @@ class Solver:
         units, share = np.concatenate(parts), np.concatenate(shares)
         return units[np.lexsort((scores[units], share, ~self.removed[units]))]
 
-    def _steps(self, scores: np.ndarray) -> Steps:
-        parts = self.group_steps(scores)
-        arrays = ([getattr(p, f.name) for p in parts] for f in dataclasses.fields(Steps))
-        return Steps(*map(np.concatenate, arrays))
-
-    def group_steps(self, scores: np.ndarray) -> list[Steps]:
-        """The steps of each group."""
+    def group_steps(self, scores: np.ndarray, multiple: int) -> list[Steps]:
+        """The steps of each group, with widths in multiples of a number."""
         groups, stay = enumerate(self.channel_map.groups), self.excluded | self._held(scores)
-        return [self._group_steps(index, group, scores, stay) for index, group in groups]
+        return [self._group_steps(index, group, scores, stay, multiple) for index, group in groups]
 
-    def _group_steps(self, index: int, group: Group, scores, stay) -> Steps:
+    def _group_steps(self, index: int, group: Group, scores, stay, multiple: int) -> Steps:
         """The steps of one group; `stay` says which units do."""
         units, total = self._in_order(group, scores, stay), len(group.units)
-        counts = np.array([total - width for width in self.widths(total)])
+        counts = np.array([total - width for width in self.widths(total, multiple)])
         counts = counts[counts <= len(units)]
         starts, sizes = counts[:-1], np.diff(counts)
         units = units[: counts[-1]]
@@ -217,7 +242,7 @@ class Solver:
             priority = np.where(gone, -np.inf, priority)
         return Steps(units, sizes, priority, np.full(len(sizes), index))
 
-    def widths(self, total: int) -> list[int]:
+    def widths(self, total: int, multiple: int) -> list[int]:
         """Widths that a group of `total` units may have, from the widest down.
 
         Steps from one to the next have the priority of the middle between them: widths are those
@@ -225,7 +250,6 @@ class Solver:
         """
         least = self.budget.min_channels
         least = max(1, math.ceil(least * total) if least < 1 else int(least))
-        multiple = self.multiple
         return [total] + [w for w in range(total - 1, least - 1, -1) if w % multiple == 0]
 
     def _fewest(self, steps: Steps, scores: np.ndarray) -> np.ndarray:

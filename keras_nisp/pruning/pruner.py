@@ -16,8 +16,9 @@ from keras_nisp.importance.base import Importance, as_importance, supplied, with
 from keras_nisp.keras_graph import keras_training
 from keras_nisp.keras_graph.replicas import check_fit
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
+from keras_nisp.plans.describing import describe
 from keras_nisp.plans.plan import Plan
-from keras_nisp.plans.planning import choose, describe
+from keras_nisp.plans.planning import choose
 from keras_nisp.plans.recipe import recipe
 from keras_nisp.pruning.pruner_masks import Masks, warn_of_other_weights
 from keras_nisp.pruning.pruner_state import PrunerState
@@ -142,6 +143,8 @@ class NISPPruner(keras.callbacks.Callback):
         self._plan: Plan | None = None
         self._pruned_model: keras.Model | None = None
         self._done = self._epoch = 0  # batches of this epoch, and which one it is
+        self._last_pruned = 0  # the epoch of the last pruning step, once there is a plan
+        self._counted: keras.optimizers.Optimizer | None = None  # whose batches were counted
         self._said: set = set()
 
     def get_config(self) -> dict[str, Any]:
@@ -169,8 +172,10 @@ class NISPPruner(keras.callbacks.Callback):
     def pruned_model(self) -> keras.Model:
         """The smaller model. Raises `ValueError` before the end of training."""
         if self.plan and self._pruned_model is None:
-            channel_map, removed = self._solver.channel_map, self._state.removed
-            warn_of_other_weights(channel_map, removed, self._state.epoch)
+            # Not what the state says: a checkpoint may have been loaded since the plan was made.
+            channel_map = self._selection.solver.channel_map
+            removed = self.plan.removed_units(channel_map)
+            warn_of_other_weights(channel_map, removed, self._last_pruned)
             unit_map = UnitMap.removing(removed)
             self._pruned_model = rebuild_traced(channel_map, unit_map, optimizer_state=True)
             self._state.detach(channel_map.model)
@@ -248,12 +253,13 @@ class NISPPruner(keras.callbacks.Callback):
             channel_map = self._map or trace(self.model, shape, self.whole_groups)
         self._map = channel_map
         # What is wrong with the data or the budget is said now, not in the middle of training.
-        _, self._solver, self._scores = self._choose(channel_map, self.budget.amount)
+        self._selection, self._scores = self._choose(channel_map, self.budget.amount)
         if self._active is not None:
             self._active.remove()
         self.release()
         self._active = Masks(channel_map)
         self._state.attach(self.model)
+        self._count_anew()
         self._take_over()
         if self.schedule is not None:
             self._prune_if_due()
@@ -324,6 +330,13 @@ class NISPPruner(keras.callbacks.Callback):
         elif state.span is not None:
             self._read(default_schedule(self.budget.amount, state.span))
 
+    def _count_anew(self) -> None:
+        """Counts on from here if the model was compiled with another optimizer meanwhile."""
+        optimizer = keras_training.innermost_optimizer(self.model)
+        if self._counted not in (None, optimizer) and not self._state.loaded:
+            self._state.batches = self._batches()
+        self._counted = optimizer
+
     def _batches(self) -> int:
         """Number of batches that the optimizer has seen."""
         optimizer = keras_training.innermost_optimizer(self.model)
@@ -364,7 +377,8 @@ class NISPPruner(keras.callbacks.Callback):
         if amount is None:
             return
         self._masks.check_finite(state.step)
-        state.removed, self._solver, state.scores = self._choose(self._masks.map, amount)
+        self._selection, state.scores = self._choose(self._masks.map, amount)
+        state.removed = self._selection.removed
         state.reached, state.epoch = amount, self._epoch
         self._masks.update(state.removed)
         if self.verbose:
@@ -372,7 +386,7 @@ class NISPPruner(keras.callbacks.Callback):
             print(f"\nstep {state.step}: pruned to {self.budget.kind}={amount:.3f}: {progress}")
 
     def _progress(self) -> dict[str, float]:
-        costs, removed = self._solver.costs, self._state.removed
+        costs, removed = self._selection.solver.costs, self._state.removed
         free = costs.channel_map.free
         left = costs.flops(~removed) / max(costs.flops(costs.everything), 1)
         return {"channels_removed": float(removed[free].mean()), "flops_left": left}
@@ -380,6 +394,7 @@ class NISPPruner(keras.callbacks.Callback):
     def _end(self) -> None:
         """Lets the variables go, and writes the plan."""
         state, masks = self._state, self._masks
+        self._last_pruned = state.epoch
         warn_of_other_weights(masks.map, state.removed, state.epoch)
         masks.apply()  # an average of weights may have been put in their place
         masks.say_what_is_not_held(state.removed, self.verbose)
@@ -395,4 +410,4 @@ class NISPPruner(keras.callbacks.Callback):
         settings = {"importance": source, "schedule": self.schedule}
         made = recipe("NISPPruner", masks.map, budget, **settings)
         unit_map = UnitMap.removing(state.removed)
-        self._plan = describe(masks.map, unit_map, made, self._solver, state.scores)
+        self._plan = describe(masks.map, unit_map, made, self._selection, state.scores)

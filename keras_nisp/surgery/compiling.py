@@ -1,5 +1,6 @@
 """The compile configuration of a rebuilt model, and what its optimizer remembers."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -125,7 +126,8 @@ def _keyed(variables: list, values: list, references: dict) -> dict[tuple, keras
     keyed = {}
     for variable, value in zip(variables, values, strict=True):
         weight = references.get(id(variable))
-        owner = variable.name if weight is None else id(weight)
+        # Keras numbers names that nobody gave: `variable_3` here is `variable_7` there.
+        owner = re.sub(r"_\d+$", "", variable.name) if weight is None else id(weight)
         keyed[owner, seen[owner]] = value
         seen[owner] += 1
     return keyed

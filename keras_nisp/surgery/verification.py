@@ -22,8 +22,8 @@ from keras_nisp.keras_graph.rounding import (
     default_tolerance,
     largest_difference,
 )
+from keras_nisp.plans.describing import inexact_layers
 from keras_nisp.plans.plan import Plan, check_is_plan
-from keras_nisp.plans.planning import inexact_layers
 from keras_nisp.surgery.layerwise import LayerDifference, Layerwise
 from keras_nisp.surgery.masked_calls import plain_calls
 from keras_nisp.surgery.oracle import Oracle
