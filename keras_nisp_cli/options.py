@@ -89,7 +89,7 @@ data_options = all_of(
     _data("--data-dir", type=PATH, help="TFDS data directory; by default data are downloaded."),
     _data(
         "--scale",
-        type=float,
+        type=click.FloatRange(min=0, min_open=True),
         help="Divide samples by this, such as 255; 1 leaves them, even in a range that looks "
         "wrong. By default pixels from TFDS are divided by 255, unless the model itself starts "
         "with a rescaling layer.",

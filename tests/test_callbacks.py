@@ -350,3 +350,15 @@ def test_another_optimizer_does_not_turn_steps_back():
     model.fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[pruner])
     assert pruner._state.step == 18
     assert pruner._state.reached == 0.5
+
+
+def test_a_distiller_is_not_what_is_pruned():
+    model = randomise(plain())
+    teacher = randomise(plain())
+    distiller = keras.distillation.Distiller(
+        teacher, model, keras.distillation.LogitsDistillation()
+    )
+    distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5, verbose=0)
+    with pytest.raises(TypeError, match=f"pass the pruner to `fit` of '{model.name}'"):
+        distiller.fit(*labelled(model), verbose=0, callbacks=[pruner])

@@ -425,3 +425,14 @@ def test_frozen_after_the_collapse():
     frozen = kn.rebuild(model, plan, verbose=0)
     for one, other in zip(small.weights, frozen.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_layers_frozen_in_the_place_of_others():
+    """`a` is as large as `b`: without a look at names the clusters of one would go to the other."""
+    hidden = [layers.Dense(8, name=name) for name in "ab"]
+    model = keras.Sequential([keras.Input((8,)), *hidden, layers.Dense(3)])
+    model.get_layer("a").trainable = False
+    plan = kn.plan_merging(model, ratio=0.5)
+    model.get_layer("a").trainable, model.get_layer("b").trainable = True, False
+    with pytest.raises(kn.PlanMismatchError, match="b/kernel' is trained"):
+        fit(model, kn.CentripetalSGD(0.1, plan=plan), 4, callbacks=[kn.CentripetalMonitor(plan)])

@@ -7,7 +7,7 @@ from keras_nisp.centripetal.cluster_mean import ClusteredVariables
 from keras_nisp.centripetal.deviation import Deviation, deviation_of
 from keras_nisp.centripetal.merging import level
 from keras_nisp.centripetal.optimizers import Centripetal, CentripetalSGD
-from keras_nisp.errors import warn
+from keras_nisp.errors import PlanMismatchError, warn
 from keras_nisp.keras_graph import keras_training
 from keras_nisp.keras_graph.keras_models import student_of
 from keras_nisp.keras_graph.replicas import check_fit
@@ -86,8 +86,20 @@ class CentripetalMonitor(keras.callbacks.Callback):
                 "Expected the plan of the optimizer. Received another one: pass "
                 "`CentripetalMonitor(model.optimizer.plan)`."
             )
+        self._check_trained()
         self._optimizer = optimizer
         self._started = False
+
+    def _check_trained(self) -> None:
+        """Raises if a layer with clusters was frozen since the plan was made."""
+        frozen = {weight.path for weight in student_of(self.model).non_trainable_weights}
+        for row in self.plan.variables:
+            if row.clusters and row.path in frozen:
+                raise PlanMismatchError(
+                    f"Expected a model in which '{row.path}' is trained, as it was when the plan "
+                    "was made. It is frozen: set `trainable` of its layer, or make a new plan with "
+                    "`exclude=` for it."
+                )
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         # Not before: BackupAndRestore brings weights, steps and clusters back when training begins.

@@ -13,7 +13,7 @@ from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.errors import each_once, warn
 from keras_nisp.importance import NISP
 from keras_nisp.importance.base import Importance, as_importance, supplied, without_data
-from keras_nisp.keras_graph import keras_training
+from keras_nisp.keras_graph import keras_models, keras_training
 from keras_nisp.keras_graph.replicas import check_fit
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.describing import describe
@@ -247,6 +247,12 @@ class NISPPruner(keras.callbacks.Callback):
         self._plan = self._pruned_model = self._reader = None
         self._said.clear()
         check_fit(self.model, self)
+        if (student := keras_models.student_of(self.model)) is not self.model:
+            raise TypeError(
+                "Expected the `fit` of the model that is to be pruned. Received that of a "
+                f"distiller: pass the pruner to `fit` of '{student.name}', or prune first and let "
+                "the original teach afterwards."
+            )
         check_length(self.schedule, self.params or {})
         with each_once(self._said):
             shape = self.input_shape or self.importance.input_shapes(self.model)
