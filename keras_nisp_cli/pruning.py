@@ -291,7 +291,7 @@ def _repaired(samples, repairs: bool, options: dict) -> str:
     if not repairs:
         if options["calibration"]:
             return "not recalibrated (--no-recalibrate)"
-        return "not recalibrated (no --calibration): it may answer as if by chance"
+        return "not recalibrated (no --calibration): it may be no better than chance"
     compensate, steps = options["compensate"] or "linear", options["teach_steps"]
     how = "" if compensate == "linear" else f" (--compensate {compensate})"
     how += f", taught for {steps:,} steps" if steps else ""

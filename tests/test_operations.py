@@ -112,7 +112,7 @@ BY_VALUE = {
     "others": by_others,
 }
 BY_CHANNEL = {
-    "depends on values": lambda x: ops.take_along_axis(x, ops.argsort(x, -1), axis=-1),
+    "depending on values": lambda x: ops.take_along_axis(x, ops.argsort(x, -1), axis=-1),
     "by an array": lambda x: ops.take_along_axis(x, np.zeros((1, 2, 8), "int32"), axis=1),
     "takes an array": lambda x: ops.quantile(x, np.array([0.5, 0.7]), axis=1)[0],
 }
