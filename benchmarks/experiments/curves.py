@@ -14,8 +14,8 @@ channels are removed and BatchNorm is renewed on the same images, but no kernel 
 
 All rows were measured while other work went on: their seconds say nothing. Of ResNet-20, rows
 without fine-tuning at -30, -50 and -60 % have widths by damage on 256 samples, as they are now, and
-the present refit, and so have those of VGG-like at -50 % from the second seed on, and the fine-tuned
-ones of the ViT and of ResNet-20's third base; all other rows had widths by 128 samples.
+the present refit; so have those of VGG-like at -50 % from the second seed on, and the fine-tuned
+ones of the ViT and of ResNet-20's third base. All other rows had widths by 128 samples.
 """
 
 import dataclasses
