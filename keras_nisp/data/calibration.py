@@ -6,29 +6,24 @@ import keras
 
 from keras_nisp.data.collecting import collect, fits
 from keras_nisp.data.enough import warn_of_kind
-from keras_nisp.data.samples import MAX_SAMPLES, Samples
+from keras_nisp.data.samples import Samples
 from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.errors import check_count
 from keras_nisp.keras_graph import keras_models
 
 
 def calibration_samples(
-    data: Any,
-    model: keras.Model,
-    limit: int = MAX_SAMPLES,
-    seed: int = 0,
-    labels: bool = False,
-    verbose: int = 0,
-    trained: keras.Model | None = None,
+    data: Any, model: keras.Model, trained: keras.Model | None = None, **settings: Any
 ) -> Samples:
     """`collect`, with warnings of data in another range than the model was trained on, or too few,
     or of one kind alone.
 
     Args:
-        data, model, limit, seed, labels, verbose: as for `collect`.
+        data, model: as for `collect`.
         trained: the model that knows the range, if that is another.
+        **settings: as for `collect`.
     """
-    samples = collect(data, model, limit, seed, labels, verbose)
+    samples = collect(data, model, **settings)
     if not isinstance(data, Samples):  # else they were looked at where they were read
         warn_of_range(trained or model, samples)
         warn_of_kind(samples)

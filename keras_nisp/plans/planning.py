@@ -102,7 +102,7 @@ def with_samples(
     if calibration is not None:
         waiting = without_data(importance).values()
         limit = max([MAX_SAMPLES, *(value.limit for value in waiting)])
-        samples = calibration_samples(calibration, model, limit, verbose=verbose)
+        samples = calibration_samples(calibration, model, limit=limit, verbose=verbose)
     return supplied(importance, samples, verbose), samples
 
 

@@ -122,9 +122,8 @@ def recalibrate(
     check_count("batch_size", batch_size)
     check_teaching(teach_steps, original is not None, "`original` and `plan`")
     keras_models.check_model(small)
-    samples = calibration_samples(
-        calibration, small, max_samples, seed, verbose=verbose, trained=original
-    )
+    settings = {"limit": max_samples, "seed": seed, "verbose": verbose}
+    samples = calibration_samples(calibration, small, trained=original, **settings)
     pair = None
     if original is not None and plan is not None and (compensate is not None or teach_steps):
         channel_map = plan.trace(original)
