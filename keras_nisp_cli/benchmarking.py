@@ -47,13 +47,13 @@ def benchmark(console, model: Path, against, input_shape, **options):
     models = [_model(path, options, console) for path in paths]
     import keras
 
-    from keras_nisp.latency.benchmarking import measured
+    from keras_nisp.latency import benchmarking
 
     network = next((m for m in models if isinstance(m, keras.Model)), None)
     data = None if network is None else load_samples(network, options, "data", console)
     names = ("threads", "batch_size", "rounds", "repeats", "quantization")
     with console.watching() as verbose:
-        result = measured(
+        result = benchmarking.benchmark(
             *models,
             input_shape=shape,
             calibration=data,

@@ -149,7 +149,7 @@ def benchmark(
         warmup: number of runs before the first round, which are not counted.
         input_shape: shape of one sample (or a list of shapes), for models that leave it open.
         seed: seed of the random inputs.
-        verbose: 1 shows a progress bar of the rounds, and prints the table.
+        verbose: 1 shows a progress bar of the rounds.
 
     Returns:
         A `Benchmark`.
@@ -167,41 +167,6 @@ def benchmark(
     >>> len(result.latencies)
     2
     """
-    result = measured(
-        model,
-        against,
-        quantization=quantization,
-        calibration=calibration,
-        batch_size=batch_size,
-        threads=threads,
-        rounds=rounds,
-        repeats=repeats,
-        warmup=warmup,
-        input_shape=input_shape,
-        seed=seed,
-        verbose=verbose,
-    )
-    if verbose:
-        print(result)
-    return result
-
-
-def measured(
-    model: keras.Model | str | os.PathLike | bytes,
-    against: keras.Model | str | os.PathLike | bytes | None = None,
-    *,
-    quantization: str | None = None,
-    calibration: Any = None,
-    batch_size: int | None = None,
-    threads: int = 1,
-    rounds: int = 10,
-    repeats: int = 10,
-    warmup: int = 5,
-    input_shape: InputShape | None = None,
-    seed: int = 0,
-    verbose: int = 0,
-) -> Benchmark:
-    """`benchmark` without printing anything but its progress bar."""
     counts = {"batch_size": batch_size, "threads": threads, "rounds": rounds, "repeats": repeats}
     for name, count in counts.items():
         if name != "batch_size" or count is not None:
