@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from keras_nisp_cli.console import InputError
 from keras_nisp_cli.loading import load_model, load_samples
 from keras_nisp_cli.options import (
     AMOUNTS,
@@ -172,10 +173,15 @@ def apply(console, plan: Path, model: Path, force: bool, **options):
         model, options["custom_objects"], options["unsafe"], console, compiled=True
     )
     samples = load_samples(network, options, "calibration", console)
+    from keras_nisp.errors import NotCollapsedError
     from keras_nisp.pruning.pruning import Pruned
     from keras_nisp.surgery.rebuilding import rebuild
 
-    small = rebuild(network, loaded, verbose=0)
+    try:
+        small = rebuild(network, loaded, verbose=0)
+    except NotCollapsedError as error:  # `--force` is for files here
+        text = str(error).replace("pass `force=True`", "merge in Python by `rebuild(force=True)`")
+        raise InputError(text) from None
     channel_map = loaded.trace(network)
     result = Pruned(channel_map, loaded, loaded.unit_map(channel_map), small)
     _finish(console, model, result, samples, options)

@@ -336,6 +336,16 @@ def test_taylor_of_one_sigmoid(column, compiles, tmp_path, run):
     assert kn.Plan.load(tmp_path / "plan.json").creators == wanted.creators
 
 
+def test_clusters_that_have_not_collapsed(files, run):
+    run("merge", files / "model.keras", "--ratio", "0.5", "-o", files / "merging.json")
+    made = (files / "merging.json", files / "model.keras", "-o", files / "small.keras", "--force")
+    code, _, error = run("apply", *made)
+    assert code == 2
+    assert "would not be free of loss" in error
+    assert "or merge in Python by `rebuild(force=True)`" in error  # `--force` is another thing
+    assert not (files / "small.keras").exists()
+
+
 @pytest.mark.slow
 def test_latency_is_measured(tmp_path, run, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no table of this machine's user

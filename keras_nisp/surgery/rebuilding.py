@@ -79,7 +79,10 @@ def rebuild(
     change = output_change(channel_map, small, random_samples(model, channel_map.input_shapes))
     text = f"{measured}; outputs change by {change.relative:.1e} of their scale"
     if not change.ok and not force:
-        text += " (BatchNormalization statistics may differ still; CentripetalMonitor levels them)"
+        text += (
+            " (BatchNormalization statistics may differ still: CentripetalMonitor levels them, but "
+            "a callback may have restored older weights since)"
+        )
         raise NotCollapsedError(_not_collapsed(model, text))
     if verbose:
         print(f"{model.name} merged: {text}")
