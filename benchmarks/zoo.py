@@ -20,7 +20,6 @@ import warnings
 from pathlib import Path
 
 import keras
-import numpy as np
 from results import Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from nets import random_plan, randomise
 
 import keras_nisp as kn
+from keras_nisp.data.random_samples import random_samples
 
 TOLERANCE = 1e-5
 
@@ -95,14 +95,14 @@ def declare_layers() -> None:
 
 
 def network(zoo: str, name: str, seed: int):
-    """A network of a zoo, with random weights and the statistics of random images."""
+    """A network of a zoo, with random weights, and statistics of random images in the range that it
+    takes: `verify` draws such images, and others would be amplified beyond all rounding."""
     keras.utils.set_random_seed(seed)
     if zoo not in ZOOS:
         return keras.saving.load_model(zoo)
     model = randomise((build if zoo == "applications" else build_backbone)(name), seed)
     shapes = [tensor.shape[1:] for tensor in model.inputs]
-    images = [np.random.default_rng(seed).normal(size=(32, *shape)) for shape in shapes]
-    kn.recalibrate(model, images[0] if len(images) == 1 else images)
+    kn.recalibrate(model, random_samples(model, shapes, 32))
     return model
 
 

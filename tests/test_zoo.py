@@ -9,6 +9,7 @@ import keras_nisp as kn
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::keras_nisp.DataRangeWarning")  # random numbers, no images
 @pytest.mark.parametrize("name", zoo.names())
 def test_application(name):
     row = zoo.check(name, seed=1)
