@@ -339,17 +339,32 @@ def test_a_checkpoint_loaded_after_training_does_not_change_the_plan(tmp_path):
     assert kn.verify(small, model, pruner.plan).ok
 
 
-def test_another_optimizer_does_not_turn_steps_back():
+@pytest.mark.parametrize("loads", [False, True])
+def test_another_optimizer_does_not_turn_steps_back(loads, tmp_path):
     model = compiled(randomise(plain()))
+    model.save_weights(tmp_path / "before.weights.h5")  # it holds no state of a pruner
     x, y = labelled(model)
     schedule = kn.PolynomialSchedule(final=0.5, begin_step=0, end_step=15)
     pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5, schedule=schedule, verbose=0)
     with pytest.warns(UserWarning, match="was not reached"):
         model.fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[pruner])
     compiled(model)
+    if loads:
+        model.load_weights(tmp_path / "before.weights.h5")
     model.fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[pruner])
     assert pruner._state.step == 18
     assert pruner._state.reached == 0.5
+
+
+def test_another_model_brings_its_own_steps():
+    schedule = kn.PolynomialSchedule(final=0.5, begin_step=0, end_step=8)
+    pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5, schedule=schedule, verbose=0)
+    for before in (0, 6):
+        model = compiled(randomise(plain()))
+        x, y = labelled(model)
+        model.fit(x, y, batch_size=32, epochs=before // 3, verbose=0)
+        model.fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[pruner])
+        assert pruner._state.step == before + 9
 
 
 def test_a_distiller_is_not_what_is_pruned():
@@ -360,5 +375,5 @@ def test_a_distiller_is_not_what_is_pruned():
     )
     distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     pruner = kn.NISPPruner(importance=kn.Magnitude(), ratio=0.5, verbose=0)
-    with pytest.raises(TypeError, match=f"pass the pruner to `fit` of '{model.name}'"):
+    with pytest.raises(TypeError, match=f"pass its `student`, '{model.name}'"):
         distiller.fit(*labelled(model), verbose=0, callbacks=[pruner])

@@ -24,6 +24,12 @@ def check_model(model: Any) -> None:
             f"Expected `model` to be a keras.Model. Received: {model!r} "
             f"(of type {type(model).__name__}).{_instead(model)}{legacy_keras_hint()}"
         )
+    if (student := student_of(model)) is not model:
+        raise TypeError(
+            f"Expected the model itself. Received '{model.name}', a distiller: pass its `student`, "
+            f"'{student.name}'. A callback that prunes goes to the `fit` of that model; or prune "
+            "first, and let the original teach afterwards."
+        )
     if not is_graph(model):
         raise TypeError(
             f"Model '{model.name}' is a subclassed model ({type(model).__name__}): its "

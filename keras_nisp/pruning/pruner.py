@@ -13,7 +13,7 @@ from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.errors import each_once, warn
 from keras_nisp.importance import NISP
 from keras_nisp.importance.base import Importance, as_importance, supplied, without_data
-from keras_nisp.keras_graph import keras_models, keras_training
+from keras_nisp.keras_graph import keras_training
 from keras_nisp.keras_graph.replicas import check_fit
 from keras_nisp.plans.budget import Budget, BudgetKeywords, as_budget, lists_budget
 from keras_nisp.plans.describing import describe
@@ -21,7 +21,7 @@ from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.planning import choose
 from keras_nisp.plans.recipe import recipe
 from keras_nisp.pruning.pruner_masks import Masks, warn_of_other_weights
-from keras_nisp.pruning.pruner_state import PrunerState
+from keras_nisp.pruning.pruner_state import PrunerState, batches_of
 from keras_nisp.pruning.schedules import (
     ScheduleReader,
     check_length,
@@ -144,7 +144,6 @@ class NISPPruner(keras.callbacks.Callback):
         self._pruned_model: keras.Model | None = None
         self._done = self._epoch = 0  # batches of this epoch, and which one it is
         self._last_pruned = 0  # the epoch of the last pruning step, once there is a plan
-        self._counted: keras.optimizers.Optimizer | None = None  # whose batches were counted
         self._said: set = set()
 
     def get_config(self) -> dict[str, Any]:
@@ -247,12 +246,6 @@ class NISPPruner(keras.callbacks.Callback):
         self._plan = self._pruned_model = self._reader = None
         self._said.clear()
         check_fit(self.model, self)
-        if (student := keras_models.student_of(self.model)) is not self.model:
-            raise TypeError(
-                "Expected the `fit` of the model that is to be pruned. Received that of a "
-                f"distiller: pass the pruner to `fit` of '{student.name}', or prune first and let "
-                "the original teach afterwards."
-            )
         check_length(self.schedule, self.params or {})
         with each_once(self._said):
             shape = self.input_shape or self.importance.input_shapes(self.model)
@@ -265,7 +258,6 @@ class NISPPruner(keras.callbacks.Callback):
         self.release()
         self._active = Masks(channel_map)
         self._state.attach(self.model)
-        self._count_anew()
         self._take_over()
         if self.schedule is not None:
             self._prune_if_due()
@@ -286,7 +278,7 @@ class NISPPruner(keras.callbacks.Callback):
         # With `steps_per_execution` the last batch of an epoch may lie beyond its end.
         done = min(batch + 1, steps) if steps else batch + 1
         self._state.step += done - self._done if done > self._done else done
-        self._state.batches = self._batches()
+        self._state.batches = batches_of(self.model)
         self._done = done
         self._masks.apply_if_trained_again()
         self._prune_if_due()
@@ -327,26 +319,12 @@ class NISPPruner(keras.callbacks.Callback):
         if not state.begun:
             state.removed, state.scores = np.zeros(channel_map.count, bool), self._scores
             state.fingerprint, state.kind = channel_map.fingerprint, self.budget.kind
-        # A checkpoint may be older than our count of its last batch: other callbacks come first.
-        state.step += self._batches() - state.batches
-        state.batches = self._batches()
+        state.count(self.model)
         self._masks.update(state.removed)
         if self.schedule is not None:
             self._read(self.schedule)
         elif state.span is not None:
             self._read(default_schedule(self.budget.amount, state.span))
-
-    def _count_anew(self) -> None:
-        """Counts on from here if the model was compiled with another optimizer meanwhile."""
-        optimizer = keras_training.innermost_optimizer(self.model)
-        if self._counted not in (None, optimizer) and not self._state.loaded:
-            self._state.batches = self._batches()
-        self._counted = optimizer
-
-    def _batches(self) -> int:
-        """Number of batches that the optimizer has seen."""
-        optimizer = keras_training.innermost_optimizer(self.model)
-        return 0 if optimizer is None else keras_training.batches_seen(optimizer)
 
     def _read(self, schedule: Callable) -> None:
         self._reader = ScheduleReader(schedule, self.budget.amount)

@@ -1,6 +1,7 @@
 """What pruning during training has to remember, where Keras' checkpoints find it."""
 
 import json
+import weakref
 
 import keras
 import numpy as np
@@ -24,6 +25,8 @@ class PrunerState(keras.Operation):
         fingerprint, kind: of the traced model and of the budget, to notice another one.
         step: number of batches so far, beginning with those that the optimizer had seen.
         batches: those that the optimizer had seen when `step` was counted.
+        counted: gives that optimizer; `None` before the first count, and where a file says the
+            count. (Keras would save an optimizer itself along with this state.)
         reached: amount removed so far.
         span: first and last step of the default schedule, once it is laid.
         position: how far the schedule was read; see `ScheduleReader`.
@@ -42,6 +45,7 @@ class PrunerState(keras.Operation):
         self.span: tuple[int, int] | None = None
         self.position: tuple | None = None
         self.removed, self.scores = np.zeros(0, bool), np.zeros(0)
+        self.counted: weakref.ref | None = None
         self.loaded = self.restored = False
         self.random_states: list[keras.Variable] = []
 
@@ -77,6 +81,7 @@ class PrunerState(keras.Operation):
         text = json.loads(np.asarray(store["text"]).tobytes())
         for name in TEXT:
             setattr(self, name, text[name])
+        self.counted = None
         self.removed, self.scores = np.zeros(0, bool), np.zeros(0)
         if "removed" in store.keys():  # noqa: SIM118
             self.removed = np.asarray(store["removed"], bool)
@@ -85,6 +90,18 @@ class PrunerState(keras.Operation):
             if f"random_{index}" in store.keys():  # noqa: SIM118
                 state.assign(store[f"random_{index}"])
         self.restored = True
+
+    def count(self, model: keras.Model) -> None:
+        """Counts the batches that the optimizer has seen since it was counted last.
+
+        A checkpoint may be older than the count of its last batch: other callbacks come first. One
+        with which the model was compiled meanwhile begins another count.
+        """
+        optimizer, batches = keras_training.innermost_optimizer(model), batches_of(model)
+        if self.counted is None or self.counted() is optimizer:
+            self.step += batches - self.batches
+        self.counted = None if optimizer is None else weakref.ref(optimizer)
+        self.batches = batches
 
     def check(self, channel_map: ChannelMap, kind: str) -> None:
         """Raises if the state is that of another model or of a budget of another kind."""
@@ -100,3 +117,9 @@ class PrunerState(keras.Operation):
                 "The checkpoint that was loaded holds the state of a NISPPruner with "
                 f"`{self.kind}=`. Expected the budget of the same run. Received: `{kind}=`."
             )
+
+
+def batches_of(model: keras.Model) -> int:
+    """Number of batches that the optimizer of a model has seen."""
+    optimizer = keras_training.innermost_optimizer(model)
+    return 0 if optimizer is None else keras_training.batches_seen(optimizer)
