@@ -231,7 +231,7 @@ def _loss(network, samples):
     from keras_nisp.keras_graph import keras_models, keras_training
 
     outputs = keras_models.body(network).outputs
-    if keras_training.loss_of(network, 0) is not None:
+    if (keras_training.compile_arguments(network) or {}).get("loss") is not None:
         return None
     if len(outputs) != 1 or class_labels(samples) is None:
         raise click.UsageError(

@@ -436,3 +436,20 @@ def test_layers_frozen_in_the_place_of_others():
     model.get_layer("a").trainable, model.get_layer("b").trainable = True, False
     with pytest.raises(kn.PlanMismatchError, match="b/kernel' is trained"):
         fit(model, kn.CentripetalSGD(0.1, plan=plan), 4, callbacks=[kn.CentripetalMonitor(plan)])
+
+
+@pytest.mark.parametrize("strength", ["auto", 5.0])
+def test_a_wrapped_optimizer_with_loss_scaling_is_foreseen(strength):
+    model = randomise(plain())
+    plan = kn.plan_merging(model, ratio=0.5)
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05, momentum=0.5))
+    optimizer, monitor = kn.Centripetal(scaled, plan, strength), kn.CentripetalMonitor(plan)
+    fit(model, optimizer, 100, callbacks=[monitor])
+    assert monitor.forecast.collapses
+    assert monitor.history[-1]["deviation"].relative < 1e-5
+    small = kn.rebuild(model, plan, optimizer_state=True, verbose=0)
+    assert type(small.optimizer) is keras.optimizers.LossScaleOptimizer
+    assert int(small.optimizer.inner_optimizer.iterations) == 100
+    slots = [np.abs(v).max() for v in small.optimizer.variables if "momentum" in v.path]
+    assert slots
+    assert all(slots)

@@ -76,7 +76,7 @@ class BatchFirst:
         try:
             if isinstance(operation, keras.Layer):
                 return self._layer(operation, args, kwargs)
-            if type(operation) in HANDLERS:
+            if type(operation) in HANDLERS and not kwargs:
                 return HANDLERS[type(operation)](self, node, *args)
             if rule_of(operation).elementwise and not kwargs:
                 return self._elementwise(node, *args)

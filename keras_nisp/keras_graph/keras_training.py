@@ -39,13 +39,13 @@ def unscaled(optimizer) -> keras.optimizers.Optimizer:
 
 def learning_rate_of(optimizer: keras.optimizers.Optimizer):
     """An optimizer's schedule, or its learning rate as a float."""
-    rate = optimizer._learning_rate
+    rate = unscaled(optimizer)._learning_rate
     return float(tf.convert_to_tensor(rate)) if isinstance(rate, keras.Variable) else rate
 
 
 def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     """Number of batches, also of those whose gradients were only accumulated."""
-    return int(tf.convert_to_tensor(optimizer._iterations))
+    return int(tf.convert_to_tensor(unscaled(optimizer)._iterations))
 
 
 def innermost_optimizer(model: keras.Model) -> keras.optimizers.Optimizer | None:

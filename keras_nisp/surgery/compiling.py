@@ -51,7 +51,8 @@ def _fresh_optimizer(model, given, twins: list[tuple]):
         return type(optimizer)(**{**optimizer.get_config(), "inner_optimizer": inner})
     fresh = _like(optimizer)
     source = optimizer.inner_optimizer if isinstance(optimizer, Centripetal) else optimizer
-    keras_training.exclude_alike(source, fresh, twins)
+    pair = keras_training.unscaled(source), keras_training.unscaled(fresh)
+    keras_training.exclude_alike(*pair, twins)
     return fresh
 
 
@@ -82,8 +83,10 @@ def _fresh_metric(metric):
 def _carry_slots(old, small, twins: list[tuple], resize: Callable) -> None:
     """Gives the new optimizer the old one's variables: each slot to the weight it belongs to."""
     new = small.optimizer
-    if isinstance(keras_training.unscaled(old), Centripetal):
-        old, new = keras_training.unscaled(old).inner_optimizer, keras_training.unscaled(new)
+    inner = keras_training.unscaled(old)
+    if isinstance(inner, Centripetal):
+        new = new if inner is old else keras_training.unscaled(new)
+        old = inner.inner_optimizer
     if not old.built:
         return
     trained = keras_training.trained_variables(old)
