@@ -7,6 +7,7 @@ from keras import layers
 from nets import example_inputs, plain, randomise, residual
 
 import keras_nisp as kn
+from keras_nisp.importance.inf_fs import inf_fs
 
 
 def labelled(model, count=32):
@@ -239,3 +240,27 @@ def test_half_precision():
     model.layers[0].kernel.assign(np.full((1, 1, 2, 4), 1000))
     with pytest.raises(ValueError, match=r"what enters 'conv2d.*overflow"):
         kn.plan_pruning(model, kn.NISP(x), ratio=0.5)
+
+
+SAME = np.ones((64, 9, 9, 3), "float32")
+
+
+@pytest.mark.parametrize("importance", [kn.NISP(SAME), kn.LayerByLayer(SAME)])
+def test_samples_that_are_all_alike(importance):
+    model = randomise(plain())
+    with pytest.raises(ValueError, match="the calibration samples or the weights are all alike"):
+        kn.plan_pruning(model, importance, ratio=0.5)
+
+
+@pytest.mark.parametrize("importance", [kn.Magnitude(), kn.GeometricMedian(), kn.SynFlow()])
+def test_weights_that_are_all_alike(importance):
+    model = plain()
+    model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
+    with pytest.raises(ValueError, match=r"tell channels apart.*'plain' score 0"):
+        kn.plan_pruning(model, importance, ratio=0.5)
+
+
+def test_a_response_that_only_rounding_moves_is_constant():
+    responses = np.random.default_rng(0).normal(size=(100, 3)).astype("float32")
+    responses[:, 1] = 1000 + np.arange(100) % 2 * 1e-4
+    assert (inf_fs(responses) > 0).tolist() == [True, False, True]

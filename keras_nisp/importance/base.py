@@ -190,6 +190,12 @@ def _check_scored(scores: np.ndarray, channel_map: ChannelMap, name: str) -> Non
             f"Expected importance '{name}' to score channels that may be removed. Received NaN "
             f"for all of them, in model '{channel_map.model.name}'."
         )
+    if not np.any(scores[~unknown]):
+        raise ValueError(
+            f"Expected importance '{name}' to tell channels apart. All of model "
+            f"'{channel_map.model.name}' score 0, so chance would choose: the calibration samples "
+            "or the weights are all alike, or the network is dead."
+        )
 
 
 def _creator_of(channel_map: ChannelMap, unit: int) -> str:

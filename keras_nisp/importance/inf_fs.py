@@ -2,6 +2,8 @@
 
 import numpy as np
 
+ROUNDING = 1e-6  # of the largest response: units that vary by less are constant
+
 
 def inf_fs(responses: np.ndarray, alpha: float = 0.5) -> np.ndarray:
     """Ranks features by the energy of all paths that go through them.
@@ -47,7 +49,7 @@ def inf_fs(responses: np.ndarray, alpha: float = 0.5) -> np.ndarray:
         raise ValueError(f"Expected `alpha` in [0, 1]. Received: alpha={alpha}")
 
     scores = np.zeros(responses.shape[1])
-    alive = np.ptp(responses, axis=0) > 0
+    alive = np.ptp(responses, axis=0) > ROUNDING * np.abs(responses).max(axis=0)
     if alive.any():
         scores[alive] = _path_energy(_adjacency(responses, alive, alpha))
     return scores

@@ -18,6 +18,7 @@ from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.rule import Barrier
 from keras_nisp.channels.tracing import trace_quietly
 from keras_nisp.data.random_samples import random_samples
+from keras_nisp.data.samples import outputs_of
 from keras_nisp.errors import RuleError, reason_of
 from keras_nisp.importance.nisp import NISP
 from keras_nisp.importance.weights import Random
@@ -65,8 +66,8 @@ def check_rule(
         call_kwargs: other keyword arguments of the call.
         dtype: dtype of the inputs. Integers (indices) are passed as they are; nothing is removed
             from them.
-        plans: number of plans to try if the rule follows channels; the second is made by `NISP`,
-            the others at random.
+        plans: number of plans to try if the rule follows channels; the second is made by `NISP`
+            (if outputs depend on inputs at all), the others at random.
         seed: seed of random weights, inputs and plans.
 
     Raises:
@@ -201,7 +202,8 @@ class _Proof:
             return False
         samples = random_samples(self.model, self.map.input_shapes, count=16)
         for index in range(plans):
-            importance = Random(seed + index) if index != 1 else NISP(samples.inputs)
+            ranked = index == 1 and any(np.ptp(x, 0).any() for x in outputs_of(self.model, samples))
+            importance = NISP(samples.inputs) if ranked else Random(seed + index)
             plan = plan_pruning(self.model, importance, ratio=RATIOS[index % len(RATIOS)])
             self._check_plan(plan, save=index == 0)
         merging = self._merging()
