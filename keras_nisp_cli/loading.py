@@ -196,7 +196,7 @@ def load_samples(
     import numpy as np
 
     from keras_nisp.data.collecting import collect
-    from keras_nisp.data.enough import warn_of_kind
+    from keras_nisp.data.sample_checks import warn_of_kind
     from keras_nisp.data.value_range import check_range, starts_with_rescaling
     from keras_nisp.errors import DataRangeWarning
 

@@ -25,7 +25,7 @@ from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.samples import Samples
 from keras_nisp.keras_graph.recording import recorded
-from keras_nisp.recovery import carrier, compensation, refit
+from keras_nisp.recovery import call_runner, compensation, refit
 from keras_nisp.recovery.batch_statistics import BatchStatistics
 from keras_nisp.recovery.pair import Pair, Reader
 
@@ -385,7 +385,7 @@ def test_as_many_samples_as_fit(monkeypatch):
     model, x = fitted(randomise(transposed()), 100)
     plan = kn.plan_pruning(model, kn.Random(), ratio=0.5)
     channel_map, samples = kn.trace(model), Samples([x])
-    memory = carrier.memory(channel_map, np.ones(channel_map.count, bool), samples)
+    memory = call_runner.memory(channel_map, np.ones(channel_map.count, bool), samples)
     most = max(np.prod(layer.output.shape[1:]) for layer in model.layers)
     assert 4 * most <= memory < 4 * sum(np.prod(layer.output.shape[1:]) for layer in model.layers)
     monkeypatch.setattr(compensation, "MOST_MEMORY", 30 * memory)
@@ -405,7 +405,7 @@ def test_empty_parts_take_no_memory(rng):
     model = randomise(keras.Model(inputs, layers.Dense(3)(x)))
     x = rng.normal(size=(32, 6)).astype("float32")
     channel_map, samples = kn.trace(model), Samples([x])
-    memory = carrier.memory(channel_map, np.ones(channel_map.count, bool), samples)
+    memory = call_runner.memory(channel_map, np.ones(channel_map.count, bool), samples)
     assert memory == 4 * 8  # the part with all of what is split, which is let go
     small = kn.prune(model, kn.Magnitude(), ratio=0.5, calibration=x, verbose=0)
     assert np.isfinite(small(x)).all()
@@ -414,7 +414,7 @@ def test_empty_parts_take_no_memory(rng):
 def test_tensors_are_let_go(rng):
     model = randomise(plain())
     x, steps = example_inputs(model, 5), recorded(model, [1] * len(kn.trace(model).calls))
-    carried = carrier.Carrier(steps, ["x"], Samples([x]), batch_size=2)
+    carried = call_runner.CallRunner(steps, ["x"], Samples([x]), batch_size=2)
     for _ in steps[:-1]:
         carried.step()
         assert len(carried.values) == 1

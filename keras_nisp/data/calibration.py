@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_nisp.data.collecting import collect, fits
-from keras_nisp.data.enough import warn_of_kind
+from keras_nisp.data.sample_checks import warn_of_kind
 from keras_nisp.data.samples import Samples
 from keras_nisp.data.value_range import warn_of_range
 from keras_nisp.errors import check_count

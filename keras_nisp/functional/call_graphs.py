@@ -26,7 +26,7 @@ from keras_nisp.functional.moved_batch import (
     shape_batch_first,
 )
 from keras_nisp.keras_graph import calling, copying, keras_layers, symbolic, walking
-from keras_nisp.keras_graph.holders import Holders
+from keras_nisp.keras_graph.weight_layers import WeightLayers
 
 FOLLOWS, ON, OFF = "as the model is", "in training", "in inference"
 
@@ -185,13 +185,13 @@ class Weights:
     Attributes:
         own: the weights.
         parts: those of the layers in it that are trained: its code may compute with them, too.
-        holders: layers for them.
+        layers: for them.
         dtype: the policy of the layer.
     """
 
     own: list[keras.Variable]
     parts: list[keras.Variable]
-    holders: Holders
+    layers: WeightLayers
     dtype: Any
 
 
@@ -242,7 +242,7 @@ class _Replay:
         self.found, self.probe, self.weights = found, probe, weights
         self.of_parts, self.of_calls = set(map(id, weights.parts)), _weights_of_calls(traced)
         once = _used_once(traced, [*weights.own, *weights.parts], len(weights.own))
-        self.held = HeldWeights(like, weights.holders, weights.dtype, once)
+        self.held = HeldWeights(like, weights.layers, weights.dtype, once)
         self.batch_first = BatchFirst(self.held, probe)
 
     def call(self, node, args: tuple, kwargs: dict) -> Any:
@@ -270,7 +270,7 @@ class _Replay:
             return None
         letters = "abcdefgh"[: len(args[0].shape)]
         product = f"{letters},{letters[-1]}z->{letters[:-1]}z"
-        layer = self.weights.holders.product(args[1], product, args[1].dtype)
+        layer = self.weights.layers.product(args[1], product, args[1].dtype)
         return layer(args[0]) if layer else None
 
     def _value(self, x: Any) -> Any:

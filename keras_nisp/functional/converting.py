@@ -30,9 +30,9 @@ from keras_nisp.keras_graph import (
     symbolic,
     walking,
 )
-from keras_nisp.keras_graph.holders import Holders
 from keras_nisp.keras_graph.masks import mask_of, set_mask
 from keras_nisp.keras_graph.model_class import of_class
+from keras_nisp.keras_graph.weight_layers import WeightLayers
 from keras_nisp.keras_graph.wrappers import is_wrapper
 
 Shapes = tuple[tuple[int | None, ...], ...]  # of a model's inputs, with the batch axis
@@ -71,7 +71,7 @@ class Converter:
         self.composites: dict[int, tuple[keras.Layer, list[tuple]]] = {}
         self.kept: dict[int, Kept] = {}
         self.lost: dict[int, keras.Layer] = {}
-        self.holders = Holders()
+        self.weight_layers = WeightLayers()
 
     def graph(self, model: keras.Model, shapes: Shapes) -> keras.Model:
         """A functional or sequential model with its composites converted.
@@ -246,7 +246,7 @@ class Converter:
         own = keras_layers.own_weights(layer)
         known = set(map(id, own))
         parts = [weight for weight in _trained(layer) if id(weight) not in known]
-        return Weights(own, parts, self.holders, layer.dtype_policy)
+        return Weights(own, parts, self.weight_layers, layer.dtype_policy)
 
     def _trace(self, layer, args, kwargs, batch, lookups, training) -> tuple[list, Any]:
         """Symbolic tensors like those of a call, and their masks, and what a layer makes of

@@ -18,7 +18,7 @@ from keras_nisp.functional.moved_batch import (
     tensor_of,
 )
 from keras_nisp.keras_graph import symbolic
-from keras_nisp.keras_graph.holders import Holders
+from keras_nisp.keras_graph.weight_layers import WeightLayers
 
 
 class HeldWeights:
@@ -26,13 +26,13 @@ class HeldWeights:
 
     Args:
         like: a tensor of the graph, which has its batch axis first.
-        holders: layers for the weights.
+        layers: layers for the weights.
         dtype: the policy of the layer whose weights they are.
         once: `id` of the weights that one call alone uses.
     """
 
-    def __init__(self, like: Any, holders: Holders, dtype: Any, once: set[int]) -> None:
-        self.like, self.holders, self.dtype, self.once = like, holders, dtype, once
+    def __init__(self, like: Any, layers: WeightLayers, dtype: Any, once: set[int]) -> None:
+        self.like, self.layers, self.dtype, self.once = like, layers, dtype, once
         self.tables: dict[int, Any] = {}
 
     def weight(self, variable: keras.Variable) -> Weight:
@@ -42,7 +42,7 @@ class HeldWeights:
     def table(self, variable: keras.Variable) -> Any:
         """A weight for each sample."""
         if id(variable) not in self.tables:
-            layer = self.holders.table(variable, self.dtype) if len(variable.shape) else None
+            layer = self.layers.table(variable, self.dtype) if len(variable.shape) else None
             if layer is None:
                 raise NotAGraphError(
                     f"it uses its weight '{variable.name}' in ways that no layer of Keras has"
@@ -53,7 +53,7 @@ class HeldWeights:
     def rows(self, x: Weight, indices: Any) -> Any:
         """Rows of a weight, looked up by an `Embedding`; `None` if that cannot be."""
         alone = id(x.variable) in self.once and x.axes == (0, 1)
-        layer = self.holders.rows(x.variable, self.dtype) if alone else None
+        layer = self.layers.rows(x.variable, self.dtype) if alone else None
         if layer is None:
             return None
         if isinstance(indices, MovedBatch):
@@ -104,7 +104,7 @@ class HeldWeights:
         kernel = "".join(kernel[weights[0].axes.index(axis)] for axis in range(len(kernel)))
         if not set(kernel) <= set(term + output) or not set(output) <= set(term + kernel):
             return None
-        layer = self.holders.product(weights[0].variable, f"{term},{kernel}->{output}", self.dtype)
+        layer = self.layers.product(weights[0].variable, f"{term},{kernel}->{output}", self.dtype)
         return None if layer is None else symbolic.called(layer, (tensor_of(x),), {})
 
     def _zeros(self, dtype: str) -> Any:

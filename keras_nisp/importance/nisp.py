@@ -11,7 +11,7 @@ from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.rule import absolute
 from keras_nisp.data.calibration import Calibration
-from keras_nisp.data.enough import check_varied
+from keras_nisp.data.sample_checks import check_varied
 from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.importance.absolute_network import AbsoluteNetwork, Scaled, share_out
 from keras_nisp.importance.base import Importance, Select, check_setting

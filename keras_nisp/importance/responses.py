@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.data.calibration import Calibration
-from keras_nisp.data.enough import check_varied
+from keras_nisp.data.sample_checks import check_varied
 from keras_nisp.data.samples import MAX_SAMPLES
 from keras_nisp.errors import first_line
 from keras_nisp.importance.base import Importance, per_unit, run, scored_where

@@ -7,7 +7,7 @@ import numpy as np
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import AddedDamages
 from keras_nisp.io.progress import Progress
-from keras_nisp.plans.course import Course
+from keras_nisp.plans.allocation_history import AllocationHistory
 from keras_nisp.plans.solver import Solver, Steps
 
 ROUNDS = 8  # damages are taken again around what was reached so far
@@ -31,14 +31,14 @@ class Allocation:
         verbose: 1 shows a progress bar.
 
     Attributes:
-        course: the damages by which the last widths were chosen.
+        history: the damages by which the last widths were chosen.
     """
 
     def __init__(
         self, network: DamagedNetwork | AddedDamages, measured: bool = False, verbose: int = 0
     ):
         self.network, self.measured, self.verbose = network, measured, verbose
-        self.course: Course | None = None
+        self.history: AllocationHistory | None = None
 
     def __call__(self, solver: Solver, steps: list[Steps], cost: Callable, target: float):
         """The units to remove, as indices.
@@ -56,7 +56,7 @@ class Allocation:
             progress.update(int(100 * (first - search.cost_now) / (first - target)))
         search.give_back()
         search.note()
-        self.course = search.course
+        self.history = search.history
         return np.flatnonzero(search.removed)
 
 
@@ -76,7 +76,7 @@ class _Search:
         self.cost_now, self.rounds = cost(self.removed), 0
         self.whole = cost(np.zeros_like(self.removed))
         seen = self.network.seen
-        self.course = Course(self.units)
+        self.history = AllocationHistory(self.units)
         self.blind = [not seen[group.units].any() for group in solver.channel_map.groups]
 
     def without(self, group: int, done: int) -> np.ndarray:
@@ -99,7 +99,7 @@ class _Search:
         if self.measured:
             moves, saved, damages = self._measure(moves, removed, saved, damages)
         widths = [self._width(*move) for move in moves]
-        self.course.look([group for group, _ in moves], widths, damages)
+        self.history.look([group for group, _ in moves], widths, damages)
         price = np.maximum(damages, SMALLEST) / np.where(saved > 0, saved, np.nan)
         goal = self.cost_now - (self.cost_now - self.target) / rounds_left
         moved: set[int] = set()
@@ -116,7 +116,7 @@ class _Search:
     def note(self) -> None:
         """Notes what was reached."""
         kept = [self._width(group, done) for group, done in enumerate(self.done)]
-        self.course.reach(self.cost_now / self.whole, kept)
+        self.history.reach(self.cost_now / self.whole, kept)
 
     def _width(self, group: int, done: int) -> int:
         """Channels that a group keeps if so many of its steps are done."""

@@ -5,7 +5,7 @@ import numpy as np
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.cost import Cost, notes
 from keras_nisp.channels.unit_map import UnitMap
-from keras_nisp.plans.course import Course
+from keras_nisp.plans.allocation_history import AllocationHistory
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.plan_rows import (
     CreatorPlan,
@@ -38,7 +38,7 @@ def describe(
     """
     solver, keep, latency = selection.solver, unit_map.keep, None
     costs = solver.costs
-    course = None if solver.allocation is None else solver.allocation.course
+    history = None if solver.allocation is None else solver.allocation.history
     if solver.budget.kind == "latency_reduction":
         latency = solver.budget.table.change(channel_map, keep)
     before, after = costs.layers(costs.everything), costs.layers(keep)
@@ -48,7 +48,7 @@ def describe(
         recipe=made,
         input_shapes=tuple(channel_map.input_shapes),
         creators=_creators(channel_map, unit_map, selection, scores),
-        groups=_groups(channel_map, ~keep, scores, course),
+        groups=_groups(channel_map, ~keep, scores, history),
         layers=_layers(channel_map, keep, before, after),
         before=sum(before.values(), Cost()),
         after=sum(after.values(), Cost()),
@@ -58,7 +58,7 @@ def describe(
         notes=tuple(notes(channel_map)),
         block=selection.multiple,
         latency=latency,
-        rounds=() if course is None else tuple(course.rounds),
+        rounds=() if history is None else tuple(history.rounds),
     )
 
 
@@ -120,7 +120,9 @@ def _width_reasons(group, creator, removed, selection) -> list[str]:
     return []
 
 
-def _groups(channel_map, removed, scores, course: Course | None) -> tuple[GroupPlan, ...]:
+def _groups(
+    channel_map, removed, scores, history: AllocationHistory | None
+) -> tuple[GroupPlan, ...]:
     group_of = np.full(channel_map.count, -1)
     for index, group in enumerate(channel_map.groups):
         group_of[group.units] = index
@@ -144,7 +146,7 @@ def _groups(channel_map, removed, scores, course: Course | None) -> tuple[GroupP
             len(group.units),
             int(removed[group.units].sum()),
             *(((), ()) if scores is None else _scores(scores[group.units], removed[group.units])),
-            () if course is None else course.curve(i),
+            () if history is None else history.curve(i),
         )
         for i, group in enumerate(channel_map.groups)
     )

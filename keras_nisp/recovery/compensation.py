@@ -17,7 +17,7 @@ from keras_nisp.keras_graph.keras_models import input_names
 from keras_nisp.keras_graph.recording import recorded
 from keras_nisp.kernels.reading import absorbed
 from keras_nisp.recovery.batch_statistics import BatchStatistics, keep_ratio
-from keras_nisp.recovery.carrier import Carrier, memory
+from keras_nisp.recovery.call_runner import CallRunner, memory
 from keras_nisp.recovery.pair import Pair
 from keras_nisp.recovery.refit import Refit
 
@@ -118,8 +118,8 @@ def _fit_shared(pair: Pair, samples: Samples, batch_size: int, settings: dict) -
 def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, verbose: int) -> None:
     counts = [len(call.outputs) for call in pair.large.calls]
     steps, names = recorded(pair.large.model, counts), input_names(pair.large.model)
-    original = Carrier(steps, names, samples, batch_size)
-    twin = Carrier(pair.twins, names, samples, batch_size)
+    original = CallRunner(steps, names, samples, batch_size)
+    twin = CallRunner(pair.twins, names, samples, batch_size)
     most = math.ceil(MOST_POSITIONS / len(samples))
     statistics: dict[keras.Layer, tuple[BatchStatistics, BatchStatistics]] = {}
     progress = Progress(len(pair.twins), verbose, "Refitting kernels", "layer")
@@ -140,8 +140,8 @@ def _fit_in_turn(pair: Pair, fits: dict, samples: Samples, batch_size: int, verb
             if call.layer not in statistics:
                 large = BatchStatistics(call.layer, known, most)
                 statistics[call.layer] = large, BatchStatistics(other.operation, made, most)
-            for one, carrier in zip(statistics[call.layer], (original, twin), strict=True):
-                for args, kwargs in carrier.arguments():
+            for one, runner in zip(statistics[call.layer], (original, twin), strict=True):
+                for args, kwargs in runner.arguments():
                     one.add(*args, **kwargs)
             keep_ratio(*statistics[call.layer], pair)
         deque(run, 0)  # if nothing has run it

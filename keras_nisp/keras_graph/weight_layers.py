@@ -8,7 +8,7 @@ import keras
 Signature = tuple[str, ...]
 
 
-class Holders:
+class WeightLayers:
     """Makes layers that hold variables, one for each variable, and are named after them.
 
     What is done with a variable decides which layer: a product needs a `Dense` or an

@@ -15,7 +15,7 @@ from keras_nisp.keras_graph.recording import Step, Token
 from keras_nisp.kernels.reading import read_inside
 
 
-class Carrier:
+class CallRunner:
     """Runs a network's calls one by one, with all samples at once, in batches.
 
     A batch of a tensor is let go as soon as the last call that takes it is done with it.
@@ -80,7 +80,7 @@ class Carrier:
 
 
 def memory(channel_map: ChannelMap, keep: np.ndarray, samples: Samples) -> int:
-    """Bytes that one sample takes where a `Carrier` carries most.
+    """Bytes that one sample takes where a `CallRunner` carries most.
 
     Args:
         channel_map: the traced model.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 
-class Course:
+class AllocationHistory:
     """Damages by which groups were chosen to lose channels.
 
     Args:
