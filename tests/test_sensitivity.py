@@ -149,6 +149,43 @@ def test_plots(groups, tmp_path):
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("groups", [1, 11])
+def test_figures_of_another_metric_are_called_by_its_name(groups, monkeypatch, tmp_path):
+    """They were "accuracy, %", and an error that grew was drawn as none."""
+    figures, drawn = pytest.importorskip("matplotlib.figure"), []
+    save = figures.Figure.savefig
+    monkeypatch.setattr(
+        figures.Figure, "savefig", lambda *given: (drawn.append(given[0]), save(*given))
+    )
+    names, values = tuple((f"layer{i}",) for i in range(groups)), ((0.4, 0.9),) * groups
+    table = kn.Sensitivity(
+        "net", "NISP", 0.3, names, (8,) * groups, (0.25, 0.5), values, metric="mean_error"
+    )
+    assert str(table).startswith("net: mean_error 0.3; with one group pruned by NISP")
+    table.plot(tmp_path / "figure.png")
+    axes = drawn[0].axes
+    if groups == 1:
+        assert axes[0].get_ylabel() == "mean_error"
+        assert axes[0].lines[0].get_ydata().tolist() == [0.3, 0.4, 0.9]
+    else:
+        assert axes[1].get_ylabel() == "change of mean_error"
+        np.testing.assert_allclose(axes[0].images[0].get_clim(), (-0.6, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        (lambda model, samples: 1.0, "metric"),
+        (functools.partial(_loss, power=2), "_loss"),
+        (accuracy, "accuracy"),
+    ],
+)
+def test_what_figures_are_called(metric, name, small):
+    model, x, y = small
+    table = kn.sensitivity(model, kn.Magnitude(), (x, y), metric=metric, ratios=[0.5])
+    assert table.metric == name
+
+
 def test_what_is_not_a_classifier_needs_a_metric(rng):
     inputs = keras.Input((4,))
     x = keras.layers.Dense(8, name="hidden")(inputs)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ SMALLEST = 1e-6  # damage in a plot, of which logarithms are taken
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Sensitivity(Shown):
-    """Accuracy, or damage to the outputs, against the share of channels removed, by coupled group.
+    """Accuracy, another metric or damage to the outputs, against the share of channels removed.
 
     `print` it for a table, `plot` it for a picture. A table of damages can also choose where
     channels are removed, for any number of budgets and without reading data again:
@@ -30,7 +31,7 @@ class Sensitivity(Shown):
     Attributes:
         model: the model's name.
         importance: name of the importance that chose the channels.
-        baseline: accuracy of the whole model; `None` for damages.
+        baseline: accuracy of the whole model, or its figure by another metric; `None` for damages.
         groups: for each group the layers that create its channels.
         channels: for each group the number of channels that may be removed.
         ratios: shares of the channels removed.
@@ -39,6 +40,7 @@ class Sensitivity(Shown):
             probabilities, otherwise the squared difference over twice the variance); `None` for
             groups whose damage cannot be seen, such as key channels of attention. Empty for
             accuracies.
+        metric: what `baseline` and `accuracies` hold, by the name of the function.
 
     Example:
 
@@ -61,6 +63,7 @@ class Sensitivity(Shown):
     ratios: tuple[float, ...]
     accuracies: tuple[tuple[float, ...], ...] = ()
     damages: tuple[tuple[float | None, ...], ...] = ()
+    metric: str = "accuracy"
 
     def __str__(self) -> str:
         columns = [Column("layers"), Column("channels", True)]
@@ -73,14 +76,16 @@ class Sensitivity(Shown):
         ]
         title = "damage to the outputs"
         if self.baseline is not None:
-            title = f"accuracy {self.baseline:.4f};"
+            title = f"{self.metric} {self._text(self.baseline)};"
         title = f"{self.model}: {title} with one group pruned by {self.importance}"
         return render_table(title, columns, rows)
 
     def _text(self, value: float | None) -> str:
         if value is None:
             return "not seen"
-        return f"{value:.4f}" if self.accuracies else f"{value:.3g}"
+        if self.accuracies:
+            return f"{value:.4f}" if self.metric == "accuracy" else f"{value:.4g}"
+        return f"{value:.3g}"
 
     def __repr__(self) -> str:
         what = "accuracies" if self.accuracies else "damages"
@@ -175,16 +180,17 @@ def _name(layers: tuple[str, ...]) -> str:
 
 def _lines(table: Sensitivity, figure, axes) -> None:
     figure.set_size_inches(7, 4.5)
+    scale, unit = _percent(table)
     ratios = [100 * ratio for ratio in table.ratios]
     for layers, values in zip(table.groups, table.accuracies or table.damages, strict=True):
         points = [np.nan if value is None else value for value in values]
         shares = ratios
         if table.baseline is not None:
-            points, shares = [100 * value for value in (table.baseline, *points)], [0, *ratios]
+            points, shares = [scale * value for value in (table.baseline, *points)], [0, *ratios]
         axes.plot(shares, points, marker="o", markersize=3, label=_name(layers))
     if table.baseline is not None:
-        axes.axhline(100 * table.baseline, color="black", linestyle=":", linewidth=1)
-        axes.set_ylabel("accuracy, %")
+        axes.axhline(scale * table.baseline, color="black", linestyle=":", linewidth=1)
+        axes.set_ylabel(table.metric + (unit and f", {unit}"))
     else:
         axes.set_yscale("log", nonpositive="clip")
         axes.set_ylabel("damage to the outputs")
@@ -195,15 +201,27 @@ def _lines(table: Sensitivity, figure, axes) -> None:
 
 def _heat_map(table: Sensitivity, figure, axes) -> None:
     figure.set_size_inches(3 + 0.6 * len(table.ratios), 1.2 + 0.2 * len(table.groups))
+    colors: dict[str, Any]
     if table.baseline is not None:
-        values = 100 * (np.array(table.accuracies) - table.baseline)
-        scale, label = {"cmap": "magma", "vmax": 0}, "change of accuracy, points"
+        scale, unit = _percent(table)
+        values = scale * (np.array(table.accuracies) - table.baseline)
+        # Another metric may be better or worse if it grows: no end of the scale is the good one.
+        most = np.abs(values).max() or 1.0
+        colors = {"cmap": "coolwarm", "vmin": -most, "vmax": most}
+        if table.metric == "accuracy":
+            colors = {"cmap": "magma", "vmax": 0}
+        label = f"change of {table.metric}" + (unit and ", points")
     else:
         values = np.log10(np.maximum(np.array(table.damages, float), SMALLEST))
-        scale, label = {"cmap": "magma_r"}, "damage to the outputs, power of ten"
-    picture = axes.imshow(values, aspect="auto", **scale)
+        colors, label = {"cmap": "magma_r"}, "damage to the outputs, power of ten"
+    picture = axes.imshow(values, aspect="auto", **colors)
     axes.set_xticks(range(len(table.ratios)), [f"{100 * r:g} %" for r in table.ratios])
     axes.set_yticks(range(len(table.groups)), [_name(layers) for layers in table.groups])
     axes.tick_params(labelsize="small")
     axes.set_xlabel("channels removed")
     figure.colorbar(picture, ax=axes, label=label)
+
+
+def _percent(table: Sensitivity) -> tuple[float, str]:
+    """By what a figure is multiplied in a picture, and the unit that this makes."""
+    return (100.0, "%") if table.metric == "accuracy" else (1.0, "")

@@ -173,7 +173,14 @@ def sensitivity(
         bar.update(len(measured))
         if progress:
             progress(len(measured), len(pairs))
-    return _result(channel_map, importance.name, known.get("baseline"), ratios, measured)
+    names = importance.name, _name(metric)
+    return _result(channel_map, names, known.get("baseline"), ratios, measured)
+
+
+def _name(metric: Callable) -> str:
+    """What a metric is called where figures are shown."""
+    name = getattr(getattr(metric, "func", metric), "__name__", "")  # of a `functools.partial`
+    return name if name.isidentifier() else "metric"  # "<lambda>"
 
 
 def _accuracy(channel_map, metric, samples: Samples, repaired_on: Samples | None) -> Callable:
@@ -194,7 +201,8 @@ def _damage(channel_map: ChannelMap, samples: Samples | None, verbose: int) -> C
     return damage
 
 
-def _result(channel_map, importance: str, baseline: float | None, ratios, measured) -> Sensitivity:
+def _result(channel_map, names, baseline: float | None, ratios, measured) -> Sensitivity:
+    importance, metric = names
     rows = [tuple(measured[i : i + len(ratios)]) for i in range(0, len(measured), len(ratios))]
     return Sensitivity(
         channel_map.model.name,
@@ -204,6 +212,7 @@ def _result(channel_map, importance: str, baseline: float | None, ratios, measur
         tuple(len(group.units) for group in channel_map.groups),
         ratios,
         **{"damages" if baseline is None else "accuracies": tuple(rows)},
+        metric=metric,
     )
 
 
