@@ -88,7 +88,8 @@ def preamble(tmp_path_factory):
 
 def custom_layers(names):
     """Rules and importances of the page do what it says."""
-    scale, gated, x = names["ChannelScale"], names["GatedDense"], np.ones((4, 8), "float32")
+    scale, gated = names["ChannelScale"], names["GatedDense"]
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
     inputs = keras.Input((8,))
     h = scale(name="scale")(names["Square"]()(layers.Dense(8)(inputs)))
     network = randomise(keras.Model(inputs, layers.Dense(3)(gated(6, name="gated")(h))))
