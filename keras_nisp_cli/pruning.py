@@ -229,6 +229,7 @@ def _loss(network, samples):
 
     from keras_nisp.data.samples import class_labels
     from keras_nisp.keras_graph import keras_models, keras_training
+    from keras_nisp.keras_graph.output_kinds import ending_of
 
     outputs = keras_models.body(network).outputs
     if (keras_training.compile_arguments(network) or {}).get("loss") is not None:
@@ -238,7 +239,7 @@ def _loss(network, samples):
             "--importance taylor needs a classifier with one output and one label for each sample, "
             "or a model that was saved with its loss."
         )
-    logits = keras_models.ending(network) is None
+    logits = ending_of(network) is None
     if outputs[0].shape[-1] == 1:
         return keras.losses.BinaryCrossentropy(from_logits=logits)
     indices = samples.labels.ndim == 1 or samples.labels.shape[1:] == (1,)

@@ -100,6 +100,21 @@ def test_what_is_no_distribution_over_classes_is_refused(count, ending):
         kn.distiller(halved(model), model)
 
 
+@pytest.mark.parametrize("loss", ["mse", keras.losses.BinaryCrossentropy(from_logits=True)])
+def test_losses_that_know_of_no_distribution_over_classes_are_refused(loss):
+    model = network()
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match="no distribution over classes"):
+        kn.distiller(halved(model), model)
+
+
+def test_classes_along_another_axis_are_refused():
+    inputs = keras.Input((5, 6))
+    model = keras.Model(inputs, layers.Softmax(axis=1)(layers.Dense(3)(layers.Dense(4)(inputs))))
+    with pytest.raises(ValueError, match="classes along the last axis"):
+        kn.distiller(halved(model), model)
+
+
 def test_models_that_end_differently_are_refused():
     logits, softmax_ = network(), network("softmax")
     with pytest.raises(ValueError, match=r"ends in logits, .* in softmax"):

@@ -172,9 +172,10 @@ def _check_warmup(folder, photos):
         np.testing.assert_array_equal(tf.make_ndarray(request.inputs["photo"]), photo[None])
 
 
+@pytest.mark.parametrize("last", [[], [keras.layers.Activation("linear", dtype="float32")]])
 @pytest.mark.parametrize("ending", ["softmax", "sigmoid"])
-def test_probabilities_are_not_normalised_twice(tmp_path, ending):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation=ending)])
+def test_probabilities_are_not_normalised_twice(tmp_path, ending, last):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation=ending), *last])
     export = kn.export_serving(model, tmp_path / "net", top_k=3, verbose=0)
     x = tf.constant(np.random.default_rng(0).normal(size=(6, 4)), tf.float32)
     scores = tf.saved_model.load(str(export.path)).signatures["top_k"](input=x)["scores"]

@@ -212,6 +212,24 @@ def test_accuracy_of_logits_and_probabilities(units, labels):
             assert accuracy(model, Samples([x], y)) == 0.75
 
 
+@pytest.mark.parametrize(
+    ("units", "loss", "largest"),
+    [(1, "mse", 2), (5, "mae", 5), (1, None, 9), (5, None, 6), (5, "unit", 5)],
+)
+def test_no_accuracy_of_what_has_no_classes(units, loss, largest, rng, capsys):
+    """It was 0.0000: of ages, of labels beyond the outputs, of embeddings."""
+    model = keras.Sequential([keras.Input((4,)), *map(keras.layers.Dense, (8, units))])
+    if loss == "unit":
+        model.add(keras.layers.UnitNormalization())
+    elif loss:
+        model.compile("sgd", loss)
+    data = rng.normal(size=(64, 4)).astype("float32"), rng.integers(0, largest, 64)
+    with pytest.raises(ValueError, match="a label for each sample"):
+        kn.sensitivity(model, kn.Magnitude(), data)
+    kn.prune(model, kn.Magnitude(), ratio=0.5, calibration=data)
+    assert "accuracy on these" not in capsys.readouterr().out
+
+
 def test_models_bound_to_a_batch_and_stateful_ones(rng):
     """Each batch is one of the model's size, from a fresh state, and no state is left behind."""
     batch = 5

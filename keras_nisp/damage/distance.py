@@ -1,13 +1,13 @@
 """How far the outputs of two networks are apart, as a number that adds up over small changes."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.errors import warn
-from keras_nisp.keras_graph import keras_models, keras_training
+from keras_nisp.keras_graph import keras_models
 from keras_nisp.keras_graph.masks import step_weights
+from keras_nisp.keras_graph.output_kinds import OutputKind, kind_of
 
 Counts = list[tf.Tensor | None] | None
 
@@ -49,7 +49,7 @@ class Distance:
         for i, (kind, values, mask) in enumerate(
             zip(self.kinds, outputs, counts or self.all, strict=True)
         ):
-            if kind == "values":
+            if kind.name == "values":
                 values = np.ma.asarray(values, np.float64)
                 if mask is not None:
                     values[~np.asarray(mask)] = np.ma.masked
@@ -62,7 +62,7 @@ class Distance:
         every = zip(self.kinds, self.scales, before, after, counts or self.all, strict=True)
         for kind, scale, old, new, mask in every:
             old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
-            if kind == "values":
+            if kind.name == "values":
                 values = (new - old) ** 2 / (2 * scale)
             else:
                 old, new = (_log(kind, rows, self.temperature) for rows in (old, new))
@@ -78,7 +78,7 @@ class Distance:
         for i, (kind, scale, new, mask) in enumerate(every):
             new = tf.cast(new, tf.float32)
             key = tf.stack([seed, i])
-            if kind == "values":
+            if kind.name == "values":
                 sign = tf.sign(tf.random.stateless_uniform(tf.shape(new), key, -1, 1))
                 total += _root_mean(sign * new / np.sqrt(scale), kind, mask)
                 continue
@@ -107,29 +107,31 @@ def _check(outputs: list[np.ndarray], name: str) -> None:
         )
 
 
-def _log(kind: str, values: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
-    """Logarithms of probabilities along the last axis."""
-    if kind == "binary":
+def _log(kind: OutputKind, values: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
+    """Logarithms of probabilities, moved to the last axis."""
+    if kind.name == "binary":
         values = tf.stack([values, 1 - values], -1)
-    elif kind == "binary logits":
+    elif kind.name == "binary logits":
         values = tf.stack([values, tf.zeros_like(values)], -1)
-    if "logits" not in kind:
+    else:
+        values = tf.experimental.numpy.moveaxis(values, kind.axis, -1)
+    if "logits" not in kind.name:
         values = tf.math.log(tf.maximum(values, LEAST))
     return tf.nn.log_softmax(values / temperature)
 
 
-def _per_sample(values: tf.Tensor, kind: str, mask: tf.Tensor | None) -> tf.Tensor:
+def _per_sample(values: tf.Tensor, kind: OutputKind, mask: tf.Tensor | None) -> tf.Tensor:
     """Sums over classes, means over everything else that counts."""
-    if kind != "values":
+    if kind.name != "values":
         values = tf.reduce_sum(values, -1)
     if mask is not None:
         values *= step_weights(mask, values)
     return tf.reduce_mean(tf.reshape(values, (tf.shape(values)[0], -1)), 1)
 
 
-def _root_mean(values: tf.Tensor, kind: str, mask: tf.Tensor | None) -> tf.Tensor:
+def _root_mean(values: tf.Tensor, kind: OutputKind, mask: tf.Tensor | None) -> tf.Tensor:
     """Like `_per_sample`, for terms whose squares are to add up."""
-    if kind != "values":
+    if kind.name != "values":
         values = tf.reduce_sum(values, -1)
     if mask is not None:
         values *= tf.sqrt(step_weights(mask, values))
@@ -137,14 +139,3 @@ def _root_mean(values: tf.Tensor, kind: str, mask: tf.Tensor | None) -> tf.Tenso
     return tf.reduce_sum(values, 1) / tf.sqrt(
         tf.maximum(tf.cast(tf.shape(values)[1], tf.float32), 1)
     )
-
-
-def kind_of(model: keras.Model, index: int) -> str:
-    """What an output holds: probabilities (`"softmax"`, `"binary"`), logits of probabilities
-    (`"logits"`, `"binary logits"`), or other `"values"`."""
-    if (ending := keras_models.ending(model, index)) is not None:
-        return {"softmax": "softmax", "sigmoid": "binary"}[ending]
-    loss = keras_training.loss_of(model, index)
-    if getattr(loss, "from_logits", False):
-        return "logits" if "Categorical" in type(loss).__name__ else "binary logits"
-    return "values"

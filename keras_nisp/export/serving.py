@@ -22,6 +22,7 @@ from keras_nisp.export.signature import Signature, check_exportable, write_saved
 from keras_nisp.io.files import making_folder
 from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling, keras_models
+from keras_nisp.keras_graph.output_kinds import ending_of
 from keras_nisp.keras_graph.rounding import default_tolerance
 
 WARMUP = 100  # requests at most; TF Serving takes up to 1,000
@@ -220,7 +221,7 @@ class _TopK:
             raise ValueError(f"Expected {classes} `labels`. Received: {len(labels)}")
         self.served, self.top_k = served, top_k
         self.labels = None if labels is None else tf.constant(list(map(str, labels)))
-        self.scored = keras_models.ending(model) is not None
+        self.scored = ending_of(model) is not None
 
     def __call__(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         (values,) = self.served(*inputs).values()

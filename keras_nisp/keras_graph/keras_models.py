@@ -8,7 +8,6 @@ import keras
 from keras.src.models.functional import Functional
 
 from keras_nisp._environment import legacy_keras_hint
-from keras_nisp.keras_graph.keras_layers import operation_class
 
 
 def is_graph(operation: Any) -> bool:
@@ -158,23 +157,3 @@ def output_structure(model: keras.Model) -> Any:
 def is_half(model: keras.Model) -> bool:
     """Whether any layer computes in half precision."""
     return any("16" in layer.compute_dtype for layer in all_layers(model))
-
-
-def ending(model: keras.Model, index: int = 0) -> str | None:
-    """`"softmax"` or `"sigmoid"` if an output of the model comes out of one, else `None`."""
-    source = body(model).outputs[index]._keras_history
-    while is_graph(source.operation):
-        source = body(source.operation).outputs[source.tensor_index]._keras_history
-    return probabilities(source.operation)
-
-
-def probabilities(operation: keras.Operation) -> str | None:
-    """`"softmax"` or `"sigmoid"` if that is the last thing an operation does, else `None`."""
-    if isinstance(operation, keras.layers.Softmax):
-        return "softmax"
-    activation = getattr(operation, "activation", None)
-    for name in ("softmax", "sigmoid"):
-        named = getattr(keras.activations, name)
-        if activation is named or isinstance(operation, operation_class(name)):
-            return name
-    return None

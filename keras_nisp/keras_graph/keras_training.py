@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_nisp.keras_graph.keras_models import all_layers, output_names
+from keras_nisp.keras_graph.keras_models import all_layers, output_names, output_structure
 
 
 def compile_arguments(model: keras.Model) -> dict | None:
@@ -19,11 +19,25 @@ def compile_arguments(model: keras.Model) -> dict | None:
 
 
 def loss_of(model: keras.Model, index: int) -> Any:
-    """The loss that a model was compiled with for an output, or `None`."""
-    loss = (compile_arguments(model) or {}).get("loss")
-    if isinstance(loss, dict):
+    """The loss that a model was compiled with for an output, or `None`.
+
+    As Keras finds it: a dict goes by the keys of the model's outputs, or, if these are a list, by
+    the names of the layers that give them; a list goes by their order.
+    """
+    loss: Any = (compile_arguments(model) or {}).get("loss")
+    given = output_structure(model)
+    if isinstance(loss, dict) and not isinstance(given, dict):
         return loss.get(output_names(model)[index])
-    return loss[index] if isinstance(loss, (list, tuple)) else loss
+    path, tensor = keras.tree.flatten_with_path(given)[index]
+    for key in path:
+        if isinstance(loss, (list, tuple)) and not any(map(keras.tree.is_nested, loss)):
+            flat = [id(output) for output in keras.tree.flatten(given)]
+            return loss[flat.index(id(tensor))] if len(loss) == len(flat) else None
+        if not keras.tree.is_nested(loss):
+            return loss
+        known = key in loss if isinstance(loss, dict) else key < len(loss)
+        loss, given = loss[key] if known else None, given[key]
+    return loss
 
 
 def optimizer_of(model: keras.Model) -> keras.optimizers.Optimizer:

@@ -16,7 +16,6 @@ import numpy as np
 from keras_nisp._renaming import renamed
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.tracing import trace
-from keras_nisp.damage.distance import kind_of
 from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import Sensitivity, layers_of
 from keras_nisp.data.calibration import calibration_samples
@@ -27,6 +26,7 @@ from keras_nisp.io import schema
 from keras_nisp.io.files import check_writable, replacing
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import keras_models
+from keras_nisp.keras_graph.output_kinds import is_regressor, kind_of
 from keras_nisp.plans.budget import Budget
 from keras_nisp.plans.plan import Plan
 from keras_nisp.plans.planning import make_plan
@@ -52,16 +52,39 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
     labels = np.asarray(keras.tree.flatten(samples.labels)[0])
     if labels.ndim == 2 and labels.shape[-1] > 1:
         labels = labels.argmax(-1)
-    if len(outputs) != 1 or outputs[0].ndim != 2 or labels.size != len(samples):
+    answers, classes = _answers(model, outputs)
+    if answers is None or labels.size != len(samples) or not _are_below(labels, classes):
         raise ValueError(
-            "Expected a classifier with one output (batch, classes) and a label for each sample. "
-            f"Received outputs {[output.shape for output in outputs]} and labels {labels.shape}. "
-            "For other models, pass `metric=`, a function from a model and samples to a number."
+            "Expected a classifier with one output (batch, classes) and a label for each sample, "
+            f"below {classes or 'the number of classes'}. Received outputs "
+            f"{[output.shape for output in outputs]} and labels {labels.shape}"
+            f"{_range_of(labels)}. For other models, pass `metric=`, a function from a model and "
+            "samples to a number."
         )
-    if outputs[0].shape[-1] == 1:
-        threshold = 0 if kind_of(model, 0) == "binary logits" else 0.5
-        return float(((outputs[0].ravel() > threshold) == labels.ravel()).mean())
-    return float((outputs[0].argmax(-1) == labels.ravel()).mean())
+    return float((answers == labels.ravel()).mean())
+
+
+def _answers(model: keras.Model, outputs: list[np.ndarray]) -> tuple[np.ndarray | None, int]:
+    """Which class a classifier chooses for each sample, and of how many; `None` of any other."""
+    if len(outputs) != 1 or outputs[0].ndim != 2 or is_regressor(model):
+        return None, 0
+    (values,), kind = outputs, kind_of(model).name
+    if values.shape[-1] == 1:
+        return (values.ravel() > (0 if kind == "binary logits" else 0.5)).astype(int), 2
+    lengths = np.linalg.norm(values, axis=-1)
+    if kind == "values" and np.allclose(lengths, 1, atol=1e-3) and (values.max(-1) < 0.99).any():
+        return None, 0  # embeddings
+    return values.argmax(-1), values.shape[-1]
+
+
+def _are_below(labels: np.ndarray, classes: int) -> bool:
+    """Whether labels are indices of so many classes."""
+    known = labels.dtype.kind in "biuf" and np.isfinite(labels.astype(float)).all()
+    return bool(known and ((labels >= 0) & (labels < classes) & (labels % 1 == 0)).all())
+
+
+def _range_of(labels: np.ndarray) -> str:
+    return f" from {labels.min():g} to {labels.max():g}" if labels.dtype.kind in "iuf" else ""
 
 
 def known_accuracies(models: Iterable[keras.Model], samples: Samples) -> list[float]:

@@ -4,6 +4,7 @@ import keras
 
 from keras_nisp.errors import warn
 from keras_nisp.keras_graph import copying, keras_models
+from keras_nisp.keras_graph.output_kinds import ending_of, is_regressor, kind_of
 
 
 def distiller(
@@ -53,7 +54,7 @@ def distiller(
     """
     _check(original, small)
     teacher = copying.copy_model(original)
-    loss = SoftTargets(temperature, keras_models.ending(small) == "softmax")
+    loss = SoftTargets(temperature, ending_of(small) is not None)
     teaching = keras.distillation.Distiller(
         teacher, small, loss, student_loss_weight=student_loss_weight
     )
@@ -71,14 +72,21 @@ def _check(original, small) -> None:
                 f"Expected a classifier with one output. Received '{model.name}' with "
                 f"{len(outputs)}: build a `keras.distillation.Distiller` with a loss for each."
             )
-        if keras_models.ending(model) == "sigmoid" or outputs[0].shape[-1] == 1:
+        kind = kind_of(model)
+        if "binary" in kind.name or is_regressor(model) or outputs[0].shape[kind.axis] == 1:
             raise ValueError(
                 "Expected a classifier that gives logits or a softmax of two or more classes. "
                 f"Received '{model.name}', whose output {tuple(outputs[0].shape)} is no "
                 "distribution over classes: build a `keras.distillation.Distiller` with a loss "
                 "that fits it."
             )
-    endings = [keras_models.ending(model) or "logits" for model in (original, small)]
+        if kind.axis != -1:
+            raise ValueError(
+                "Expected a classifier with classes along the last axis. Received "
+                f"'{model.name}', whose output {tuple(outputs[0].shape)} has them along axis "
+                f"{kind.axis}: end it with a `keras.layers.Permute`."
+            )
+    endings = ["logits" if ending_of(model) is None else "softmax" for model in (original, small)]
     if endings[0] != endings[1]:
         raise ValueError(
             "Expected `original` and `small` to end alike. Received: "

@@ -7,12 +7,10 @@ two products: scores are products of queries and keys, and values are weighted b
 
 import math
 
-import numpy as np
-
 from keras_nisp.channels.call import Call
 from keras_nisp.channels.named_tensor import Traced
 from keras_nisp.channels.tracer import Tracer
-from keras_nisp.keras_graph.keras_models import probabilities
+from keras_nisp.keras_graph.output_kinds import OutputKind, probabilities
 
 Operand = tuple[Traced, int]  # keys or values, and the axis of their positions, batch not counted
 
@@ -93,5 +91,4 @@ def _keys(tracer: Tracer, weights: Traced) -> list[Operand]:
 
 def _is_softmax(call: Call) -> bool:
     """Whether a call takes a softmax along the last axis."""
-    axes = np.ravel(getattr(call.layer, "axis", -1)).tolist()
-    return probabilities(call.layer) == "softmax" and axes in ([-1], [call.outputs[0].rank])
+    return probabilities(call.layer, call.outputs[0].rank + 1) == OutputKind("softmax")
