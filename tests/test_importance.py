@@ -117,6 +117,19 @@ def test_taylor_takes_the_loss_of_the_model():
         kn.Taylor(x)(channel_map)
 
 
+def test_taylor_leaves_what_fit_shows():
+    """The means of the losses of several outputs took its batches in, too."""
+    inputs = keras.Input((4,))
+    h = layers.Dense(6)(inputs)
+    model = keras.Model(inputs, {"a": layers.Dense(2)(h), "b": layers.Dense(3)(h)})
+    model.compile("sgd", {"a": "mse", "b": "mae"}, jit_compile=False)
+    x, y = np.ones((32, 4)), {"a": np.ones((32, 2)), "b": np.ones((32, 3))}
+    model.train_on_batch(x, y)
+    shown = model.get_metrics_result()
+    kn.plan_pruning(model, kn.Taylor((10 * x, y)), ratio=0.5)
+    assert model.get_metrics_result() == shown
+
+
 def test_layer_by_layer_ranks_each_layers_own_responses():
     model, channel_map, a = two_layers()
     x = np.random.default_rng(0).normal(size=(40, 2)).astype("float32")

@@ -63,7 +63,7 @@ class Distance:
         for kind, scale, old, new, mask in every:
             old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
             if kind.name == "values":
-                values = (new - old) ** 2 / (2 * scale)
+                values = ((new - old) / np.sqrt(2 * scale)) ** 2  # a square alone may overflow
             else:
                 old, new = (_log(kind, rows, self.temperature) for rows in (old, new))
                 values = self.temperature**2 * tf.exp(old) * (old - new)

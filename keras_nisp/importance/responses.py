@@ -1,5 +1,6 @@
 """Importances that use responses on data: layer by layer, and Taylor."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -169,7 +170,13 @@ class Taylor(Importance):
                 f"Taylor needs a loss: model '{model.name}' is not compiled. Pass `loss=`, as "
                 "in `Taylor((x, y), loss='sparse_categorical_crossentropy')`."
             )
-        return lambda labels, outputs: model.compute_loss(y=labels, y_pred=outputs)
+        return functools.partial(_compiled_loss, model)
+
+
+def _compiled_loss(model: keras.Model, labels: Any, outputs: Any) -> tf.Tensor:
+    """The loss of a model, whose own means of its parts, which `fit` shows, stay as they are."""
+    with keras.StatelessScope():
+        return model.compute_loss(y=labels, y_pred=outputs)
 
 
 def _loss_of(loss, labels: Any, outputs: Any) -> tf.Tensor:

@@ -81,7 +81,8 @@ def recalibrate(
             kernel.
         teach_steps: number of batches of 64 samples on which `small` is trained after that, to
             match `original`'s outputs and intermediate activations; needs `original` and `plan`.
-            No labels are needed. All trainable weights change, statistics do not. 200 is a good
+            No labels are needed. All trainable weights change, statistics do not. If that brings
+            the models no closer, the weights from before are kept, with a warning. 200 is a good
             number for some hundred samples. A step costs a step of `fit` and a forward pass of
             `original`.
         augment: for `teach_steps`: a function from a batch of inputs to a batch on which the model

@@ -24,7 +24,8 @@ FEATURES = 50.0  # weight of the difference in what kernels read, relative to 1 
 LEARNING_RATE = 1e-3
 WARMUP = 0.1  # of the steps: full ones would throw fitted weights off; then a cosine to zero
 BATCH_SIZE = 64
-SCALE_SAMPLES = 256  # by which the scale of outputs is taken
+SCALE_SAMPLES = 256  # by which the scale of outputs is taken, and whether teaching was a gain
+ROUNDING = 1e-6  # of what is minimized
 
 
 def check_teaching(steps: Any, possible: bool, needed: str) -> None:
@@ -84,8 +85,11 @@ def teach(
     some = samples.at_most(SCALE_SAMPLES)
     distance.fit(outputs_of(pair.large.model, some))
     order = _batches(len(samples), min(samples.batch or BATCH_SIZE, len(samples)), seed)
+    weights = [variable.value for variable in small.trainable_variables]
     with strategy_of(small).scope():
-        learn = _learner(pair, distance, steps)
+        apart = _objective(pair, distance)
+        first, before = _mean(apart, some), [weight.numpy() for weight in weights]
+        learn = _learner(pair, apart, steps)
         for step, chosen in zip(range(steps), order, strict=False):
             inputs = [tf.convert_to_tensor(array[chosen]) for array in samples.inputs]
             check_finite(
@@ -93,8 +97,26 @@ def teach(
                 f"What step {step} of teaching minimizes is",
             )
             progress.update(step + 1)
-    for weight in small.trainable_variables:
-        check_finite(weight.value, f"Taught, '{weight.path}' would be")
+        for variable in small.trainable_variables:
+            check_finite(variable.value, f"Taught, '{variable.path}' would be")
+        last = _mean(apart, some)
+        if not last <= first:
+            for weight, value in zip(weights, before, strict=True):
+                weight.assign(value)
+    if last > first > ROUNDING:
+        warn(
+            f"Teaching did not bring '{small.name}' closer to the original: what it minimizes went "
+            f"from {first:.3g} to {last:.3g}, so the weights from before were kept. Steps are made "
+            "for weights and data on a scale of 1: scale inputs and outputs if theirs is another, "
+            "or teach for more steps."
+        )
+
+
+def _mean(apart: Callable, samples: Samples) -> float:
+    """What teaching minimizes, over some samples as they are."""
+    batches = [inputs for inputs, _ in samples.batches(samples.batch or BATCH_SIZE)]
+    counts = [len(inputs[0]) for inputs in batches]
+    return float(np.average([float(apart(inputs)) for inputs in batches], weights=counts))
 
 
 def _augmented(model: keras.Model, inputs: list[tf.Tensor], augment: Callable | None) -> list:
@@ -112,7 +134,22 @@ def _augmented(model: keras.Model, inputs: list[tf.Tensor], augment: Callable | 
     return [tf.cast(new, old.dtype) for new, old in zip(changed, inputs, strict=True)]
 
 
-def _learner(pair: Pair, distance: Distance, steps: int) -> Callable:
+def _objective(pair: Pair, distance: Distance) -> Callable:
+    """How far the smaller model is from the original on a batch of inputs: a scalar."""
+    readers = _compared(pair)
+
+    def apart(inputs):
+        wanted, read = _run(pair.large.model, inputs, readers)
+        given, reads = _run(pair.small, inputs, readers)
+        loss = tf.reduce_mean(distance(wanted, given, list(map(counts_of, given))))
+        for reader, old, new in zip(readers.values(), read, reads, strict=True):
+            loss += FEATURES / len(readers) * _apart(reader.kept(old), new)
+        return loss
+
+    return apart
+
+
+def _learner(pair: Pair, apart: Callable, steps: int) -> Callable:
     """A step of training, compiled: it takes inputs, and gives what it minimizes."""
     warmup = round(WARMUP * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -125,22 +162,17 @@ def _learner(pair: Pair, distance: Distance, steps: int) -> Callable:
     if keras_models.is_half(pair.small):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     variables = pair.small.trainable_variables
+    weights = [variable.value for variable in variables]
     optimizer.build(variables)
-    readers = _compared(pair)
 
     @tf.function(jit_compile=False, autograph=False)
     def learn(inputs):
-        wanted, read = _run(pair.large.model, inputs, readers)
-        with tf.GradientTape() as tape:
-            given, reads = _run(pair.small, inputs, readers)
-            loss = tf.reduce_mean(distance(wanted, given, list(map(counts_of, given))))
-            for reader, old, new in zip(readers.values(), read, reads, strict=True):
-                loss += FEATURES / len(readers) * _apart(reader.kept(old), new)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:  # not those of the original
+            tape.watch(weights)
+            loss = apart(inputs)
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(
-            scaled,
-            [variable.value for variable in variables],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss

@@ -42,10 +42,11 @@ def _check_untrained(reader: Reader, model: keras.Model) -> None:
             > SAME
         ):
             raise ValueError(
-                f"Expected the weights of model '{model.name}' as `rebuild` made them. Received: "
-                f"the {variable.name} of layer '{reader.twin.path}' was trained after the surgery, "
-                "and compensation would overwrite it. Pass `compensate=None` to renew only the "
-                "statistics of BatchNormalization."
+                f"Expected model '{model.name}' to be what `rebuild(original, plan)` gives. "
+                f"Received: the {variable.name} of layer '{reader.twin.path}' differs. Either "
+                "`original` or `plan` is not the one that it was made by: pass that one. Or it was "
+                "trained since, and compensation would overwrite that: pass `compensate=None` to "
+                "renew only the statistics of BatchNormalization."
             )
 
 
