@@ -58,8 +58,9 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
             "Expected a classifier with one output (batch, classes) and a label for each sample, "
             f"below {classes or 'the number of classes'}. Received outputs "
             f"{[output.shape for output in outputs]} and labels {labels.shape}"
-            f"{_range_of(labels)}. For other models, pass `metric=`, a function from a model and "
-            "samples to a number."
+            f"{_range_of(labels)}. For other models give `calibration` in the place of `data` "
+            "(damages need no labels), or pass `metric=`, a function from a model and samples to a "
+            "number."
         )
     return float((answers == labels.ravel()).mean())
 
