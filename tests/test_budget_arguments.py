@@ -150,6 +150,7 @@ def test_what_a_latency_budget_removes_while_training_stays_removed():
 
 def test_sensitivity_takes_the_limits_of_a_budget():
     data, model = (X, Y), dense()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     everything = kn.sensitivity(model, kn.Magnitude(), data, ratios=[0.5])
     budget = kn.Budget(ratio=0.5)
     assert kn.sensitivity(model, kn.Magnitude(), data, budget=budget) == everything

@@ -230,6 +230,16 @@ def test_no_accuracy_of_what_has_no_classes(units, loss, largest, rng, capsys):
     assert "accuracy on these" not in capsys.readouterr().out
 
 
+def test_accuracy_of_a_regression_on_classes(rng):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Activation("linear")])
+    model.compile("sgd", "mse")
+    x = rng.uniform(0, 0.5, size=(40, 3)).astype("float32") + np.eye(3, dtype="float32")[0]
+    labels = np.eye(3)[np.repeat([0, 1], 20)]
+    assert accuracy(model, Samples([x], labels)) == 0.5
+    with pytest.raises(ValueError, match="pass `metric=`"):
+        accuracy(model, Samples([x], 2 * labels))
+
+
 def test_models_bound_to_a_batch_and_stateful_ones(rng):
     """Each batch is one of the model's size, from a fresh state, and no state is left behind."""
     batch = 5

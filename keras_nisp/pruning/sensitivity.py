@@ -50,9 +50,11 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
     """
     outputs = outputs_of(model, samples)
     labels = np.asarray(keras.tree.flatten(samples.labels)[0])
-    if labels.ndim == 2 and labels.shape[-1] > 1:
+    # Such labels make classes of a regression, too.
+    shares = labels.ndim == 2 and labels.shape[-1] > 1 and np.allclose(labels.sum(-1), 1)
+    if shares:
         labels = labels.argmax(-1)
-    answers, classes = _answers(model, outputs)
+    answers, classes = _answers(model, outputs, shares)
     if answers is None or labels.size != len(samples) or not _are_below(labels, classes):
         raise ValueError(
             "Expected a classifier with one output (batch, classes) and a label for each sample, "
@@ -65,9 +67,11 @@ def accuracy(model: keras.Model, samples: Samples) -> float:
     return float((answers == labels.ravel()).mean())
 
 
-def _answers(model: keras.Model, outputs: list[np.ndarray]) -> tuple[np.ndarray | None, int]:
+def _answers(
+    model: keras.Model, outputs: list[np.ndarray], shares: bool
+) -> tuple[np.ndarray | None, int]:
     """Which class a classifier chooses for each sample, and of how many; `None` of any other."""
-    if len(outputs) != 1 or outputs[0].ndim != 2 or is_regressor(model):
+    if len(outputs) != 1 or outputs[0].ndim != 2 or (is_regressor(model) and not shares):
         return None, 0
     (values,), kind = outputs, kind_of(model).name
     if values.shape[-1] == 1:
