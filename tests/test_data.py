@@ -82,6 +82,37 @@ def test_integers_are_cast():
     assert collect(np.zeros((2, 4, 3), np.uint8), MODEL).inputs[0].dtype == np.float32
 
 
+WORDS = np.array(["a b", "b c d", "c", "d a"] * 20)
+TEXTS = {
+    "objects": WORDS.astype(object),
+    "tensor": tf.constant(WORDS),
+    "dataset": tf.data.Dataset.from_tensor_slices(WORDS).batch(8),
+    "dataset by name": tf.data.Dataset.from_tensor_slices({"words": WORDS}).batch(8),
+}
+
+
+@pytest.fixture(scope="module")
+def reader():
+    words = keras.Input((), dtype="string", name="words")
+    x = layers.TextVectorization(output_sequence_length=4, vocabulary=list("abcd"))(words)
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(6, 8)(x))
+    return keras.Model(words, layers.Dense(3)(layers.Dense(8, "relu")(x)))
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_words(kind, reader):
+    samples = collect(TEXTS[kind], reader)
+    assert [tf.compat.as_str(word) for word in samples.inputs[0]] == WORDS.tolist()
+    pruned = kn.prune(reader, kn.NISP(), ratio=0.5, calibration=TEXTS[kind], verbose=0)
+    assert pruned(tf.constant(WORDS[:2])).shape == (2, 3)
+
+
+@pytest.mark.parametrize("x", [np.arange(80), np.array(["a", 3] * 40, object)])
+def test_numbers_instead_of_words(x, reader):
+    with pytest.raises(TypeError, match="Expected strings for input 'words'. Received .* dtype"):
+        collect(x, reader)
+
+
 NAN = X.copy()
 NAN[3, 0, 0] = np.nan
 

@@ -232,9 +232,10 @@ def _check(array: np.ndarray, tensor) -> np.ndarray:
             f"Expected calibration data for input '{name}'. Received none: shape {array.shape}."
         )
     text = tensor.dtype == "string"
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool or text):
+    if not (_is_text(array) if text else _is_numeric(array)):
         raise TypeError(
-            f"Expected numbers for input '{name}'. Received an array of dtype {array.dtype}."
+            f"Expected {'strings' if text else 'numbers'} for input '{name}'. Received an array of "
+            f"dtype {array.dtype}{' that holds others, too' if array.dtype == object else ''}."
         )
     if not fits(array, tensor):
         shape = f"(samples, {', '.join(map(str, expected))})"
@@ -243,9 +244,17 @@ def _check(array: np.ndarray, tensor) -> np.ndarray:
             f"Received: shape {array.shape}"
         )
     if text:
-        return array
+        return array.astype(object)  # TensorFlow takes not every other form
     _check_finite(array, f"input '{name}'")
     return array.astype(keras.backend.standardize_dtype(tensor.dtype), copy=False)
+
+
+def _is_text(array: np.ndarray) -> bool:
+    return array.dtype.kind in "UST" or all(isinstance(v, (str, bytes)) for v in array.flat)
+
+
+def _is_numeric(array: np.ndarray) -> bool:
+    return array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"
 
 
 def fits(array: np.ndarray, tensor) -> bool:

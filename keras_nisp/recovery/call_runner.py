@@ -101,4 +101,4 @@ def memory(channel_map: ChannelMap, keep: np.ndarray, samples: Samples) -> int:
         most = max(most, sum(map(size, live)))
     # The trace may have assumed another input size.
     traced = sum(math.prod(tensor.shape) for tensor in channel_map.inputs)
-    return math.ceil(4 * most * sum(array[0].size for array in samples.inputs) / traced)
+    return math.ceil(4 * most * sum(map(math.prod, samples.shapes)) / traced)
