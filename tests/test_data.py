@@ -23,7 +23,12 @@ class Sequence(keras.utils.PyDataset):
         return 4
 
     def __getitem__(self, index):
+        index %= 4
         return X[5 * index : 5 * index + 5], Y[5 * index : 5 * index + 5]
+
+
+class Endless(Sequence):
+    num_batches = None
 
 
 KINDS = {
@@ -55,6 +60,7 @@ def test_limit():
     assert len(collect(KINDS["dataset"](), MODEL, limit=7)) == 7
     endless = tf.data.Dataset.from_tensors((X, Y)).repeat()
     assert len(collect(endless, MODEL, limit=30)) == 30
+    np.testing.assert_array_equal(collect(Endless(), MODEL, limit=30).labels, np.arange(30) % 20)
     first, second = collect((X, Y), MODEL, limit=7), collect((X, Y), MODEL, limit=7)
     np.testing.assert_array_equal(first.inputs[0], second.inputs[0])
     np.testing.assert_array_equal(first.inputs[0], X[first.labels])  # labels go along
@@ -78,8 +84,43 @@ def test_several_inputs():
         assert [array.shape for array in samples.inputs] == [left.shape, right.shape]
 
 
-def test_integers_are_cast():
-    assert collect(np.zeros((2, 4, 3), np.uint8), MODEL).inputs[0].dtype == np.float32
+CASTS = [
+    ("float32", np.array([1, 2])),
+    ("float32", np.array([1 / 3, 2])),
+    ("float32", tf.constant([1.0, 2.0], "bfloat16")),
+    ("int32", np.array([3.0, 4.0])),
+    ("uint8", np.array([0.0, 255.0])),
+    ("bool", np.array([0.0, 1.0])),
+    ("complex64", np.array([1.0, 2j])),
+]
+OTHERS = [
+    ("uint8", np.array([0.0, 0.5]), ValueError, "such as 0.5: scale"),
+    ("uint8", np.array([-1, 3]), ValueError, "such as -1"),
+    ("uint8", np.array([3, 256]), ValueError, "such as 256"),
+    ("int32", np.array([0.7, 1]), ValueError, "such as 0.7"),
+    ("int32", np.array([2**40, 1]), ValueError, "such as 1099511627776"),
+    ("int32", np.array([np.nan, 1]), ValueError, "NaN or infinity"),
+    ("float32", np.array([1e300, 1]), ValueError, r"such as 1e\+300"),
+    ("float32", np.array([1.0, 2j]), TypeError, "complex128"),
+]
+
+
+def taking(dtype):
+    values = keras.Input((), dtype=dtype, name="values")
+    return keras.Model(values, keras.ops.real(values))
+
+
+@pytest.mark.parametrize(("dtype", "x"), CASTS)
+def test_values_are_cast(dtype, x):
+    array = collect(x, taking(dtype)).inputs[0]
+    assert array.dtype == dtype
+    np.testing.assert_allclose(array, np.asarray(x).astype(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "x", "error", "message"), OTHERS)
+def test_values_that_an_input_cannot_hold(dtype, x, error, message):
+    with pytest.raises(error, match=f"for input 'values'.*{message}"):
+        collect(x, taking(dtype))
 
 
 WORDS = np.array(["a b", "b c d", "c", "d a"] * 20)
@@ -109,7 +150,7 @@ def test_words(kind, reader):
 
 @pytest.mark.parametrize("x", [np.arange(80), np.array(["a", 3] * 40, object)])
 def test_numbers_instead_of_words(x, reader):
-    with pytest.raises(TypeError, match="Expected strings for input 'words'. Received .* dtype"):
+    with pytest.raises(TypeError, match=r"Expected strings for input 'words'. Received .* dtype"):
         collect(x, reader)
 
 
@@ -131,7 +172,9 @@ NAN[3, 0, 0] = np.nan
         (None, ValueError, "Received none: give them"),
         ("data", TypeError, "str"),
         (3, TypeError, "int"),
-        (iter([X[:2], X[:2, :3]]), ValueError, "one shape"),
+        (iter([X[:2], X[:2, :3]]), ValueError, r"\(samples, 4, 3\).*Received: shape \(2, 3, 3\)"),
+        (tf.data.Dataset.range(9), ValueError, r"Received: shape \(\)"),
+        (enumerate([X]), ValueError, r"Received: shape \(\)"),
         (itertools.repeat(X[:0]), ValueError, "empty batches"),
         (itertools.repeat(None), ValueError, "Received: None"),
     ],
@@ -142,6 +185,12 @@ def test_bad_data(data, error, message):
         kn.prune(MODEL, kn.NISP(data), ratio=0.5)
     for old, new in zip(before, MODEL.weights, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_batches_of_several_sizes():
+    model = keras.Sequential([keras.Input((None, 3)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="one shape"):
+        collect(iter([X[:2], X[:2, :3]]), model)
 
 
 def test_missing_key():

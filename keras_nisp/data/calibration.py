@@ -4,7 +4,8 @@ from typing import Any
 
 import keras
 
-from keras_nisp.data.collecting import collect, fits
+from keras_nisp.data.collecting import collect
+from keras_nisp.data.model_inputs import fits
 from keras_nisp.data.sample_checks import warn_of_kind
 from keras_nisp.data.samples import Samples
 from keras_nisp.data.value_range import warn_of_range
