@@ -249,21 +249,18 @@ def _from_file(path: Path, option: str, model, console: Console) -> tuple[Any, A
     arrays = _arrays(path, option, console)
     if not isinstance(arrays, dict):
         return arrays, None
-    y, found = arrays.pop("y", None), sorted(arrays)
-    names = keras_models.input_names(model)
-    if set(names) <= set(arrays):
-        x = {name: arrays[name] for name in names}
-    elif len(names) == 1 and (len(arrays) == 1 or "x" in arrays):
+    found, known = sorted(arrays), keras_models.names_of(keras_models.input_structure(model))
+    names = next((names for names in known if set(names) <= set(arrays)), [])
+    if names == ["y"] and "x" in arrays:
+        names = []  # labels
+    x: Any = {name: arrays.pop(name) for name in names}
+    y = arrays.pop("y", None)
+    if not names and len(known[0]) == 1 and (len(arrays) == 1 or "x" in arrays):
         x = arrays.get("x", next(iter(arrays.values())))
-    else:
+    elif not names:
         raise InputError(
-            f"{option}: expected '{path}' to hold the arrays {names} (and `y`). It holds {found}."
-        )
-    first = next(iter(x.values())) if isinstance(x, dict) else x
-    if y is not None and y.shape[:1] != first.shape[:1]:
-        raise InputError(
-            f"{option}: expected '{path}' to hold a label for each sample. It holds samples of "
-            f"shape {first.shape} and labels `y` of shape {y.shape}."
+            f"{option}: expected '{path}' to hold the arrays {' or '.join(map(str, known))} (and "
+            f"`y`, labels). It holds {found}."
         )
     return x, y
 

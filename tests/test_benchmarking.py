@@ -73,6 +73,21 @@ def test_shapes_by_name():
         kn.benchmark(model, input_shape={"steps": (5, 4)})
 
 
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
+def test_shapes_by_the_keys_of_the_inputs():
+    """Also where the layers have other names, and the keys another order than the names."""
+    steps, vector = keras.Input((None, 4), name="a_layer"), keras.Input((3,), name="z_layer")
+    both = [keras.layers.GlobalAveragePooling1D()(steps), vector]
+    outputs = keras.layers.Dense(2)(keras.layers.Dense(6)(keras.layers.Concatenate()(both)))
+    model = keras.Model({"steps": steps, "his": vector}, outputs)
+    for shape in ({"a_layer": (5, 4), "z_layer": (3,)}, {"his": (3,), "steps": (5, 4)}):
+        assert kn.trace(model, shape).input_shapes == [(3,), (5, 4)]
+        assert kn.as_functional(model, input_shape=shape, verbose=0).count_params() == 62
+    assert kn.benchmark(model, input_shape=shape, rounds=1, repeats=1).latencies[0].median > 0
+    with pytest.raises(ValueError, match=r"\['his', 'steps'\] or \['z_layer', 'a_layer'\]"):
+        kn.trace(model, {"steps": (5, 4), "z_layer": (3,)})
+
+
 @pytest.mark.parametrize("argument", ["threads", "rounds", "repeats", "batch_size"])
 @pytest.mark.parametrize("value", [0, 1.5, True])
 def test_counts_are_checked(argument, value):

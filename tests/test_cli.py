@@ -750,13 +750,37 @@ def test_damaged_data(files, run):
         ("empty.npy", "or damaged: No data left in file"),
         ("half.npz", "or damaged"),
         ("objects.npz", "or damaged: Object arrays"),
-        ("labels.npz", "a label for each sample"),
+        ("labels.npz", "a label for each of the 96 samples"),
         (".", "or damaged"),
     ):
         code, out, err = run(*arguments, "--calibration", files / name)
         assert (code, out) == (2, "")
         assert text in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
+def test_arrays_by_the_names_and_keys_of_inputs(tmp_path, run):
+    """Also where an input is called `y`, as labels are otherwise."""
+    first, second = keras.Input((4,), name="x"), keras.Input((3,), name="y")
+    joined = keras.layers.Concatenate()([first, second])
+    outputs = keras.layers.Dense(2)(keras.layers.Dense(8)(joined))
+    x, y = (np.random.default_rng(0).normal(size=(64, size)) for size in (4, 3))
+    for inputs, given in (
+        ([first, second], {"x": x, "y": y}),
+        ({"left": first, "right": second}, {"left": x, "right": y, "y": np.arange(64)}),
+    ):
+        keras.Model(inputs, outputs).save(tmp_path / "model.keras")
+        np.savez(tmp_path / "data.npz", **given)
+        made = ("--ratio", "0.5", "-o", tmp_path / "small.keras", "--force")
+        code, _, err = run(
+            "prune", tmp_path / "model.keras", "--calibration", tmp_path / "data.npz", *made
+        )
+        assert code == 0, err
+    np.savez(tmp_path / "data.npz", x=x)
+    code, _, err = run("diff", *[tmp_path / "model.keras"] * 2, "--data", tmp_path / "data.npz")
+    assert code == 2
+    assert "['left', 'right'] or ['x', 'y'] (and `y`, labels). It holds ['x']." in err
 
 
 def test_an_error_leaves_all_files_as_they_were(files, run):

@@ -165,7 +165,7 @@ def _traced_inputs(model, input_shape, tracer) -> tuple[list[Traced], tuple[str,
     tensors = keras_models.body(model).inputs
     shapes = [None] * len(tensors)
     if input_shape is not None:
-        shapes = keras_models.listed_shapes(input_shape, tensors)
+        shapes = keras_models.listed_shapes(input_shape, keras_models.input_structure(model))
         if len(shapes) != len(tensors):
             raise ValueError(
                 f"Expected `input_shape` to give {len(tensors)} shapes, one for each "

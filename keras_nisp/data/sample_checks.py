@@ -26,7 +26,8 @@ def warn_of_kind(samples: Samples) -> None:
     elif _have_one_label(samples.labels):
         warn(
             f"Calibration data: all {len(samples):,} samples have the same label, so they do not "
-            "show what tells it from others. Shuffle the data: the first samples are taken."
+            "show what tells it from others. Pass samples of several labels; shuffle a dataset, of "
+            "which the first are taken."
         )
 
 

@@ -89,7 +89,7 @@ def _convert_graph(
     model: keras.Model, input_shape, whole: dict[int, Kept] | None = None
 ) -> tuple[keras.Model, list[Kept]]:
     own = keras_models.body(model).inputs
-    shapes = _known_shapes(input_shape, own)
+    shapes = _known_shapes(input_shape, keras_models.input_structure(model))
     arguments = (keras_models.structured_inputs(model, _inputs(own, shapes)),)
     faults: list[Exception] = []
     for lookups in (True, False):
@@ -127,7 +127,7 @@ def _convert_subclassed(
             f"Received: inputs={inputs!r}"
         )
     keras_models.check_not_quantized(model)
-    shapes = _known_shapes(input_shape, flat)
+    shapes = _known_shapes(input_shape, inputs)
     converter = Converter(_open_sizes(flat, shapes), flat[0].shape[0], whole=whole)
     given = inputs
     converted, kept = converter.noted(converter.composite, model, (inputs,), {})
@@ -253,12 +253,13 @@ def _warn_of_what_is_lost(model: keras.Model, converted: keras.Model) -> None:
         )
 
 
-def _known_shapes(input_shape: InputShape | None, tensors: list) -> Shapes:
+def _known_shapes(input_shape: InputShape | None, inputs: Any) -> Shapes:
     """The shapes of inputs, with the sizes that `input_shape` gives to axes that are open."""
+    tensors = keras.tree.flatten(inputs)
     own = tuple(tuple(tensor.shape) for tensor in tensors)
     if input_shape is None:
         return own
-    shapes = keras_models.listed_shapes(input_shape, tensors)
+    shapes = keras_models.listed_shapes(input_shape, inputs)
     declared = [shape[1:] for shape in own]
     fits = [keras.tree.is_nested(shape) and len(shape) for shape in shapes] == [
         len(shape) for shape in declared

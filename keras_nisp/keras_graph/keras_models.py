@@ -107,19 +107,34 @@ def is_optional(tensor: keras.KerasTensor) -> bool:
     return bool(getattr(tensor._keras_history.operation, "optional", False))
 
 
-def listed_shapes(shapes: Any, tensors: list) -> list:
+def listed_shapes(shapes: Any, inputs: Any) -> list:
     """Shapes in the order of symbolic inputs, as users give them: one, a list, or a dict by the
-    inputs' names."""
+    inputs' names.
+
+    Args:
+        shapes: what users give.
+        inputs: the structure of symbolic inputs.
+    """
     if isinstance(shapes, Mapping):
-        names = [source_name(tensor) for tensor in tensors]
-        if set(names) != set(shapes):
-            raise ValueError(
-                f"Expected `input_shape` to give a shape for each of the inputs {names}. Received: "
-                f"input_shape={shapes!r}"
-            )
-        return [shapes[name] for name in names]
-    several = len(tensors) > 1 or isinstance(shapes[0], (tuple, list))
+        known = names_of(inputs)
+        for names in known:
+            if set(names) == set(shapes):
+                return [shapes[name] for name in names]
+        raise ValueError(
+            "Expected `input_shape` to give a shape for each of the inputs "
+            f"{' or '.join(map(str, known))}. Received: input_shape={shapes!r}"
+        )
+    several = len(keras.tree.flatten(inputs)) > 1 or isinstance(shapes[0], (tuple, list))
     return list(shapes) if several else [shapes]
+
+
+def names_of(inputs: Any) -> list[list[str]]:
+    """What symbolic inputs may be called, in their order: by the keys of the dict that they are
+    in, and by their layers."""
+    layers = list(map(source_name, keras.tree.flatten(inputs)))
+    paths = [path for path, _ in keras.tree.flatten_with_path(inputs)]
+    keys = [path[0] for path in paths if isinstance(inputs, Mapping) and len(path) == 1]
+    return [keys, layers] if len(keys) == len(layers) and keys != layers else [layers]
 
 
 def source_name(tensor: keras.KerasTensor) -> str:

@@ -295,6 +295,6 @@ def _random_data(model, input_shape) -> Any:
     inputs = keras_models.body(model).inputs
     shapes = [tensor.shape[1:] for tensor in inputs]
     if input_shape is not None:
-        shapes = keras_models.listed_shapes(input_shape, inputs)
+        shapes = keras_models.listed_shapes(input_shape, keras_models.input_structure(model))
     shapes = [tuple(ASSUMED_SIZE if n is None else n for n in shape) for shape in shapes]
     return random_samples(model, shapes, SAMPLES)
