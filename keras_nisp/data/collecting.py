@@ -15,7 +15,6 @@ from keras_nisp.data.model_inputs import (
     cast,
     check_finite,
     dense,
-    is_numeric,
     is_text,
 )
 from keras_nisp.data.samples import MAX_SAMPLES, Samples, map_labels
@@ -42,7 +41,8 @@ def collect(
             `keras.utils.PyDataset`, or an iterable of batches. Elements may be
             `(x, y)` or `(x, y, weight)` tuples. A dict has the names of the input layers as its
             keys, or those of the dict that the model takes. A last axis of 1 is added or dropped,
-            as Keras does.
+            as Keras does. If an element may be a batch or a sample, as where sizes are open, it is
+            what needs no such axis.
         model: gives the number, names, shapes and dtypes of the inputs.
         limit: number of samples; arrays are sampled at random, the others from their
             start.
@@ -191,7 +191,7 @@ class _Labels(NamedTuple):
         """One of them with an axis of samples."""
         array = dense(part, "labels of one length")
         array = array[None] if self.single else array
-        if len(array) != self.samples or not (is_numeric(array) or is_text(array)):
+        if len(array) != self.samples or (array.dtype == object and not is_text(array)):
             raise ValueError("labels do not go with samples")
         return array
 
