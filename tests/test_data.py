@@ -148,6 +148,12 @@ def test_words(kind, reader):
     assert pruned(tf.constant(WORDS[:2])).shape == (2, 3)
 
 
+@pytest.mark.parametrize("importance", [kn.LRP, kn.OptimalBrainSurgeon, kn.LayerByLayer])
+def test_importances_of_words(importance, reader):
+    plan = kn.plan_pruning(reader, importance(WORDS), ratio=0.5)
+    assert [row.kept for row in plan.creators] == [4, 4, 3]
+
+
 @pytest.mark.parametrize("x", [np.arange(80), np.array(["a", 3] * 40, object)])
 def test_numbers_instead_of_words(x, reader):
     with pytest.raises(TypeError, match=r"Expected strings for input 'words'. Received .* dtype"):

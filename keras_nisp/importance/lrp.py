@@ -108,7 +108,8 @@ class _Relevance:
         # Attention takes masks off what it is called with.
         masks = [counts_of(x) for x in _tensors(args, kwargs)]
         made = call.infer(*args, **kwargs)
-        self.steps.append((call, args, kwargs, masks, keras.tree.flatten(made)))
+        if not any(x.dtype == tf.string for x in _tensors(args, kwargs)):  # no kernel reads text
+            self.steps.append((call, args, kwargs, masks, keras.tree.flatten(made)))
         return made
 
     def _start(self, output: tf.Tensor) -> tf.Tensor:
