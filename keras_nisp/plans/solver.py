@@ -18,6 +18,8 @@ from keras_nisp.plans.named_layers import block_shares, excluded_units, group_ra
 if TYPE_CHECKING:
     from keras_nisp.plans.allocation import Allocation
 
+ROUNDING = 1e-9  # share of a cost: shares such as 0.8 of a count are not exact
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steps:
@@ -278,16 +280,17 @@ class Solver:
         ends = np.cumsum([0, *steps.sizes])
         nothing = np.array([], int)
         whole, least = (measure(self.channel_map.removing(u)) for u in (nothing, steps.units))
-        target = whole * (1 - self.budget.amount)
+        target = whole * (1 - self.budget.amount + ROUNDING)
         if least > target:
             given = self.budget.arguments
             limits = [n for n in ("exclude", "min_channels", "round_to", "target") if n in given]
             loosen = f", or loosen {' and '.join(f'`{name}`' for name in limits)}" if limits else ""
             unknown = next(iter(self.channel_map.unknown.values()), None)
             rule = f", or give {unknown} a rule, which may hold channels" if unknown else ""
+            most = math.floor((1 - least / whole + ROUNDING) * 1e4) / 1e4  # so that it can be met
             raise BudgetError(
                 f"Expected a reduction of {name} that can be reached. Received: "
-                f"{self.budget.kind}={self.budget.amount:g}, but at most {1 - least / whole:.4f} "
+                f"{self.budget.kind}={self.budget.amount:g}, but at most {most:.4f} "
                 f"can be removed. Ask for less{loosen}{rule}; then `plan.explain(layer)` tells why "
                 "the other channels stay."
             )
