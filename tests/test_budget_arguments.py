@@ -314,3 +314,36 @@ def test_one_budget_for_several_models():
     assert plan.budget == kn.Budget(ratio=0.5, exclude="b", allocation="uniform")
     other = kn.plan_pruning(second, kn.Magnitude(), budget=plan.budget)
     assert {row.layer: row.kept for row in other.creators}["b"] == 12
+
+
+def holders():
+    """A wrapper, and models inside the model; one holds an operation, too."""
+    sequence, features = keras.Input((6, 4)), keras.Input((8,))
+    inner = keras.Model(features, keras.ops.relu(features) + layers.Dense(8)(features), name="in")
+    x = layers.TimeDistributed(layers.Dense(6), name="steps")(sequence)
+    x = layers.Bidirectional(layers.LSTM(4), name="both")(x)
+    head = keras.Sequential([layers.Dense(8, "relu"), layers.Dense(2)], name="head")
+    return keras.Model(sequence, head(inner(layers.Dense(8)(x))))
+
+
+@pytest.mark.parametrize("name", ["steps", "both", "in", "head"])
+def test_wrappers_and_nested_models_as_objects(name):
+    """They stand for all that they hold, as their names do."""
+    model = holders()
+    layer = model.get_layer(name)
+
+    def kept(**budget):
+        plan = kn.plan_pruning(model, kn.Magnitude(), **budget)
+        return plan.budget, [row.kept for row in plan.creators]
+
+    for given in (lambda x: {"ratio": 0.5, "exclude": x}, lambda x: {"ratios": {x: 0.5}}):
+        by_paths, found = kept(**given(layer))
+        assert found == kept(**given(name))[1] == kept(budget=by_paths)[1]
+    by_name, by_object = (kn.widen(model, 2, exclude=given) for given in (name, layer))
+    assert by_name.count_params() == by_object.count_params()
+
+
+def test_layer_object_of_another_model():
+    model = dense()
+    with pytest.raises(ValueError, match="object 'b', which is of another model. Did you mean 'b'"):
+        kn.plan_pruning(model, kn.Magnitude(), ratio=0.5, exclude=dense().get_layer("b"))

@@ -111,6 +111,13 @@ def constant_arguments(operation: keras.Operation) -> set[int]:
     }
 
 
+def held_operations(operation: keras.Operation) -> list[keras.Operation]:
+    """A layer or operation and, of a nested model or a wrapper, all that the walk calls inside."""
+    layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else [operation]
+    graphs = [body(layer) for layer in layers if is_graph(layer)]
+    return [*layers, *(inner for graph in graphs for inner in graph.operations)]
+
+
 def walk(
     model: keras.Model,
     inputs: Any,

@@ -204,7 +204,13 @@ def _by_path(budget: Budget, channel_map: ChannelMap) -> Budget:
     plain: dict[str, Any] = {"latency": None, "exclude": tuple(exclude)}
     if budget.kind in ("ratios", "widths"):
         amounts = getattr(budget, budget.kind).items()
+        fixed = {call.path for call in channel_map.calls} - {
+            channel_map.creators[i].layer for group in channel_map.groups for i in group.creators
+        }
         plain[budget.kind] = {
-            path: amount for entry, amount in amounts for path in paths(entry, budget.kind)
+            path: amount
+            for entry, amount in amounts
+            for path in paths(entry, budget.kind)
+            if isinstance(entry, str) or path not in fixed  # of all that a nested model holds
         }
     return dataclasses.replace(budget, **plain)
