@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,34 @@ def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises unless an argument is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"Expected `{name}` to be an integer of at least 1. Received: {value!r}")
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises unless an argument is a whole number of at least 1, or of at least 0 for a seed."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(
+            f"Expected `{name}` to be an integer of at least {least}. Received: {value!r}"
+        )
+
+
+def check_number(name: str, value: Any, within: str, holds: Callable[[Any], bool]) -> None:
+    """Raises unless an argument is a number for which something holds.
+
+    Args:
+        name: of the argument.
+        value: the user's.
+        within: which numbers do, in words: "above 0".
+        holds: tells of a number whether it does.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not holds(value):
+        raise (ValueError if number else TypeError)(
+            f"Expected `{name}` to be a number {within}. Received: {name}={value!r}"
+        )
+
+
+def check_function(name: str, value: Any) -> None:
+    """Raises unless an argument can be called, and is no class that was not instantiated."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"Expected `{name}` to be a function. Received: {name}={value!r}")
 
 
 def several(names: Iterable[str], most: int = 4, what: str = "", between: str = ", ") -> str:

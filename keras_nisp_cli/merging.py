@@ -42,7 +42,7 @@ _training = grouped("Training: says whether clusters will be identical in time")
     show_default=True,
     help="Which channels become one: by kernels, by responses to --calibration, or neighbours.",
 )
-@_choice("--seed", type=int, default=0, help="For k-means and sampling.")
+@_choice("--seed", type=click.IntRange(0), default=0, help="For k-means and sampling.")
 @limit_options
 @grouped("Data")(
     "--calibration",

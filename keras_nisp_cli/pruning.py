@@ -102,7 +102,9 @@ repair_options = all_of(
     "for all but --ratio.",
 )
 @click.option("--ranking", type=click.Choice(["local", "global"]), hidden=True, deprecated=True)
-@_choice("--seed", type=int, default=0, help="For sampling and for --importance random.")
+@_choice(
+    "--seed", type=click.IntRange(0), default=0, help="For sampling and for --importance random."
+)
 @limit_options
 @_data("--calibration", metavar="DATA", help=f"{CALIBRATION}: {SAMPLES_HELP}")
 @data_options

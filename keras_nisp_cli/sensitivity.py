@@ -37,7 +37,7 @@ from keras_nisp_cli.pruning import IMPORTANCES, importance_named
     default=True,
     help="Repair BatchNormalization and biases on the samples first (default: yes).",
 )
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=click.IntRange(0), default=0)
 @data_options
 @model_options
 @FORCE

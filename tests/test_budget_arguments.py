@@ -233,6 +233,25 @@ def test_counts_are_whole_numbers(name, value):
             kn.NISP(x, max_samples=value)
 
 
+@pytest.mark.parametrize("seed", [-1, 2.5, "a", True, None])
+def test_seeds_are_whole_numbers(seed):
+    model, x = dense(), np.ones((80, 6), "float32")
+    small = kn.rebuild(model, plan := kn.plan_pruning(model, kn.Magnitude(), ratio=0.5))
+    before = small.get_weights()
+    for call in (
+        lambda: kn.NISP(x, seed=seed),
+        lambda: kn.Random(seed),
+        lambda: kn.recalibrate(small, x, model, plan, teach_steps=1, seed=seed),
+        lambda: kn.plan_merging(model, ratio=0.5, seed=seed),
+        lambda: kn.widen(model, 2, seed=seed),
+        lambda: kn.benchmark(model, seed=seed),
+    ):
+        with pytest.raises((ValueError, TypeError), match="Expected `seed` to be an integer"):
+            call()
+    for old, new in zip(before, small.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_what_is_no_plan_is_told():
     model, x = dense(), np.ones((8, 4), "float32")
     for call in (
@@ -345,5 +364,5 @@ def test_wrappers_and_nested_models_as_objects(name):
 
 def test_layer_object_of_another_model():
     model = dense()
-    with pytest.raises(ValueError, match="object 'b', which is of another model. Did you mean 'b'"):
+    with pytest.raises(ValueError, match="object 'b', which is of another model"):
         kn.plan_pruning(model, kn.Magnitude(), ratio=0.5, exclude=dense().get_layer("b"))

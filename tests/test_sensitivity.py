@@ -1,5 +1,6 @@
 """Sensitivity of coupled groups, and the range of data."""
 
+import dataclasses
 import functools
 import json
 
@@ -195,8 +196,54 @@ def test_what_is_not_a_classifier_needs_a_metric(rng):
         kn.sensitivity(model, kn.Magnitude(), data)
     with pytest.raises(TypeError, match="with labels"):
         kn.sensitivity(model, kn.Magnitude(), data[0])
-    with pytest.raises(ValueError, match="`ratios` in"):
+    with pytest.raises(ValueError, match="number in \\(0, 1\\)"):
         kn.sensitivity(model, kn.Magnitude(), data, ratios=[1.0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ratios": 0.5}, "`ratios` to be a list of numbers. Received: 0.5"),
+        ({"ratios": "0.5"}, "`ratios` to be a list of numbers"),
+        ({"ratios": ["a"]}, "`ratios` to be a number in"),
+        ({"ratios": []}, "`ratios` to hold a number"),
+        ({"metric": "accuracy"}, "`metric` to be a function"),
+        ({"metric": lambda model, samples: None}, "`metric` to return a number. Received: None"),
+        ({"metric": lambda model, samples: np.nan}, "finite number for the whole model"),
+        ({"progress": 3}, "`progress` to be a function"),
+        ({"seed": -1}, "`seed` to be an integer of at least 0"),
+    ],
+)
+def test_wrong_arguments_are_named(small, wrong, message):
+    model, x, y = small
+    with pytest.raises((TypeError, ValueError), match=message):
+        kn.sensitivity(model, kn.Magnitude(), (x, y), **wrong)
+
+
+def test_figures_that_are_not_finite_are_kept(small, tmp_path):
+    """A perplexity that overflows says that the group is needed."""
+    model, x, y = small
+    path, figures = tmp_path / "s.json", {8: 5.0, 6: np.inf, 4: np.nan, 2: -np.inf}
+
+    def perplexity(network, samples):
+        return figures[network.layers[0].units]
+
+    arguments = {"metric": perplexity, "path": path, "ratios": [0.25, 0.5, 0.75]}
+    table = kn.sensitivity(model, kn.Magnitude(), (x, y), **arguments)
+    np.testing.assert_equal(table.accuracies, ((np.inf, np.nan, -np.inf),))
+    assert all(word in str(table) for word in ("inf", "nan"))
+    again = kn.sensitivity(model, kn.Magnitude(), (x, y), **arguments)
+    np.testing.assert_equal(again.accuracies, table.accuracies)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads(path.read_text(), parse_constant=refuse)
+    pytest.importorskip("matplotlib")
+    table.plot(tmp_path / "lines.png")
+    many = {"groups": table.groups * 12, "channels": table.channels * 12}
+    many["accuracies"] = table.accuracies * 12
+    dataclasses.replace(table, **many).plot(tmp_path / "map.png")
 
 
 @pytest.mark.parametrize(("units", "labels"), [(1, [0, 1, 1, 0]), (3, [2, 1, 0, 0])])

@@ -45,7 +45,7 @@ def kmeans(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
         starts = max(1, 256 // len(features))  # few rows may start badly, many take long
-        labels = KMeans(clusters, n_init=starts, random_state=seed).fit(features).labels_
+        labels = KMeans(clusters, n_init=starts, random_state=seed % 2**32).fit(features).labels_
     return _without_empty(labels, clusters)
 
 

@@ -13,6 +13,7 @@ from keras_nisp.channels.channel_map import ChannelMap, reasons_by_unit
 from keras_nisp.channels.tracing import InputShape, WholeGroups, trace_quietly, warn_of_unknown
 from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.calibration import Calibration
+from keras_nisp.errors import check_count
 from keras_nisp.importance.weights import Magnitude
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import keras_models
@@ -83,6 +84,7 @@ def plan_merging(
     2019, section 3.
     """
     budget = as_budget(budget, keywords, plan_merging)
+    check_count("seed", seed, 0)
     if budget.allocation == "global":
         raise ValueError(
             "Expected another `allocation` than 'global': `plan_merging` scores no channels by "

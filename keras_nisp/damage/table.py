@@ -206,7 +206,7 @@ def _heat_map(table: Sensitivity, figure, axes) -> None:
         scale, unit = _percent(table)
         values = scale * (np.array(table.accuracies) - table.baseline)
         # Another metric may be better or worse if it grows: no end of the scale is the good one.
-        most = np.abs(values).max() or 1.0
+        most = np.abs(values[np.isfinite(values)]).max(initial=0) or 1.0
         colors = {"cmap": "coolwarm", "vmin": -most, "vmax": most}
         if table.metric == "accuracy":
             colors = {"cmap": "magma", "vmax": 0}

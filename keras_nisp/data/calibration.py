@@ -44,6 +44,7 @@ class Calibration:
 
     def __init__(self, data: Any, limit: int, seed: int, labels: bool = False, verbose: int = 0):
         check_count("max_samples", limit)
+        check_count("seed", seed, 0)
         self.data = data
         self.limit = limit
         self._settings: dict[str, Any] = {

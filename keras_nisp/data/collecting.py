@@ -60,6 +60,7 @@ def collect(
         TypeError: the data are of an unknown kind, or labels are needed and missing.
     """
     check_count("max_samples", limit)
+    check_count("seed", seed, 0)
     if isinstance(data, Samples):
         samples = data.first(limit)
     else:

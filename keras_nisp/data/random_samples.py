@@ -11,6 +11,7 @@ from keras import layers
 
 from keras_nisp.channels.registry import operations, rule_of
 from keras_nisp.data.samples import Samples
+from keras_nisp.errors import check_count
 from keras_nisp.keras_graph import keras_models, walking
 
 WORDS = np.array(["a", "b", "c d", "e"])
@@ -58,6 +59,7 @@ def random_samples(model: keras.Model, shapes, count: int = 2, seed: int = 0) ->
         count: of samples; as many more as fill the batches that the model may be bound to.
         seed: of the random numbers.
     """
+    check_count("seed", seed, 0)
     rng, batch = np.random.default_rng(seed), keras_models.batch_size(model)
     count = -(-count // (batch or 1)) * (batch or 1)
     draws = _draws(model)

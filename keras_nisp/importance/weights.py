@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, ChannelMap
 from keras_nisp.channels.registry import rule_of
+from keras_nisp.errors import check_count
 from keras_nisp.importance.base import Importance, check_setting, scored_where
 
 
@@ -139,6 +140,7 @@ class Random(Importance):
 
     def __init__(self, seed: int = 0) -> None:
         check_setting("seed", seed, numbers.Integral, "an integer")
+        check_count("seed", seed, 0)
         self.seed = seed
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:

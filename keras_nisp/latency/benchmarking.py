@@ -171,6 +171,7 @@ def benchmark(
     for name, count in counts.items():
         if name != "batch_size" or count is not None:
             check_count(name, count)
+    check_count("seed", seed, 0)
     models = [model] if against is None else [model, against]
     names = _names(models)
     contents = [_content(m, quantization, calibration, input_shape) for m in models]

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from keras_nisp.damage.network import DamagedNetwork
 from keras_nisp.damage.table import Sensitivity, layers_of
 from keras_nisp.data.calibration import calibration_samples
 from keras_nisp.data.samples import MAX_SAMPLES, Samples, class_labels, outputs_of
-from keras_nisp.errors import PlanFileError
+from keras_nisp.errors import PlanFileError, check_function, check_number
 from keras_nisp.importance.base import Custom, Importance, as_importance, supplied
 from keras_nisp.io import schema
 from keras_nisp.io.files import check_writable, replacing
@@ -173,6 +173,9 @@ def sensitivity(
     [8, 3]
     """
     ratios, limits = _checked_ratios(ratios, budget)
+    check_function("metric", metric)
+    if progress is not None:
+        check_function("progress", progress)
     importance = as_importance(importance)
     _check_data(data, calibration, metric)
     if path is not None:
@@ -189,7 +192,7 @@ def sensitivity(
     if labelled is None:
         figure = _damage(channel_map, unlabelled, verbose)
     else:
-        known.check_baseline(float(metric(model, labelled)))
+        known.check_baseline(_figure(metric, model, labelled))
         figure = _accuracy(channel_map, metric, labelled, unlabelled)
     scores = importance(channel_map)
     pairs = list(itertools.product(range(len(channel_map.groups)), ratios))
@@ -211,9 +214,20 @@ def _name(metric: Callable) -> str:
     return name if name.isidentifier() else "metric"  # "<lambda>"
 
 
+def _figure(metric: Callable, model: keras.Model, samples: Samples) -> float:
+    """What a metric says of a model."""
+    figure = metric(model, samples)
+    try:
+        return float(figure)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"Expected `metric` to return a number. Received: {figure!r} from {_name(metric)}."
+        ) from None
+
+
 def _accuracy(channel_map, metric, samples: Samples, repaired_on: Samples | None) -> Callable:
     """Gives the figure of a plan by building the smaller model."""
-    return lambda plan, units: float(metric(_pruned(channel_map, plan, repaired_on), samples))
+    return lambda plan, units: _figure(metric, _pruned(channel_map, plan, repaired_on), samples)
 
 
 def _damage(channel_map: ChannelMap, samples: Samples | None, verbose: int) -> Callable:
@@ -269,10 +283,16 @@ def _checked_ratios(ratios, budget: Budget | None) -> tuple[tuple[float, ...], B
                 f"pruned alone. Received: {budget!r}"
             )
         ratios = [budget.amount]
-    ratios = tuple(sorted({float(ratio) for ratio in (RATIOS if ratios is None else ratios)}))
-    if not ratios or not all(0 < ratio < 1 for ratio in ratios):
-        raise ValueError(f"Expected `ratios` in (0, 1). Received: {list(ratios)}")
-    return ratios, budget or Budget(ratio=ratios[0])
+    given = RATIOS if ratios is None else ratios
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
+        raise TypeError(f"Expected `ratios` to be a list of numbers. Received: {given!r}")
+    given = list(given)
+    for ratio in given:
+        check_number("ratios", ratio, "in (0, 1)", lambda share: 0 < share < 1)
+    if not given:
+        raise ValueError("Expected `ratios` to hold a number in (0, 1). Received: none.")
+    shares = tuple(sorted({float(ratio) for ratio in given}))
+    return shares, budget or Budget(ratio=shares[0])
 
 
 def _plan(channel_map: ChannelMap, group: int, ratio: float, limits: Budget, scores) -> Plan:
@@ -311,6 +331,10 @@ class _Results(dict):
 
     def check_baseline(self, value: float) -> None:
         """Keeps the figure of the whole model, which tells whether a metric is still the same."""
+        if not math.isfinite(value):
+            raise ValueError(
+                f"Expected `metric` to give a finite number for the whole model. Received: {value}."
+            )
         known = self.get("baseline", value)
         if not math.isclose(known, value, rel_tol=1e-5, abs_tol=1e-5):
             raise PlanFileError(
@@ -332,7 +356,11 @@ class _Results(dict):
         super().__setitem__(key, value)
         if self.path is not None:
             with replacing(self.path) as temporary:
-                data = {"format": "keras_nisp sensitivity", **self.settings, "results": dict(self)}
+                # JSON has no NaN and no infinity: a metric of a smaller model may be either.
+                results = {
+                    k: x if x is None or math.isfinite(x) else str(x) for k, x in self.items()
+                }
+                data = {"format": "keras_nisp sensitivity", **self.settings, "results": results}
                 temporary.write_text(json.dumps(data, indent=1))
 
 
@@ -345,7 +373,7 @@ class _Record:
     format: Literal["keras_nisp sensitivity"]
     importance: str
     digest: str
-    results: dict[str, float | None]
+    results: dict[str, float | Literal["nan", "inf", "-inf"] | None]
 
 
 def _read(path: Path, settings: dict) -> dict:
@@ -359,4 +387,4 @@ def _read(path: Path, settings: dict) -> dict:
             f"'{path}' holds results of another model, importance, metric, data or labels. Choose "
             "another path, or remove the file to start again."
         )
-    return record.results
+    return {k: float(x) if isinstance(x, str) else x for k, x in record.results.items()}

@@ -121,6 +121,7 @@ def recalibrate(
     _check(original, plan, compensate, ridge)
     check_count("max_samples", max_samples)
     check_count("batch_size", batch_size)
+    check_count("seed", seed, 0)
     check_teaching(teach_steps, original is not None, "`original` and `plan`")
     keras_models.check_model(small)
     settings = {"limit": max_samples, "seed": seed, "verbose": verbose}

@@ -12,7 +12,7 @@ from keras_nisp.channels.selecting import matching
 from keras_nisp.channels.tracing import Layers, trace_quietly, warn_of_unknown
 from keras_nisp.channels.unit_map import UnitMap, occurrences
 from keras_nisp.data.random_samples import random_samples
-from keras_nisp.errors import VerificationError
+from keras_nisp.errors import VerificationError, check_count
 from keras_nisp.surgery.compiling import compile_alike
 from keras_nisp.surgery.oracle import Oracle
 from keras_nisp.surgery.rebuilding import Surgeon
@@ -79,6 +79,7 @@ def widen(
             "Expected `noise` in [0, 1), and with init='preserve' only. Received: "
             f"noise={noise}, init={init!r}"
         )
+    check_count("seed", seed, 0)
     channel_map = trace_quietly(model, counted=True)
     warn_of_unknown(channel_map)
     rng = np.random.default_rng(seed)
