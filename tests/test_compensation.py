@@ -443,8 +443,13 @@ def test_bad_arguments_are_named_before_any_work():
     with pytest.raises(ValueError, match="`original` and `plan` together"):
         kn.recalibrate(small, no_data, model, compensate="linear")
     for ridge in (0, -1.0, np.nan, np.inf, "1"):
-        with pytest.raises(ValueError, match="`ridge` to be a positive number"):
+        with pytest.raises((TypeError, ValueError), match="`ridge` to be a number above 0"):
             kn.recalibrate(small, no_data, model, plan, compensate="linear", ridge=ridge)
+    for arguments in ((), (model, plan)):  # there is nothing to refit, or only means are corrected
+        with pytest.raises(ValueError, match="`ridge` where kernels are refitted"):
+            kn.recalibrate(
+                small, no_data, *arguments, ridge=0.1, compensate="mean" if arguments else "auto"
+            )
     with pytest.raises(ValueError, match=wrong):
         kn.prune(model, kn.Random(), ratio=0.5, compensate="lineal")
 

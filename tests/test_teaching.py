@@ -323,9 +323,36 @@ def test_inputs_are_augmented():
         return batch + 0.01
 
     repaired(model, x, teach_steps=20, augment=augment)
-    assert len(seen) == 20
+    assert len(seen) == 21  # before all work it is tried
     flip = keras.layers.RandomFlip("horizontal", seed=0)
     small = repaired(model, x, teach_steps=20, augment=flip)
     assert all(np.isfinite(value).all() for value in values(small))
     with pytest.raises(ValueError, match="`augment` to keep the shapes"):
         repaired(model, x, teach_steps=1, augment=lambda batch: batch[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ("flip", "`augment` to be a function"),
+        ([keras.layers.RandomFlip()], "`augment` to be a function"),
+        (keras.layers.RandomFlip, "`augment` to be a function"),
+        (lambda batch: None, r"`augment` to keep the shapes .*\['NoneType'\]"),
+        (lambda batch: "x", r"`augment` to keep the shapes .*\['str'\]"),
+        (lambda batch: (batch, batch), "`augment` to keep the shapes"),
+        (lambda batch: batch * np.nan, "`augment` to make finite inputs"),
+    ],
+)
+def test_what_is_no_augmentation_is_named_before_any_work(augment, message):
+    """Not after a plan and a refit: here these would fail."""
+    model = classifier()
+    x = example_inputs(model, 70)
+
+    def scores(channel_map):
+        raise AssertionError("work was begun")
+
+    how = {"calibration": x, "teach_steps": 2, "verbose": 0, "ratio": 0.5}
+    with pytest.raises((TypeError, ValueError), match=message):
+        kn.prune(model, scores, augment=augment, **how)
+    with pytest.raises(ValueError, match="`augment` with `teach_steps`"):
+        kn.prune(model, scores, augment=lambda batch: batch, **how | {"teach_steps": 0})

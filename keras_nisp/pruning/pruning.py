@@ -21,7 +21,7 @@ from keras_nisp.pruning.sensitivity import known_accuracies
 from keras_nisp.recovery.compensation import check_compensation
 from keras_nisp.recovery.pair import Pair
 from keras_nisp.recovery.recalibration import repair
-from keras_nisp.recovery.teaching import check_teaching
+from keras_nisp.recovery.teaching import check_teaching, try_augment
 from keras_nisp.surgery.rebuilding import rebuild_traced
 from keras_nisp.surgery.verification import Verification, verify_traced
 
@@ -92,7 +92,7 @@ def prune(
     """
     budget = as_budget(budget, keywords, prune)
     check_compensation(compensate, calibration is not None, "`calibration` data")
-    check_teaching(teach_steps, calibration is not None, "`calibration` data")
+    check_teaching(teach_steps, calibration is not None, "`calibration` data", augment)
     with warned_once():
         shape = {"input_shape": input_shape, "whole_groups": whole_groups}
         how = {"compensate": compensate, "teach_steps": teach_steps, "augment": augment}
@@ -102,6 +102,8 @@ def prune(
 def _prune(model, importance, budget, shape, calibration, how, verify, verbose) -> keras.Model:
     keras_models.check_model(model)
     importance, samples = with_samples(importance, calibration, model, verbose)
+    if samples is not None:
+        try_augment(model, samples, how["augment"])
     result = pruned(model, importance, budget, samples=samples, verbose=verbose, **shape)
     plan, small = result.plan, result.small
     told = [f"{model.name}: {plan.costs()}"]

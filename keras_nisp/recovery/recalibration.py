@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import keras
@@ -11,14 +10,14 @@ from keras_nisp._renaming import renamed
 from keras_nisp.channels.registry import rule_of
 from keras_nisp.data.calibration import calibration_samples
 from keras_nisp.data.samples import MAX_SAMPLES, Samples
-from keras_nisp.errors import check_count
+from keras_nisp.errors import check_count, check_number
 from keras_nisp.keras_graph import calling, keras_models, walking
 from keras_nisp.plans.plan import Plan, check_is_plan
 from keras_nisp.recovery.assigning import all_or_nothing
 from keras_nisp.recovery.batch_statistics import BatchStatistics
 from keras_nisp.recovery.compensation import check_compensation, compensate_for_removed
 from keras_nisp.recovery.pair import Pair
-from keras_nisp.recovery.teaching import check_teaching, teach
+from keras_nisp.recovery.teaching import check_teaching, teach, try_augment
 from keras_nisp.recovery.untrained import untrained
 
 BATCH_SIZE = 256
@@ -122,10 +121,11 @@ def recalibrate(
     check_count("max_samples", max_samples)
     check_count("batch_size", batch_size)
     check_count("seed", seed, 0)
-    check_teaching(teach_steps, original is not None, "`original` and `plan`")
+    check_teaching(teach_steps, original is not None, "`original` and `plan`", augment)
     keras_models.check_model(small)
     settings = {"limit": max_samples, "seed": seed, "verbose": verbose}
     samples = calibration_samples(calibration, small, trained=original, **settings)
+    try_augment(small, samples, augment)
     pair = None
     if original is not None and plan is not None and (compensate is not None or teach_steps):
         channel_map = plan.trace(original)
@@ -175,10 +175,14 @@ def _check(original, plan, compensate, ridge) -> None:
     if plan is not None:
         check_is_plan(plan)
     check_compensation(compensate, original is not None, "`original` and `plan`")
-    if ridge is not None and not (isinstance(ridge, Real) and 0 < float(ridge) < math.inf):
-        raise ValueError(
-            f"Expected `ridge` to be a positive number or None. Received: ridge={ridge!r}"
-        )
+    if ridge is not None:
+        check_number("ridge", ridge, "above 0", lambda x: 0 < x < math.inf)
+        if original is None or compensate not in ("auto", "linear"):
+            raise ValueError(
+                "Expected `ridge` where kernels are refitted: with `original`, `plan` and "
+                f"compensate='linear'. Received: ridge={ridge!r}, compensate={compensate!r}, "
+                f"original={original!r}."
+            )
 
 
 def _renew_statistics(model: keras.Model, samples: Samples, batch_size: int, verbose: int) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_nisp.damage.distance import Distance
 from keras_nisp.data.samples import Samples, outputs_of
-from keras_nisp.errors import warn
+from keras_nisp.errors import check_function, warn
 from keras_nisp.io.progress import Progress
 from keras_nisp.keras_graph import calling, keras_models
 from keras_nisp.keras_graph.keras_training import strategy_of
@@ -28,13 +28,14 @@ SCALE_SAMPLES = 256  # by which the scale of outputs is taken, and whether teach
 ROUNDING = 1e-6  # of what is minimized
 
 
-def check_teaching(steps: Any, possible: bool, needed: str) -> None:
+def check_teaching(steps: Any, possible: bool, needed: str, augment: Any) -> None:
     """Raises unless so many steps of teaching can be made.
 
     Args:
         steps: the user's argument.
         possible: whether there is all that it takes.
         needed: what it takes, for the error.
+        augment: the user's argument, for the batches of these steps.
     """
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
         raise ValueError(
@@ -46,6 +47,26 @@ def check_teaching(steps: Any, possible: bool, needed: str) -> None:
             f"Expected {needed} for teach_steps={steps}. Received none: pass them, or leave "
             "`teach_steps` out."
         )
+    if augment is not None:
+        check_function("augment", augment)
+        if not steps:
+            raise ValueError(
+                "Expected `augment` with `teach_steps`: it changes the batches of these steps. "
+                f"Received: teach_steps={steps}, so that it would have no effect."
+            )
+
+
+def try_augment(model: keras.Model, samples: Samples, augment: Callable | None) -> None:
+    """Raises unless a function makes a batch of inputs of another. So this is said at once, and not
+    when a model has been pruned and refitted.
+
+    Args:
+        model: which takes the inputs.
+        samples: of which the first batch is tried.
+        augment: the user's argument.
+    """
+    first = samples.first(_batch_size(samples)).inputs
+    _augmented(model, list(map(tf.convert_to_tensor, first)), augment)
 
 
 def teach(
@@ -84,7 +105,7 @@ def teach(
     distance, progress = Distance(pair.large, TEMPERATURE), Progress(steps, verbose, "Teaching")
     some = samples.at_most(SCALE_SAMPLES)
     distance.fit(outputs_of(pair.large.model, some))
-    order = _batches(len(samples), min(samples.batch or BATCH_SIZE, len(samples)), seed)
+    order = _batches(len(samples), _batch_size(samples), seed)
     weights = [variable.value for variable in small.trainable_variables]
     with strategy_of(small).scope():
         apart = _objective(pair, distance)
@@ -125,13 +146,22 @@ def _augmented(model: keras.Model, inputs: list[tf.Tensor], augment: Callable | 
     given = keras_models.structured_inputs(model, inputs)
     extra = {"training": True} if isinstance(augment, keras.Layer) else {}
     changed = keras.tree.flatten(augment(given, **extra))
-    before, after = ([tuple(x.shape) for x in tensors] for tensors in (inputs, changed))
+    before, after = (
+        [tuple(x.shape) if hasattr(x, "shape") else type(x).__name__ for x in tensors]
+        for tensors in (inputs, changed)
+    )
     if before != after:
         raise ValueError(
             f"Expected `augment` to keep the shapes of a batch of inputs. It made {after} of "
             f"{before}."
         )
-    return [tf.cast(new, old.dtype) for new, old in zip(changed, inputs, strict=True)]
+    changed = [tf.cast(new, old.dtype) for new, old in zip(changed, inputs, strict=True)]
+    for new in changed:
+        if new.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(new))):
+            raise ValueError(
+                "Expected `augment` to make finite inputs. It made NaN or infinity of finite ones."
+            )
+    return changed
 
 
 def _objective(pair: Pair, distance: Distance) -> Callable:
@@ -229,6 +259,10 @@ def _apart(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
     )
     variance, error = (tf.reduce_mean(weights * x**2) for x in (centred, new - old))
     return tf.math.divide_no_nan(error, variance)
+
+
+def _batch_size(samples: Samples) -> int:
+    return min(samples.batch or BATCH_SIZE, len(samples))
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
