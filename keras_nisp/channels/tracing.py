@@ -103,7 +103,7 @@ def _traced(
     tracer = Tracer(keras_models.batch_size(model) or 1, split, counted)
     calls: list[Call] = []
     model_inputs: dict[int, list[Traced]] = {}
-    wanted = (whole_groups,) if isinstance(whole_groups, str) else tuple(whole_groups)
+    wanted = _listed_groups(whole_groups)
     inputs, assumed = _traced_inputs(model, input_shape, tracer)
 
     def whole(call):
@@ -142,6 +142,17 @@ def _traced(
     return tracer, channel_map
 
 
+def _listed_groups(whole_groups: WholeGroups) -> tuple[str | int, ...]:
+    if isinstance(whole_groups, str):
+        return (whole_groups,)
+    if not isinstance(whole_groups, Iterable):
+        raise TypeError(
+            "Expected `whole_groups` to be the name or pattern of grouped convolutions, or a list "
+            f"of them. Received: whole_groups={whole_groups!r}"
+        )
+    return tuple(whole_groups)
+
+
 def _is_grouped(call: Call, index: int, entry: str | int) -> bool:
     """Whether a call is one of a grouped convolution that a name, pattern or index stands for."""
     if rule_of(call.layer).groups(call.layer) == 1:
@@ -163,18 +174,18 @@ def _check_grouped(model, calls: list[Call], wanted: tuple) -> None:
 def _traced_inputs(model, input_shape, tracer) -> tuple[list[Traced], tuple[str, ...]]:
     """The inputs, and what was assumed of those whose size is open."""
     tensors = keras_models.body(model).inputs
-    shapes = [None] * len(tensors)
+    shapes = [tuple(tensor.shape[1:]) for tensor in tensors]
     if input_shape is not None:
-        shapes = keras_models.listed_shapes(input_shape, keras_models.input_structure(model))
+        names = keras_models.names_of(keras_models.input_structure(model))
+        shapes = keras_models.listed_shapes(input_shape, names)
         if len(shapes) != len(tensors):
             raise ValueError(
                 f"Expected `input_shape` to give {len(tensors)} shapes, one for each "
                 f"input of model '{model.name}'. Received: input_shape={input_shape}"
             )
     traced, assumed = [], []
-    for tensor, given in zip(tensors, shapes, strict=True):
+    for tensor, shape in zip(tensors, shapes, strict=True):
         declared = tuple(tensor.shape[1:])
-        shape = tuple(given) if given is not None else declared
         if len(shape) != len(declared) or any(
             d not in (None, s) for d, s in zip(declared, shape, strict=True)
         ):

@@ -259,12 +259,10 @@ def _known_shapes(input_shape: InputShape | None, inputs: Any) -> Shapes:
     own = tuple(tuple(tensor.shape) for tensor in tensors)
     if input_shape is None:
         return own
-    shapes = keras_models.listed_shapes(input_shape, inputs)
+    shapes = keras_models.listed_shapes(input_shape, keras_models.names_of(inputs))
     declared = [shape[1:] for shape in own]
-    fits = [keras.tree.is_nested(shape) and len(shape) for shape in shapes] == [
-        len(shape) for shape in declared
-    ] and all(
-        isinstance(size, int) and size > 0 and known in (None, size)
+    fits = list(map(len, shapes)) == list(map(len, declared)) and all(
+        size is not None and known in (None, size)
         for shape, sizes in zip(declared, shapes, strict=True)
         for known, size in zip(shape, sizes, strict=True)
     )

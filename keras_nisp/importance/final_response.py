@@ -1,6 +1,7 @@
 """Finds the final response layer (FRL): the tensor that the classifier reads."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,15 @@ class FinalResponse:
 
     tensor: Traced
     classifier: Call | None
+
+
+def check_names(frl: Any) -> None:
+    """Raises unless `frl` is a name, or a list of names that is not empty."""
+    names = [frl] if isinstance(frl, str) else frl
+    if not isinstance(names, (list, tuple)) or not names or not isinstance(names[0], str):
+        raise TypeError(
+            f"Expected `frl` to be the name of a layer, or a list of names. Received: frl={frl!r}"
+        )
 
 
 def find_final_responses(channel_map: ChannelMap, frl=None) -> list[FinalResponse]:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_nisp.errors import check_number
+
 ROUNDING = 1e-6  # of the largest response: units that vary by less are constant
 
 
@@ -45,8 +47,7 @@ def inf_fs(responses: np.ndarray, alpha: float = 0.5) -> np.ndarray:
         )
     if not np.isfinite(responses).all():
         raise ValueError("Expected `responses` to be finite. Received: NaN or infinity in it.")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"Expected `alpha` in [0, 1]. Received: alpha={alpha}")
+    check_number("alpha", alpha, "in [0, 1]", lambda weight: 0 <= weight <= 1)
 
     scores = np.zeros(responses.shape[1])
     alive = np.ptp(responses, axis=0) > ROUNDING * np.abs(responses).max(axis=0)

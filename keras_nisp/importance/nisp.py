@@ -13,10 +13,12 @@ from keras_nisp.channels.rule import absolute
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.sample_checks import check_varied
 from keras_nisp.data.samples import MAX_SAMPLES
+from keras_nisp.errors import check_number
 from keras_nisp.importance.absolute_network import AbsoluteNetwork, Scaled, share_out
 from keras_nisp.importance.base import Importance, Select, check_setting
 from keras_nisp.importance.final_response import (
     FinalResponse,
+    check_names,
     collect_responses,
     find_final_responses,
 )
@@ -72,6 +74,9 @@ class NISP(Importance):
         verbose: int = 0,
     ) -> None:
         self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
+        if frl is not None:
+            check_names(frl)
+        check_number("alpha", alpha, "in [0, 1]", lambda weight: 0 <= weight <= 1)
         self.frl = frl
         self.alpha = alpha
         self.max_samples = max_samples

@@ -1,6 +1,7 @@
 """Optimal Brain Surgeon over coupled groups: the loss that remains after the others make up."""
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from keras_nisp.channels.registry import rule_of
 from keras_nisp.channels.unit_map import occurrences
 from keras_nisp.data.calibration import Calibration
 from keras_nisp.data.samples import MAX_SAMPLES
+from keras_nisp.errors import check_number
 from keras_nisp.importance.base import Importance, run, scored_where
 from keras_nisp.keras_graph.masks import counts_of, spread_mask
 
@@ -83,8 +85,7 @@ class OptimalBrainSurgeon(Importance):
         seed: int = 0,
         verbose: int = 0,
     ) -> None:
-        if not ridge > 0:
-            raise ValueError(f"Expected `ridge` above 0. Received: ridge={ridge}")
+        check_number("ridge", ridge, "above 0", lambda strength: 0 < strength < math.inf)
         self.calibration = Calibration(calibration, max_samples, seed, verbose=verbose)
         self.ridge = ridge
         self.max_samples = max_samples

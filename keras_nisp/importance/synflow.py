@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nisp.channels.channel_map import ChannelMap
+from keras_nisp.errors import check_number
 from keras_nisp.importance.absolute_network import AbsoluteNetwork, Scaled, share_out
 from keras_nisp.importance.base import Importance, Select, check_setting
 
@@ -46,8 +47,7 @@ class SynFlow(Importance):
 
     def __init__(self, steps: int = 1) -> None:
         check_setting("steps", steps, numbers.Real, "a number")
-        if steps != int(steps) or steps < 1:
-            raise ValueError(f"Expected `steps` to be a whole number from 1. Received: {steps!r}")
+        check_number("steps", steps, "that is whole, from 1", lambda n: n >= 1 and n % 1 == 0)
         self.steps = int(steps)
 
     def __call__(self, channel_map: ChannelMap) -> np.ndarray:

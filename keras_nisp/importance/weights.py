@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_nisp.channels.channel_map import Binding, ChannelMap
 from keras_nisp.channels.registry import rule_of
-from keras_nisp.errors import check_count
+from keras_nisp.errors import check_count, check_number
 from keras_nisp.importance.base import Importance, check_setting, scored_where
 
 
@@ -57,8 +57,7 @@ class Magnitude(_Kernels):
 
     def __init__(self, p: float = 1) -> None:
         check_setting("p", p, numbers.Real, "a number")
-        if not p > 0:
-            raise ValueError(f"Expected `p` above 0. Received: p={p}")
+        check_number("p", p, "above 0", lambda p: p > 0)
         self.p = p
 
     def filters(self, filters: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """What Keras knows of its models: graph, layers, inputs and outputs."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.models.functional import Functional
 
 from keras_nisp._environment import legacy_keras_hint
@@ -107,25 +108,41 @@ def is_optional(tensor: keras.KerasTensor) -> bool:
     return bool(getattr(tensor._keras_history.operation, "optional", False))
 
 
-def listed_shapes(shapes: Any, inputs: Any) -> list:
-    """Shapes in the order of symbolic inputs, as users give them: one, a list, or a dict by the
+def listed_shapes(shapes: Any, known: list[list[str]]) -> list[tuple]:
+    """Shapes in the order of a model's inputs, as users give them: one, a list, or a dict by the
     inputs' names.
 
     Args:
         shapes: what users give.
-        inputs: the structure of symbolic inputs.
+        known: what the inputs may be called, as `names_of` says.
     """
+    listed = shapes
     if isinstance(shapes, Mapping):
-        known = names_of(inputs)
-        for names in known:
-            if set(names) == set(shapes):
-                return [shapes[name] for name in names]
+        names = next((names for names in known if set(names) == set(shapes)), None)
+        if names is None:
+            raise ValueError(
+                "Expected `input_shape` to give a shape for each of the inputs "
+                f"{' or '.join(map(str, known))}. Received: input_shape={shapes!r}"
+            )
+        listed = [shapes[name] for name in names]
+    elif len(known[0]) == 1 and not (_is_list(shapes) and any(map(_is_list, shapes))):
+        listed = [shapes]
+    if not _is_list(listed) or not all(map(_is_shape, listed)):
         raise ValueError(
-            "Expected `input_shape` to give a shape for each of the inputs "
+            "Expected `input_shape` to be the shape of one sample, such as (224, 224, 3); for "
+            "several inputs a list of shapes, or a dict of them by name. The inputs are "
             f"{' or '.join(map(str, known))}. Received: input_shape={shapes!r}"
         )
-    several = len(keras.tree.flatten(inputs)) > 1 or isinstance(shapes[0], (tuple, list))
-    return list(shapes) if several else [shapes]
+    return [tuple(shape) for shape in listed]
+
+
+def _is_list(given: Any) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
+
+
+def _is_shape(given: Any) -> bool:
+    sizes = given if _is_list(given) else ["none"]
+    return all(n is None or (isinstance(n, (int, np.integer)) and n > 0) for n in sizes)
 
 
 def names_of(inputs: Any) -> list[list[str]]:

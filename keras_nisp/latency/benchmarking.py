@@ -4,7 +4,6 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +170,7 @@ def benchmark(
     for name, count in counts.items():
         if name != "batch_size" or count is not None:
             check_count(name, count)
+    check_count("warmup", warmup, 0)
     check_count("seed", seed, 0)
     models = [model] if against is None else [model, against]
     names = _names(models)
@@ -232,19 +232,11 @@ class _Run:
 
 def _shapes(details: list[dict], input_shape) -> list[tuple[int, ...]]:
     """Shapes without the batch axis: as given, else those of the file."""
-    recorded = [tuple(detail["shape_signature"][1:]) for detail in details]
-    if isinstance(input_shape, Mapping):
+    recorded = [tuple(map(int, detail["shape_signature"][1:])) for detail in details]
+    if input_shape is not None:
         # A file's inputs are called "serving_default_image:0".
         names = [re.sub(r"^serving_default_|:\d+$", "", detail["name"]) for detail in details]
-        if set(names) != set(input_shape):
-            raise ValueError(
-                f"Expected `input_shape` to give a shape for each of the inputs {names}. Received: "
-                f"{input_shape}"
-            )
-        input_shape = [tuple(input_shape[name]) for name in names]
-    if input_shape is not None:
-        several = isinstance(input_shape[0], (tuple, list))
-        given = [tuple(shape) for shape in (input_shape if several else [input_shape])]
+        given = keras_models.listed_shapes(input_shape, [names])
         fits = len(given) == len(recorded) and all(
             len(g) == len(r) and all(want in (-1, got) for want, got in zip(r, g, strict=True))
             for g, r in zip(given, recorded, strict=True)
@@ -296,6 +288,7 @@ def _random_data(model, input_shape) -> Any:
     inputs = keras_models.body(model).inputs
     shapes = [tensor.shape[1:] for tensor in inputs]
     if input_shape is not None:
-        shapes = keras_models.listed_shapes(input_shape, keras_models.input_structure(model))
+        names = keras_models.names_of(keras_models.input_structure(model))
+        shapes = keras_models.listed_shapes(input_shape, names)
     shapes = [tuple(ASSUMED_SIZE if n is None else n for n in shape) for shape in shapes]
     return random_samples(model, shapes, SAMPLES)

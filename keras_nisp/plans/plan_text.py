@@ -116,8 +116,11 @@ def explanation(plan: "Plan", layer: str) -> str:
     """Why a layer has the channels that it has.
 
     Raises:
+        TypeError: that is no name.
         ValueError: the plan knows no layer of this name.
     """
+    if not isinstance(layer, str):
+        raise TypeError(f"Expected `layer` to be the name of a layer. Received: {layer!r}")
     lines = [_of_creator(plan, row) for row in plan.creators if _is_named(row.layer, layer)]
     for index, group in enumerate(plan.groups):
         for verb, names in (("passes on", group.followers), ("reads", group.readers)):

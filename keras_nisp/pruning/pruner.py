@@ -10,7 +10,7 @@ import numpy as np
 from keras_nisp.channels.channel_map import ChannelMap
 from keras_nisp.channels.tracing import InputShape, WholeGroups, trace
 from keras_nisp.channels.unit_map import UnitMap
-from keras_nisp.errors import each_once, warn
+from keras_nisp.errors import check_function, each_once, warn
 from keras_nisp.importance import NISP
 from keras_nisp.importance.base import Importance, as_importance, supplied, without_data
 from keras_nisp.keras_graph import keras_training
@@ -122,8 +122,8 @@ class NISPPruner(keras.callbacks.Callback):
                 "Expected `calibration` for an importance that looks at data and was given none. "
                 f"Received both, and {importance.name} takes no more."
             )
-        if schedule is not None and not callable(schedule):
-            raise TypeError(f"Expected `schedule` to be callable. Received: {schedule!r}")
+        if schedule is not None:
+            check_function("schedule", schedule)
         self.importance = supplied(importance, calibration)
         self.budget = as_budget(budget, keywords, NISPPruner)
         if self.budget.kind == "widths":

@@ -1,9 +1,12 @@
 """Pruning schedules: how much to remove by each step of training."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+
+from keras_nisp.errors import check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_nisp")
@@ -44,8 +47,10 @@ class PolynomialSchedule:
         frequency: int = 100,
     ) -> None:
         for name, amount in (("initial", initial), ("final", final)):
-            if not 0 <= amount < 1:
-                raise ValueError(f"Expected `{name}` in [0, 1). Received: {amount}")
+            check_number(name, amount, "in [0, 1)", lambda share: 0 <= share < 1)
+        steps = {"begin_step": begin_step, "end_step": end_step, "frequency": frequency}
+        for name, count in steps.items():
+            check_number(name, count, "that is whole", lambda n: n % 1 == 0)
         if not 0 <= begin_step < end_step:
             raise ValueError(
                 "Expected 0 <= begin_step < end_step. Received: "
@@ -53,6 +58,7 @@ class PolynomialSchedule:
             )
         if frequency < 1:
             raise ValueError(f"Expected `frequency` of at least 1. Received: {frequency}")
+        check_number("power", power, "above 0", lambda exponent: 0 < exponent < math.inf)
         self.final = final
         self.begin_step = begin_step
         self.end_step = end_step
@@ -155,8 +161,14 @@ class ScheduleReader:
 
     def _ask(self, step: int) -> tuple[bool, float]:
         answer = self.schedule(step)
-        due, value = answer if isinstance(answer, tuple) else (True, answer)
-        value = float(value)
+        due, value = answer if isinstance(answer, tuple) and len(answer) == 2 else (True, answer)
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                "Expected the schedule to give an amount, or (should_prune, amount). Received: "
+                f"{answer!r} at step {step}"
+            ) from None
         if not 0 <= value < 1:
             raise ValueError(
                 f"Expected the schedule to give amounts in [0, 1). Received: {value} at step {step}"

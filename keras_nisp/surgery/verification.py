@@ -13,7 +13,7 @@ from keras_nisp.channels.unit_map import UnitMap
 from keras_nisp.data.collecting import collect
 from keras_nisp.data.random_samples import random_samples
 from keras_nisp.data.samples import Samples
-from keras_nisp.errors import VerificationError, several
+from keras_nisp.errors import VerificationError, check_number, several
 from keras_nisp.io.shown import Shown
 from keras_nisp.keras_graph import calling
 from keras_nisp.keras_graph.rounding import (
@@ -148,6 +148,7 @@ def verify(
         A `Verification`; `verification.check()` raises if it failed.
 
     Raises:
+        TypeError, ValueError: an argument is wrong.
         PlanMismatchError: the plan is for a model of another structure, or `small` has other
             layers.
 
@@ -163,6 +164,8 @@ def verify(
     True
     """
     check_is_plan(plan)
+    if tolerance is not None:
+        check_number("tolerance", tolerance, "above 0", lambda share: share > 0)
     channel_map = plan.trace(original)
     samples = None if calibration is None else collect(calibration, original, limit=SAMPLES)
     unit_map = plan.unit_map(channel_map)

@@ -12,7 +12,7 @@ from keras_nisp.channels.selecting import matching
 from keras_nisp.channels.tracing import Layers, trace_quietly, warn_of_unknown
 from keras_nisp.channels.unit_map import UnitMap, occurrences
 from keras_nisp.data.random_samples import random_samples
-from keras_nisp.errors import VerificationError, check_count
+from keras_nisp.errors import VerificationError, check_count, check_number
 from keras_nisp.surgery.compiling import compile_alike
 from keras_nisp.surgery.oracle import Oracle
 from keras_nisp.surgery.rebuilding import Surgeon
@@ -74,10 +74,10 @@ def widen(
     """
     if init not in INITS:
         raise ValueError(f"Expected `init` to be one of {INITS}. Received: {init!r}")
-    if not 0 <= noise < 1 or (noise and init == "fresh"):
+    check_number("noise", noise, "in [0, 1)", lambda share: 0 <= share < 1)
+    if noise and init == "fresh":
         raise ValueError(
-            "Expected `noise` in [0, 1), and with init='preserve' only. Received: "
-            f"noise={noise}, init={init!r}"
+            f"Expected `noise` with init='preserve' only. Received: noise={noise}, init={init!r}"
         )
     check_count("seed", seed, 0)
     channel_map = trace_quietly(model, counted=True)
