@@ -119,7 +119,7 @@ def test_open_lengths_without_a_size_are_told(capsys):
 def test_sizes_that_do_not_fit_and_quantized_models():
     model = decoder_only()
     for wrong in ((6,), [(6,)], [(6,), (6, 8)], [(6,), 6], [(6,), (0,)]):
-        with pytest.raises(ValueError, match=r"\{'padding': \(None,\), 'words': \(None,\)\}"):
+        with pytest.raises(ValueError, match=r"'padding'.*'words'"):
             kn.as_functional(model, input_shape=wrong)
 
     class Net(keras.Model):
