@@ -453,3 +453,22 @@ def test_a_wrapped_optimizer_with_loss_scaling_is_foreseen(strength):
     slots = [np.abs(v).max() for v in small.optimizer.variables if "momentum" in v.path]
     assert slots
     assert all(slots)
+
+
+class OwnFtrl(keras.optimizers.Ftrl):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        keras.optimizers.Ftrl,
+        OwnFtrl,
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Ftrl()),
+    ],
+)
+def test_optimizers_that_undo_the_pull_are_refused(make):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(3)])
+    plan = kn.plan_merging(model, ratio=0.5)
+    with pytest.raises(ValueError, match=r"changes weights from where they are.*Ftrl"):
+        kn.Centripetal(make(), plan, steps=100)

@@ -212,7 +212,8 @@ class Centripetal(ClusteredOptimizer):
     Muon, SGD...) gives them the same update, as long as it is wrapped from the start: its slots
     are then equal in each cluster. The deviation shrinks by 1 - learning_rate * strength
     per step, and by the optimizer's weight decay if it is decoupled. This is not guaranteed for
-    an optimizer whose slots already differ, or that adds noise of its own.
+    an optimizer whose slots already differ, that adds noise of its own, or that does not go on from
+    the weights as they are.
 
     Args:
         optimizer: a Keras optimizer that has not been used yet.
@@ -221,7 +222,8 @@ class Centripetal(ClusteredOptimizer):
 
     Raises:
         TypeError: `optimizer` is not a Keras optimizer.
-        ValueError: an argument is wrong, or the optimizer is built already.
+        ValueError: an argument is wrong, the optimizer is built already, or it is `Ftrl`, which
+            computes weights anew from all gradients.
 
     Example:
 
@@ -252,6 +254,12 @@ class Centripetal(ClusteredOptimizer):
             raise ValueError(
                 "Expected an optimizer that has not been used: its slots may differ inside "
                 "clusters. Pass `type(optimizer).from_config(optimizer.get_config())`."
+            )
+        if isinstance(unscaled := keras_training.unscaled(optimizer), keras.optimizers.Ftrl):
+            raise ValueError(
+                "Expected an optimizer that changes weights from where they are. Received: "
+                f"{type(unscaled).__name__}, which computes them anew from all gradients, as Ftrl "
+                "does, so that the pull is lost. Use another, such as AdamW."
             )
         settings = Settings(
             strength,
