@@ -280,8 +280,11 @@ def _finish(console, path: Path, result, samples, options: dict, repairs: bool =
     for line in filter(None, lines):
         console.say(line)
     labelled = ("--data", options["calibration"] or "LABELLED")
-    console.say(f"next: fine-tune '{output}', then compare")
-    console.next("keras-nisp", "diff", path, output, *labelled)
+    if output.samefile(path):
+        console.say(f"next: fine-tune '{output}', which has taken the original's place")
+    else:
+        console.say(f"next: fine-tune '{output}', then compare")
+        console.next("keras-nisp", "diff", path, output, *labelled)
     console.result(
         {
             **facts,

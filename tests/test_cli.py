@@ -264,6 +264,16 @@ def test_apply_gives_the_same_model(files, run):
     assert "All layers are alike." in out
 
 
+def test_a_model_that_was_overwritten_is_not_compared_with_itself(files, run, tmp_path):
+    path = tmp_path / "m.keras"
+    path.write_bytes((files / "model.keras").read_bytes())
+    given = ("--ratio", 0.5, "--importance", "magnitude")
+    code, out, _ = run("prune", path, *given, "-o", path, "--force")
+    assert code == 0
+    assert "next: fine-tune" in out
+    assert "keras-nisp diff" not in out
+
+
 def test_diff_compares_widths_outputs_and_accuracy(files, run):
     small = files / "small.keras"
     model, data = files / "model.keras", files / "data.npz"

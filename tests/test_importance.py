@@ -277,3 +277,9 @@ def test_a_response_that_only_rounding_moves_is_constant():
     responses = np.random.default_rng(0).normal(size=(100, 3)).astype("float32")
     responses[:, 1] = 1000 + np.arange(100) % 2 * 1e-4
     assert (inf_fs(responses) > 0).tolist() == [True, False, True]
+
+
+def test_bn_scale_without_batch_normalization():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"Expected BatchNormalization .* such as Magnitude\(\)"):
+        kn.plan_pruning(model, kn.BNScale(), ratio=0.5)

@@ -188,7 +188,7 @@ def _check_scored(scores: np.ndarray, channel_map: ChannelMap, name: str) -> Non
     if all(unknown[group.units].all() for group in channel_map.groups):
         raise ValueError(
             f"Expected importance '{name}' to score channels that may be removed. Received NaN "
-            f"for all of them, in model '{channel_map.model.name}'."
+            f"for all of them, in model '{channel_map.model.name}': use another importance."
         )
     if not np.any(scores[~unknown]):
         raise ValueError(

@@ -113,7 +113,14 @@ class BNScale(Importance):
                 (units,) = binding.axes.values()
                 total += channel_map.accumulate(units, np.abs(np.asarray(binding.variable)))
                 seen.append(units)
-        return scored_where(channel_map, total, seen)
+        scores = scored_where(channel_map, total, seen)
+        if np.isnan(scores[channel_map.free]).all():
+            raise ValueError(
+                "Expected BatchNormalization with a scale behind channels that may be removed, for "
+                f"BNScale. Model '{channel_map.model.name}' has none: use another importance, such "
+                "as Magnitude()."
+            )
+        return scores
 
 
 class Random(Importance):
