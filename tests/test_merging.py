@@ -594,7 +594,14 @@ def test_check_says_what_would_do():
     short = plan.check(50, 0.05, 0.9, strength="auto")
     assert short.needed_strength is None
     assert short.needed_steps == 219
-    assert "at least 219 are needed" in str(short)
+    assert "in so few steps; at least 219 are needed" in str(short)
+    # After its last step a schedule gives 0: more of such steps do not help.
+    cosine = keras.optimizers.schedules.CosineDecay
+    ended = plan.check(224, cosine(0.05, 10), 0.9)
+    assert "in the 10 steps whose learning rate is not 0; at least 219 are needed" in str(ended)
+    falling = plan.check(224, cosine(0.05, 224), 0.9)
+    assert falling.collapses
+    assert "No constant strength does it, as far as the learning rate falls" in str(falling)
     reference = plan.check(2000, 0.05, 0.9, strength=0.0115, preset="reference")
     assert np.abs(reference.kernels[-1]) < 2e-5 < np.abs(reference.vectors[-1])
 

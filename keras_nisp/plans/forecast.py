@@ -206,6 +206,7 @@ class Forecast(Shown):
             last step, or `None` if none does.
         largest_strength: the strength from which on training is unstable.
         needed_steps: number of steps that the fastest pull needs.
+        pulling_steps: number of steps at which the learning rate is not 0: no others pull.
     """
 
     settings: Settings
@@ -214,6 +215,7 @@ class Forecast(Shown):
     needed_strength: float | None
     largest_strength: float
     needed_steps: int
+    pulling_steps: int
 
     @property
     def curve(self) -> np.ndarray:
@@ -247,12 +249,15 @@ class Forecast(Shown):
             text += f"clusters collapse; {tolerance:g} is reached at step {self.reached:,}."
         else:
             text += f"clusters do NOT collapse to {tolerance:g}."
-        if self.needed_strength is None:
-            text += (
-                f" No strength does it in so few steps; at least {self.needed_steps:,} are needed."
-            )
-        else:
+        if self.needed_strength is not None:
             text += f" A constant strength of {_rounded_up(self.needed_strength):g} does."
+        elif self.pulling_steps >= self.needed_steps:
+            text += " No constant strength does it, as far as the learning rate falls."
+        else:
+            few = "so few steps"
+            if self.pulling_steps < steps:
+                few = f"the {self.pulling_steps:,} steps whose learning rate is not 0"
+            text += f" No strength does it in {few}; at least {self.needed_steps:,} are needed."
         return text + f" Strengths from {self.largest_strength:.3g} are unstable."
 
 
@@ -289,6 +294,7 @@ def forecast(settings: Settings, learning_rate, steps: int, start: int = 0) -> F
         _needed_strength(settings, rates),
         largest_stable_pull(momentum, nesterov) / max(float(rates.max()), 1e-30),
         max(math.ceil(math.log(settings.tolerance) / math.log(fastest)), 2 if momentum else 1),
+        int(np.count_nonzero(rates)),
     )
 
 
