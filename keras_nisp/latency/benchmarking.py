@@ -238,7 +238,8 @@ def _shapes(details: list[dict], input_shape) -> list[tuple[int, ...]]:
         names = [re.sub(r"^serving_default_|:\d+$", "", detail["name"]) for detail in details]
         given = keras_models.listed_shapes(input_shape, [names])
         fits = len(given) == len(recorded) and all(
-            len(g) == len(r) and all(want in (-1, got) for want, got in zip(r, g, strict=True))
+            len(g) == len(r)
+            and all(got and want in (-1, got) for want, got in zip(r, g, strict=True))
             for g, r in zip(given, recorded, strict=True)
         )
         if not fits:
