@@ -165,7 +165,7 @@ def verify(
     """
     check_is_plan(plan)
     if tolerance is not None:
-        check_number("tolerance", tolerance, "above 0", lambda share: share > 0)
+        check_number("tolerance", tolerance, "of at least 0", lambda share: share >= 0)
     channel_map = plan.trace(original)
     samples = None if calibration is None else collect(calibration, original, limit=SAMPLES)
     unit_map = plan.unit_map(channel_map)
