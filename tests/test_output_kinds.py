@@ -92,6 +92,16 @@ def test_losses_are_found_as_keras_finds_them(case):
     model.train_on_batch(np.ones((3, 5)), keras.tree.pack_sequence_as(model.output, labels))
 
 
+@pytest.mark.parametrize("losses", [[BOX], {"head": BOX}, BOX])
+def test_the_loss_of_a_single_output(losses):
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, dense(name="head")(inputs))
+    model.compile("sgd", losses)
+    assert loss_of(model, 0) == BOX
+    assert is_regressor(model)
+    model.train_on_batch(np.ones((3, 5)), np.ones((3, 4)))
+
+
 def test_classes_along_another_axis_are_compared_along_it(rng):
     """The same function, channels first: the same damages and the same widths."""
     inputs = keras.Input((6, 6, 3))

@@ -240,6 +240,23 @@ def test_weights_that_were_better_are_kept(inputs, outputs, rng):
     assert all(same(taught, values(refitted)))
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [tf.distribute.OneDeviceStrategy, lambda device: tf.distribute.MirroredStrategy([device])],
+)
+def test_teaching_under_a_strategy(strategy):
+    """It makes the same model; there was a raw error of TensorFlow."""
+    x = patterns(100, 1)[0]
+    plain_model = classifier()
+    with strategy("CPU:0").scope():
+        model = untrained("softmax")
+        model.set_weights(plain_model.get_weights())
+    plan = kn.plan_pruning(plain_model, kn.Magnitude(), ratio=0.5)
+    expected, small = (repaired(network, x, 10, plan) for network in (plain_model, model))
+    for value, wanted in zip(values(small), values(expected), strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("scale", [1e-21, 1e21])
 def test_outputs_whose_squares_overflow(scale, rng):
     model = keras.Sequential([keras.Input((8,)), layers.Dense(16, "tanh"), layers.Dense(2)])

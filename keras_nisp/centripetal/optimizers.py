@@ -223,7 +223,7 @@ class Centripetal(ClusteredOptimizer):
     Raises:
         TypeError: `optimizer` is not a Keras optimizer.
         ValueError: an argument is wrong, the optimizer is built already, or it is `Ftrl`, which
-            computes weights anew from all gradients.
+            recomputes weights from the sum of all gradients.
 
     Example:
 
@@ -258,8 +258,8 @@ class Centripetal(ClusteredOptimizer):
         if isinstance(unscaled := keras_training.unscaled(optimizer), keras.optimizers.Ftrl):
             raise ValueError(
                 "Expected an optimizer that changes weights from where they are. Received: "
-                f"{type(unscaled).__name__}, which computes them anew from all gradients, as Ftrl "
-                "does, so that the pull is lost. Use another, such as AdamW."
+                f"{type(unscaled).__name__}, which recomputes them from the sum of all gradients, "
+                "as Ftrl does, so that the pull is lost. Use another, such as AdamW."
             )
         settings = Settings(
             strength,

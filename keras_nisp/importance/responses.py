@@ -87,8 +87,9 @@ class Taylor(Importance):
     over positions, where kernels read a channel.
 
     Args:
-        data: samples with labels: an `(x, y)` tuple or a dataset of them. By default the
-            `calibration` of the function that uses it, which then needs labels.
+        data: samples with labels: an `(x, y)` tuple or a dataset of them. Sample weights are left
+            out: all samples count alike. By default the `calibration` of the function that uses
+            it, which then needs labels.
         loss: a Keras loss (name, function or object). Defaults to the loss with which the model
             is compiled.
         max_samples: largest number of samples.

@@ -29,12 +29,12 @@ def loss_of(model: keras.Model, index: int) -> Any:
     if isinstance(loss, dict) and not isinstance(given, dict):
         return loss.get(output_names(model)[index])
     path, tensor = keras.tree.flatten_with_path(given)[index]
-    for key in path:
+    for key in (*path, None):  # `None` at the output itself
         if isinstance(loss, (list, tuple)) and not any(map(keras.tree.is_nested, loss)):
             flat = [id(output) for output in keras.tree.flatten(given)]
             return loss[flat.index(id(tensor))] if len(loss) == len(flat) else None
         if not keras.tree.is_nested(loss):
-            return loss
+            break
         known = key in loss if isinstance(loss, dict) else key < len(loss)
         loss, given = loss[key] if known else None, given[key]
     return loss

@@ -1,5 +1,6 @@
 """The smaller model learns from the original, on samples without labels."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -106,27 +107,33 @@ def teach(
     some = samples.at_most(SCALE_SAMPLES)
     distance.fit(outputs_of(pair.large.model, some))
     order = _batches(len(samples), _batch_size(samples), seed)
-    weights = [variable.value for variable in small.trainable_variables]
     with strategy_of(small).scope():
         apart = _objective(pair, distance)
-        first, before = _mean(apart, some), [weight.numpy() for weight in weights]
         learn = _learner(pair, apart, steps)
-        for step, chosen in zip(range(steps), order, strict=False):
-            inputs = [tf.convert_to_tensor(array[chosen]) for array in samples.inputs]
-            check_finite(
-                learn(_augmented(small, inputs, augment)),
-                f"What step {step} of teaching minimizes is",
-            )
-            progress.update(step + 1)
-        for variable in small.trainable_variables:
-            check_finite(variable.value, f"Taught, '{variable.path}' would be")
-        last = _mean(apart, some)
-        if not last <= first:
-            for weight, value in zip(weights, before, strict=True):
-                weight.assign(value)
+        with _kept_if_closer(small, lambda: _mean(apart, some)):
+            for step, chosen in zip(range(steps), order, strict=False):
+                inputs = [tf.convert_to_tensor(array[chosen]) for array in samples.inputs]
+                check_finite(
+                    learn(_augmented(small, inputs, augment)),
+                    f"What step {step} of teaching minimizes is",
+                )
+                progress.update(step + 1)
+            for variable in small.trainable_variables:
+                check_finite(variable.value, f"Taught, '{variable.path}' would be")
+
+
+@contextlib.contextmanager
+def _kept_if_closer(model: keras.Model, measure: Callable[[], float]):
+    """Gives a model the weights back that it had, unless training made what is measured less."""
+    first, before = measure(), [variable.numpy() for variable in model.trainable_variables]
+    yield
+    last = measure()
+    if not last <= first:
+        for variable, value in zip(model.trainable_variables, before, strict=True):
+            variable.assign(value)
     if last > first > ROUNDING:
         warn(
-            f"Teaching did not bring '{small.name}' closer to the original: what it minimizes went "
+            f"Teaching did not bring '{model.name}' closer to the original: what it minimizes went "
             f"from {first:.3g} to {last:.3g}, so the weights from before were kept. Steps are made "
             "for weights and data on a scale of 1: scale inputs and outputs if theirs is another, "
             "or teach for more steps."
@@ -194,18 +201,23 @@ def _learner(pair: Pair, apart: Callable, steps: int) -> Callable:
     variables = pair.small.trainable_variables
     weights = [variable.value for variable in variables]
     optimizer.build(variables)
+    strategy = strategy_of(pair.small)
 
-    @tf.function(jit_compile=False, autograph=False)
-    def learn(inputs):
+    def step(inputs):
         with tf.GradientTape(watch_accessed_variables=False) as tape:  # not those of the original
             tape.watch(weights)
             loss = apart(inputs)
-            scaled = optimizer.scale_loss(loss)
+            # Replicas see the same samples, and their gradients are added up.
+            scaled = optimizer.scale_loss(loss / strategy.num_replicas_in_sync)
         gradients = tape.gradient(
             scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss
+
+    @tf.function(jit_compile=False, autograph=False)
+    def learn(inputs):
+        return strategy.reduce("mean", strategy.run(step, (inputs,)), axis=None)
 
     return learn
 
